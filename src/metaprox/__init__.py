@@ -1,0 +1,39 @@
+"""metaprox: meta-learn the parameters of any PyTorch model, with first derivatives only."""
+
+from metaprox import optim
+from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError
+from metaprox.estimators import FOBMAML, Info, MetaGradient
+from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
+from metaprox.exact import ExactMetaGradient, exact_meta_gradient
+from metaprox.gradients import Counts
+from metaprox.problem import ProximalProblem, Task
+from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
+
+__all__ = [
+    "FOBMAML",
+    "Adam",
+    "AdaptiveGradientDescent",
+    "Anderson",
+    "Counts",
+    "Evaluation",
+    "ExactMetaGradient",
+    "GradientDescent",
+    "Info",
+    "InnerSolver",
+    "InputError",
+    "MetaGradient",
+    "MetaproxError",
+    "MissingExtraError",
+    "Nesterov",
+    "NonFiniteError",
+    "ProximalProblem",
+    "RunFolderError",
+    "Statistic",
+    "Task",
+    "adapt",
+    "evaluate",
+    "exact_meta_gradient",
+    "optim",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,108 @@
+"""A checked batch of tasks, one at a time or in chunks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metaprox.errors import InputError
+from metaprox.problem import Task
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """T >= 1 tasks with finite data: either stacked (leading dimension T) or as single tasks."""
+
+    size: int
+    stacked: Task | None
+    singles: tuple[Task, ...]
+
+    @classmethod
+    def of(cls, tasks: Task | Sequence[Task]) -> "TaskBatch":
+        """Check ``tasks``, a stacked Task or a sequence of single ones. Raises InputError that names the place."""
+        if isinstance(tasks, Task):
+            size = _leading_size(tasks)
+            _check_finite(tasks, "")
+            return cls(size, tasks, ())
+        singles = tuple(tasks)
+        if not singles:
+            raise InputError("the batch of tasks is empty: give at least one task")
+        for index, task in enumerate(singles):
+            if not isinstance(task, Task):
+                raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
+            _check_finite(task, f"tasks[{index}]")
+        return cls(len(singles), None, singles)
+
+    def one(self, index: int) -> Task:
+        """Task ``index`` without a leading dimension."""
+        if self.stacked is None:
+            return self.singles[index]
+        return pytree.tree_map(lambda leaf: leaf[index], self.stacked)
+
+    def many(self, start: int, stop: int) -> Task:
+        """Tasks start..stop-1 with a leading dimension."""
+        if self.stacked is not None:
+            return pytree.tree_map(lambda leaf: leaf[start:stop], self.stacked)
+        chunk = self.singles[start:stop]
+        _check_stackable(chunk)
+        return Task.stack(chunk)
+
+
+def _leaves(task: Task) -> list[tuple[str, Any]]:
+    named, _ = pytree.tree_flatten_with_path(task)
+    return [(pytree.keystr(path), leaf) for path, leaf in named]
+
+
+def _leading_size(tasks: Task) -> int:
+    sizes: dict[str, int] = {}
+    for path, leaf in _leaves(tasks):
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0:
+            raise InputError(
+                f"tasks{path} must be a tensor with a leading task dimension, got {_describe(leaf)}; "
+                "data of other kinds go in as a list of single tasks, with backend='loop'"
+            )
+        sizes[path] = leaf.shape[0]
+    if not sizes:
+        raise InputError("the batch of tasks holds no tensors")
+    if len(set(sizes.values())) > 1:
+        listing = ", ".join(f"tasks{path}: {size}" for path, size in sizes.items())
+        raise InputError(f"the leading (task) sizes differ: {listing}; every tensor needs the same number of tasks")
+    size = next(iter(sizes.values()))
+    if size == 0:
+        raise InputError("the batch of tasks is empty: the leading (task) size is 0")
+    return size
+
+
+def _check_finite(tasks: Task, prefix: str) -> None:
+    for path, leaf in _leaves(tasks):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
+            place = f"{prefix}{path}" if prefix else f"tasks{path}[{_first_bad_row(leaf)}]"
+            raise InputError(f"non-finite value in {place}; clean the data before adapting on it")
+
+
+def _first_bad_row(leaf: Tensor) -> int:
+    return (
+        int((~torch.isfinite(leaf)).flatten(1).any(1).int().argmax())
+        if leaf.dim() > 1
+        else int((~torch.isfinite(leaf)).int().argmax())
+    )
+
+
+def _check_stackable(tasks: Sequence[Task]) -> None:
+    first = _leaves(tasks[0])
+    for index, task in enumerate(tasks[1:], start=1):
+        for (path, a), (_, b) in zip(first, _leaves(task), strict=True):
+            if _describe(a) != _describe(b) or not isinstance(a, Tensor):
+                raise InputError(
+                    f"tasks[0]{path} is {_describe(a)} but tasks[{index}]{path} is {_describe(b)}: tasks of unequal "
+                    "shapes can't be vmapped; use backend='loop'"
+                )
+
+
+def _describe(leaf: object) -> str:
+    if isinstance(leaf, Tensor):
+        return f"a {leaf.dtype} tensor of shape {tuple(leaf.shape)}"
+    return f"a {type(leaf).__name__}"

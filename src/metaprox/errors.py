@@ -1,0 +1,31 @@
+"""Every exception and warning that metaprox raises."""
+
+
+class MetaproxError(Exception):
+    """Base class: ``except mp.MetaproxError`` catches whatever the library raises on purpose."""
+
+
+class InputError(MetaproxError, ValueError):
+    """A bad argument, found before any work is done. The message names the value, the place and the remedy."""
+
+
+class NonFiniteError(MetaproxError, ArithmeticError):
+    """A value became infinite or NaN in the middle of a computation.
+
+    Attributes:
+        task: position of the first affected task in the batch, or None where no task is to blame.
+        step: the inner step at which it was first seen, or None outside an inner solve.
+    """
+
+    def __init__(self, message: str, *, task: int | None = None, step: int | None = None) -> None:
+        super().__init__(message)
+        self.task = task
+        self.step = step
+
+
+class RunFolderError(MetaproxError, OSError):
+    """A run folder or a file in it can't be used: it exists, is missing, is corrupt, or is not metaprox's."""
+
+
+class MissingExtraError(MetaproxError, ImportError):
+    """A part outside the core was used without the extra ``metaprox[experiments]``."""

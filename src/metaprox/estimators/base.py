@@ -1,0 +1,177 @@
+"""The interface of every meta-gradient estimator, and what it returns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaprox.batch import TaskBatch
+from metaprox.gradients import Backend, Counts, Gradients, Metrics
+from metaprox.layout import Layout
+from metaprox.noise import coupled_noise
+from metaprox.problem import Params, ProximalProblem, Task
+
+
+@dataclass(frozen=True)
+class Info:
+    """What happened in each of the T tasks. All tensors are on the parameters' device.
+
+    base_residual: ||grad fhat(y_0) + lam (y_0 - x)|| [T], 0 at the exact inner solution.
+    gradient_ratio: ||g_i|| / ||v_i|| [T] with v_i = grad f_i(y_0). At most 1 for convex inner losses and exact
+        solves, so that larger values are an alarm.
+    error_estimate: ||lam v - (H + lam I) g|| / (lam ||v||) [T], by the same difference of gradients that g is of
+        solutions, one step before the end. For convex inner losses it bounds the error of g relative to ||v||
+        that the branch solves cause. NaN where branches took no step.
+    nu: the weight of the query loss at a node of 1 [T].
+    base_steps, branch_steps: inner steps taken [T].
+    base_step_sizes, branch_step_sizes: ||step|| / ||gradient|| of each [T, K], NaN where there was none.
+    counts: gradient evaluations and Hessian-vector products, one per task and branch.
+    """
+
+    base_residual: Tensor
+    gradient_ratio: Tensor
+    error_estimate: Tensor
+    nu: Tensor
+    base_steps: Tensor
+    branch_steps: Tensor
+    base_step_sizes: Tensor
+    branch_step_sizes: Tensor
+    counts: Counts
+
+    def summary(self) -> dict[str, float]:
+        """Median and worst over tasks of the residual, the ratio and the error estimate, for a log."""
+        rows = {}
+        for name in ("base_residual", "gradient_ratio", "error_estimate"):
+            values = getattr(self, name)
+            rows[f"{name}_median"] = float(values.median())
+            rows[f"{name}_worst"] = float(values.max())
+        rows["base_step_size_median"] = float(self.base_step_sizes.nanmedian())
+        rows["base_step_size_least"] = float(self.base_step_sizes.nan_to_num(torch.inf).min())
+        return rows
+
+
+@dataclass(frozen=True)
+class MetaGradient:
+    """A meta-gradient and what was computed on the way.
+
+    grad: mean over tasks of grad F_i(x), shaped like the parameters.
+    query_loss: f_i(y_i) at the adapted parameters [T]. metrics: whatever else the outer loss returned [T].
+    adapted: the adapted parameters y_i, with a leading dimension T. None if not asked for.
+    """
+
+    grad: dict[str, Tensor]
+    query_loss: Tensor
+    metrics: dict[str, Tensor]
+    adapted: dict[str, Tensor] | None
+    info: Info
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """An estimate for some of the tasks: gradient [T, P], adapted parameters [T, P], and the rest per task."""
+
+    grad: Tensor
+    adapted: Tensor
+    query_loss: Tensor
+    metrics: Metrics
+    info: Info
+
+
+class Estimator(ABC):
+    """A way to estimate grad F(x) on a batch of tasks.
+
+    Subclasses say which backend they use and how to treat one chunk of tasks.
+    """
+
+    @abstractmethod
+    def _backend(self) -> Backend:
+        """How this estimator evaluates gradients."""
+
+    @abstractmethod
+    def _check(self, problem: ProximalProblem) -> None:
+        """Raise InputError where the problem is not one this estimator can treat."""
+
+    @abstractmethod
+    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
+        """The per-task meta-gradients at x [P] for the tasks of ``gradients``."""
+
+    def __call__(self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task]) -> MetaGradient:
+        """The meta-gradient at ``params``. Pure: nothing is written on, global generators advance by one draw.
+
+        Args:
+            params: the meta-parameters x, a dict of tensors.
+            tasks: a Task whose tensors have a leading dimension T, or a sequence of single Tasks.
+
+        Raises:
+            InputError: bad parameters, tasks or losses, before anything is changed.
+            NonFiniteError: a solve or a gradient overflowed; names the task and the step.
+        """
+        return self._run(problem, params, tasks, keep_adapted=True)
+
+    def backward(
+        self, problem: ProximalProblem, tasks: Task | Sequence[Task], params: Mapping[str, Tensor] | None = None
+    ) -> MetaGradient:
+        """Add the meta-gradient at ``params`` to their ``.grad``, as ``loss.backward()`` would.
+
+        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises.
+        The adapted parameters are not kept (``adapted`` is None).
+        """
+        if params is None:
+            params = problem.live_parameters()
+        result = self._run(problem, params, tasks, keep_adapted=False)
+        for name, value in params.items():
+            value.grad = result.grad[name].clone() if value.grad is None else value.grad + result.grad[name]
+        return result
+
+    @torch.no_grad()
+    def _run(
+        self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
+    ) -> MetaGradient:
+        self._check(problem)
+        layout = Layout.of(params)
+        batch = TaskBatch.of(tasks)
+        backend = self._backend()
+        x = layout.flatten(params)
+        total = torch.zeros_like(x)
+        chunks: list[ChunkResult] = []
+        adapted: list[Tensor] = []
+        with coupled_noise(layout.device) as noise:
+            for span in backend.chunks(batch.size):
+                gradients = Gradients(problem, layout, backend, noise, batch, span)
+                chunk = self._estimate(problem, x, gradients)
+                total += chunk.grad.sum(0)
+                if keep_adapted:
+                    adapted.append(chunk.adapted)
+                chunks.append(_without_vectors(chunk))
+        return MetaGradient(
+            grad=layout.unflatten(total / batch.size),
+            query_loss=torch.cat([c.query_loss for c in chunks]),
+            metrics={name: torch.cat([c.metrics[name] for c in chunks]) for name in chunks[0].metrics},
+            adapted=layout.unflatten(torch.cat(adapted)) if keep_adapted else None,
+            info=_join([c.info for c in chunks]),
+        )
+
+
+def _without_vectors(chunk: ChunkResult) -> ChunkResult:
+    nothing = chunk.grad.new_empty(0)
+    return ChunkResult(nothing, nothing, chunk.query_loss, chunk.metrics, chunk.info)
+
+
+def _join(infos: list[Info]) -> Info:
+    columns: dict[str, Any] = {
+        field.name: _concatenate([getattr(info, field.name) for info in infos])
+        for field in fields(Info)
+        if field.name != "counts"
+    }
+    return Info(**columns, counts=Counts.total([info.counts for info in infos]))
+
+
+def _concatenate(values: list[Tensor]) -> Tensor:
+    """Along tasks; where solves ended after different numbers of steps, the shorter rows end in NaN."""
+    if values[0].dim() == 2:
+        width = max(v.shape[1] for v in values)
+        values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=torch.nan) for v in values]
+    return torch.cat(values)

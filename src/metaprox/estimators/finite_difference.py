@@ -1,0 +1,214 @@
+"""FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metaprox import checks
+from metaprox.errors import InputError, NonFiniteError
+from metaprox.estimators.base import ChunkResult, Estimator, Info
+from metaprox.gradients import Backend, BackendName, Gradients, backend
+from metaprox.problem import ProximalProblem
+from metaprox.proximal import BASE_NOISE, proximal_solve
+from metaprox.solve import Solution, Stopping, solve
+from metaprox.solvers.protocol import InnerSolver
+from metaprox.stencil import Stencil, stencil
+
+BRANCH_NOISE = BASE_NOISE + 1
+
+
+@dataclass(frozen=True)
+class FOBMAML(Estimator):
+    """First-order B-MAML: grad F(x) = -lam d y_nu / d nu at nu = 0, by a finite difference over coupled branches.
+
+        y_nu = argmin_y  fhat(y) + nu f(y) + (lam/2) ||y - x||^2            perturb="loss", the paper's
+        y_nu = argmin_y  fhat(y) + (lam/2) ||y - x + (nu/lam) v||^2         perturb="center", v = grad f(y_0)
+        g    = -(lam/nu) sum_j a_j y_(n_j nu)                               nodes n_j, weights a_j of the scheme
+
+    The base solve goes from x to y_0; then all branches start at y_0 together and share steps, step sizes and
+    noise, so that what they have in common cancels in the difference. Memory: P numbers for each task and
+    branch in the chunk being solved, whatever the number of steps. With forward and symmetric differences of
+    exact solves the error is O(nu) and O(nu^2); see ``scheme``.
+
+    Args:
+        solver: the inner solver of the base solve.
+        steps: base steps K. Or ``tol`` with ``max_steps``: each task stops once its gradient norm is <= tol
+            (and its branches once theirs are <= nu tol, because the difference is divided by nu).
+        scheme: "forward", "symmetric", "central4", "central6", of order 1, 2, 4, 6 in nu. Nodes below 0 need
+            lam + min eig(Hess fhat) > |n_j| nu max eig(Hess f).
+        perturb: where nu enters, as above. "center" needs the query gradient once a task, "loss" at every step.
+        nu: weight of the query loss at a node of 1, for perturb="loss".
+        eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
+            Both default to (machine epsilon)^(1/(order + 1)).
+        branch_solver: solver of the branches (default: ``solver``). ``mp.Anderson`` needs the fewest steps.
+        branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
+        residual_correction: subtract the gradient left at y_0 from every branch's gradient, so that y_0 is
+            exactly stationary at nu = 0 and a node of 0 costs nothing. g is then (1) with H and v taken at y_0.
+            Noise is then the same at all branch steps.
+        start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
+            where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
+        backend: "vmap", all tasks and branches in one call, or "loop", one after another, for any model.
+        chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
+
+    Cost per task, with B branches (forward with residual correction: 1) and J branch steps, from y_0:
+    K + 1 + B (J - 1) support gradients, and 1 query gradient ("center") or 1 + B (J - 1) ("loss").
+
+    Raises:
+        InputError: an argument is out of range, or lam is 0.
+        NonFiniteError: a solve overflowed; names the task and the step.
+
+    Source: Chayti & Jaggi, arXiv 2409.03682; schemes of higher order: Chen et al., arXiv 2509.02937.
+
+    Example:
+        >>> import torch, metaprox as mp
+        >>> loss = lambda params, target: 0.5 * ((params["w"] - target) ** 2).sum()
+        >>> problem = mp.ProximalProblem(loss, loss, lam=1.0)
+        >>> tasks = mp.Task(support=torch.tensor([[1.0]]), query=torch.tensor([[3.0]]))
+        >>> meta = mp.FOBMAML(mp.GradientDescent(lr=0.5), steps=20)
+        >>> meta(problem, {"w": torch.zeros(1)}, tasks).grad["w"]   # lam/(1+lam) (y - 3) with y = 1/2
+        tensor([-1.2500])
+    """
+
+    solver: InnerSolver
+    steps: int | None = None
+    _: KW_ONLY
+    tol: float | None = None
+    max_steps: int | None = None
+    scheme: str = "symmetric"
+    perturb: Literal["loss", "center"] = "loss"
+    nu: float | None = None
+    eps: float | None = None
+    branch_solver: InnerSolver | None = None
+    branch_steps: int | None = None
+    residual_correction: bool = False
+    start: Literal["base", "predictor"] = "base"
+    backend: BackendName = "vmap"
+    chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        Stopping.of(self.steps, self.tol, self.max_steps)
+        stencil(self.scheme)
+        backend(self.backend, self.chunk_size)
+        checks.choice("perturb", self.perturb, ("loss", "center"))
+        checks.choice("start", self.start, ("base", "predictor"))
+        for name, value, goes_with in (("nu", self.nu, "loss"), ("eps", self.eps, "center")):
+            if value is None:
+                continue
+            checks.positive(name, value, "it is the step of a finite difference")
+            if self.perturb != goes_with:
+                raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
+        if self.branch_steps is not None:
+            checks.count("branch_steps", self.branch_steps, least=0 if self.start == "predictor" else 1)
+
+    def _backend(self) -> Backend:
+        return backend(self.backend, self.chunk_size)
+
+    def _check(self, problem: ProximalProblem) -> None:
+        checks.positive("lam", problem.lam, "FOBMAML differentiates a proximal solve, which needs a proximal term")
+
+    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
+        stopping = Stopping.of(self.steps, self.tol, self.max_steps)
+        base = proximal_solve(problem.lam, x, gradients, self.solver, stopping)
+        y0 = base.y
+        residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=problem.lam)
+        query = gradients.query(y0, BRANCH_NOISE, 0)
+        v = query.grad
+        norm_v = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        _require_finite(residual, norm_v, gradients.start)
+        rule = stencil(self.scheme)
+        nu = self._step(rule, problem.lam, norm_v)
+        branches = self._solve_branches(problem.lam, x, gradients, y0, residual, v, nu)
+        _, weights = self._table(rule, x)
+        scale = -problem.lam / nu
+        grad = scale * (weights * (branches.y - y0)).sum(1, keepdim=True)
+        _require_finite(grad, norm_v, gradients.start)
+        return ChunkResult(
+            grad=grad.squeeze(1),
+            adapted=y0.squeeze(1),
+            query_loss=query.value.squeeze(1),
+            metrics={name: metric.squeeze(1) for name, metric in query.metrics.items()},
+            info=Info(
+                base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
+                gradient_ratio=_relative(grad, norm_v),
+                error_estimate=_relative(self._linear_residual(branches, residual, weights, nu), norm_v),
+                nu=nu.flatten(),
+                base_steps=base.steps,
+                branch_steps=branches.steps,
+                base_step_sizes=base.step_sizes,
+                branch_step_sizes=branches.step_sizes,
+                counts=gradients.counts,
+            ),
+        )
+
+    def _solve_branches(
+        self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, residual: Tensor, v: Tensor, nu: Tensor
+    ) -> Solution:
+        nodes, _ = self._table(stencil(self.scheme), x)
+        tilt = nodes * nu  # [T, B, 1]
+        center = x - (tilt / lam) * v if self.perturb == "center" else x
+        shift = residual if self.residual_correction else torch.zeros_like(residual)
+
+        def gradient(y: Tensor, step: int) -> Tensor:
+            noise = 0 if self.residual_correction else step
+            grad = gradients.support(y, BRANCH_NOISE, noise).grad
+            if self.perturb == "loss":
+                grad = grad + tilt * gradients.query(y, BRANCH_NOISE, noise).grad
+            return grad.add(y - center, alpha=lam).sub_(shift)
+
+        max_steps = self.steps or self.max_steps if self.branch_steps is None else self.branch_steps
+        assert max_steps is not None  # Stopping.of has checked
+        at_y0 = y0.expand(-1, len(nodes), -1)
+        predicted = self.start == "predictor"
+        return solve(
+            gradient,
+            at_y0 - (tilt / lam) * v if predicted else at_y0,
+            self.branch_solver or self.solver,
+            max_steps,
+            tol=None if self.tol is None else self.tol * nu.flatten(),
+            first=None if predicted else (residual - shift) + tilt * v,
+            describe="branch solve",
+            first_task=gradients.start,
+        )
+
+    def _table(self, rule: Stencil, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes and weights [B, 1] of the branches that are solved.
+
+        With residual correction the branch at node 0 stays at y_0, which the difference is taken from anyway.
+        """
+        rows = [(n, w) for n, w in zip(rule.nodes, rule.weights, strict=True) if n or not self.residual_correction]
+        nodes, weights = zip(*rows, strict=True)
+        return like.new_tensor(nodes)[:, None], like.new_tensor(weights)[:, None]
+
+    def _step(self, rule: Stencil, lam: float, norm_v: Tensor) -> Tensor:
+        """nu [T, 1, 1]. Where v = 0 every step gives 0, so any finite one will do."""
+        default = rule.default_step(torch.finfo(norm_v.dtype).eps)
+        if self.perturb == "loss":
+            return torch.full_like(norm_v, self.nu or default)
+        eps = self.eps or default
+        return torch.where(norm_v > 0, lam * eps / norm_v, 1.0)
+
+    @staticmethod
+    def _linear_residual(branches: Solution, residual: Tensor, weights: Tensor, nu: Tensor) -> Tensor:
+        """(lam v - (H + lam I) g) / lam [T, 1, P], as the difference of the branches' last gradients."""
+        if branches.grad is None:
+            return torch.full_like(residual, torch.nan)
+        return (weights * branches.grad).sum(1, keepdim=True) / nu
+
+
+def _relative(vector: Tensor, norm_v: Tensor) -> Tensor:
+    """||vector|| / ||v|| [T], 0 where v is 0."""
+    norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return torch.where(norm_v > 0, norm / norm_v, 0.0).flatten()
+
+
+def _require_finite(vector: Tensor, norm_v: Tensor, first_task: int) -> None:
+    good = (vector.isfinite().all(-1, keepdim=True) & norm_v.isfinite()).flatten()
+    if not bool(good.all()):
+        task = first_task + int((~good).int().argmax())
+        raise NonFiniteError(
+            f"task {task}: the loss or its gradient is not finite at the adapted parameters. "
+            "Lower lr, raise lam, or use mp.AdaptiveGradientDescent.",
+            task=task,
+        )

@@ -1,0 +1,76 @@
+"""Named parameters as one flat vector, and back."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaprox.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each named parameter lies in a flat vector of P numbers.
+
+    The flat vector has the widest of the parameters' dtypes. Flattening copies; unflattening gives views
+    (a cast copy where a parameter is narrower than the vector).
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    dtypes: tuple[torch.dtype, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, params: Mapping[str, Tensor]) -> "Layout":
+        """Layout of ``params``. Raises InputError unless all are real, finite, at least float32 and on one device."""
+        if not params:
+            raise InputError("there are no parameters to adapt: the dictionary of parameters is empty")
+        for name, value in params.items():
+            _check_parameter(name, value)
+        devices = {value.device for value in params.values()}
+        if len(devices) > 1:
+            raise InputError(f"parameters lie on several devices {sorted(map(str, devices))}; move them to one")
+        return cls(
+            tuple(params),
+            tuple(value.shape for value in params.values()),
+            tuple(value.dtype for value in params.values()),
+            devices.pop(),
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        return [shape.numel() for shape in self.shapes]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if torch.float64 in self.dtypes else torch.float32
+
+    def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
+        """dict of parameters -> a new vector [P]."""
+        return torch.cat([params[name].detach().reshape(-1).to(self.dtype) for name in self.names])
+
+    def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
+        """[..., P] -> dict of tensors [..., *shape], as views where the dtype allows."""
+        lead = flat.shape[:-1]
+        parts = zip(self.names, self.shapes, self.dtypes, torch.split(flat, self.sizes, dim=-1), strict=True)
+        return {name: part.reshape(*lead, *shape).to(dtype) for name, shape, dtype, part in parts}
+
+
+def _check_parameter(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise InputError(f"parameter {name!r} must be a tensor, got {type(value).__name__}")
+    if value.dtype.is_complex or not value.dtype.is_floating_point:
+        raise InputError(
+            f"parameter {name!r} has dtype {value.dtype}: only real floating-point parameters can be adapted; "
+            "freeze it (requires_grad_(False)) or convert it"
+        )
+    if torch.finfo(value.dtype).bits < 32:
+        raise InputError(
+            f"parameter {name!r} has dtype {value.dtype}, too coarse for differences of solutions; "
+            "keep parameters in float32 and use torch.autocast inside the loss"
+        )
+    if not math.isfinite(float(value.detach().abs().amax()) if value.numel() else 0.0):
+        raise InputError(f"parameter {name!r} has non-finite values")

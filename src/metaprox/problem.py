@@ -1,0 +1,132 @@
+"""What is being solved: tasks, losses and the proximal weight."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from metaprox import checks
+from metaprox.errors import InputError
+
+Params = Mapping[str, Tensor]
+LossValue = Tensor | tuple[Tensor, Mapping[str, Tensor]]
+Loss = Callable[[Params, Any], LossValue]
+
+
+class Task(NamedTuple):
+    """One task, or a batch of T tasks: the data to adapt on and the data to be judged on.
+
+    Both are pytrees of tensors. A batch has a leading dimension T on every tensor.
+    """
+
+    support: Any
+    query: Any
+
+    @staticmethod
+    def stack(tasks: Sequence["Task"]) -> "Task":
+        """T single tasks of equal shapes -> one batch with a leading dimension T."""
+        if not tasks:
+            raise InputError("an empty list of tasks can't be stacked")
+        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+
+
+@dataclass(frozen=True)
+class ProximalProblem:
+    """The B-MAML problem.
+
+        F(x) = E_i [ f_i(y_i(x)) ],   y_i(x) = argmin_y  fhat_i(y) + (lam/2) ||y - x||^2
+
+    Args:
+        inner_loss: ``fhat(params, support) -> scalar`` on a dict of tensors.
+        outer_loss: ``f(params, query)``: a scalar, or ``(scalar, {name: scalar})`` to report more, such as accuracy.
+        lam: weight of the proximal term, in units of loss per squared parameter. 0 switches it off, which
+            only estimators without a proximal solve accept.
+        parameters: the live tensors x that ``.backward`` fills the gradients of; ``from_module`` sets it.
+        transductive: whether a query example's prediction depends on the other ones; None where unknown.
+
+    Example:
+        >>> import torch, metaprox as mp
+        >>> def loss(params, data):
+        ...     inputs, targets = data
+        ...     return ((inputs @ params["w"] - targets) ** 2).mean()
+        >>> problem = mp.ProximalProblem(loss, loss, lam=1.0)
+    """
+
+    inner_loss: Loss
+    outer_loss: Loss
+    lam: float
+    parameters: Callable[[], dict[str, Tensor]] | None = None
+    transductive: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        checks.nonnegative("lam", self.lam)
+
+    @classmethod
+    def from_module(
+        cls,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Any], LossValue],
+        lam: float,
+        outer_loss: Callable[[nn.Module, Any], LossValue] | None = None,
+    ) -> "ProximalProblem":
+        """The problem of adapting ``model``: ``loss(model, batch)`` on the support; ``outer_loss`` (default: ``loss``) on the query.
+
+        Parameters with ``requires_grad=False`` stay as they are; tied weights stay tied; buffers are copied for
+        every evaluation, so that nothing leaks into the model. Train and eval mode are the model's own.
+        """
+
+        def parameters() -> dict[str, Tensor]:
+            adapted: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            if not adapted:
+                raise InputError("no parameter of the model requires gradients: nothing to adapt")
+            return adapted
+
+        return cls(
+            _functional(model, loss),
+            _functional(model, outer_loss or loss),
+            lam,
+            parameters,
+            lambda: _uses_batch_statistics(model),
+        )
+
+    def live_parameters(self) -> dict[str, Tensor]:
+        """The tensors x that the problem was built on. Raises InputError where it was built from plain losses."""
+        if self.parameters is None:
+            raise InputError(
+                "this problem was built from plain loss functions and has no parameters of its own: pass params=..., "
+                "or build it with ProximalProblem.from_module"
+            )
+        return self.parameters()
+
+
+class _LossOf(nn.Module):
+    """A loss of a model as a module, so that ``functional_call`` can give it other parameters."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], LossValue]) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Any) -> LossValue:
+        return self.loss(self.model, batch)
+
+
+def _functional(model: nn.Module, loss: Callable[[nn.Module, Any], LossValue]) -> Loss:
+    wrapped = _LossOf(model, loss)
+
+    def call(params: Params, batch: Any) -> LossValue:
+        state = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+        state |= {f"model.{name}": value for name, value in params.items()}
+        return functional_call(wrapped, state, (batch,))
+
+    return call
+
+
+def _uses_batch_statistics(model: nn.Module) -> bool:
+    norms = (m for m in model.modules() if isinstance(m, _BatchNorm))
+    return any(m.training or m.running_mean is None for m in norms)

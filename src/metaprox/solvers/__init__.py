@@ -1,0 +1,10 @@
+"""Inner solvers: frozen settings with ``init`` and ``step``, one file each. The loop is in ``metaprox.solve``."""
+
+from metaprox.solvers.adam import Adam
+from metaprox.solvers.adaptive import AdaptiveGradientDescent
+from metaprox.solvers.anderson import Anderson
+from metaprox.solvers.gradient_descent import GradientDescent
+from metaprox.solvers.nesterov import Nesterov
+from metaprox.solvers.protocol import InnerSolver
+
+__all__ = ["Adam", "AdaptiveGradientDescent", "Anderson", "GradientDescent", "InnerSolver", "Nesterov"]

@@ -1,0 +1,49 @@
+"""Adam."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaprox import checks
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """Running means of the gradient and of its square [T, B, P], and the number of steps."""
+
+    mean: Tensor
+    square: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class Adam:
+    """y <- y - lr m / (sqrt(s) + eps), with bias-corrected running means m of grad and s of grad^2.
+
+    The step does not shrink with the gradient, so it does not converge to a minimizer at a fixed lr; and since
+    it is not linear in the gradient, branches need as many steps as any other solver's, not fewer.
+
+    Source: Kingma & Ba, arXiv 1412.6980, algorithm 1.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        checks.positive("lr", self.lr)
+        checks.positive("eps", self.eps)
+        for index, beta in enumerate(self.betas):
+            checks.fraction(f"betas[{index}]", beta)
+
+    def init(self, y: Tensor) -> AdamState:
+        return AdamState(torch.zeros_like(y), torch.zeros_like(y), 0)
+
+    def step(self, grad: Tensor, y: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
+        beta1, beta2 = self.betas
+        count = state.count + 1
+        mean = state.mean.lerp(grad, 1 - beta1)
+        square = (state.square * beta2).addcmul_(grad, grad, value=1 - beta2)
+        scale = square.div(1 - beta2**count).sqrt_().add_(self.eps)
+        return y.addcdiv(mean, scale, value=-self.lr / (1 - beta1**count)), AdamState(mean, square, count)

@@ -1,0 +1,26 @@
+"""Gradient descent."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from metaprox import checks
+
+
+@dataclass(frozen=True)
+class GradientDescent:
+    """y <- y - lr grad.
+
+    Converges for lr < 2 / L, with L the largest curvature of the proximal objective (lam included).
+    """
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        checks.positive("lr", self.lr)
+
+    def init(self, y: Tensor) -> None:
+        return None
+
+    def step(self, grad: Tensor, y: Tensor, state: None) -> tuple[Tensor, None]:
+        return y.add(grad, alpha=-self.lr), None

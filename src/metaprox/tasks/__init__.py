@@ -1,0 +1,8 @@
+"""Families of tasks, each a pure function of (seed, split, id). Needs the extra ``metaprox[experiments]``."""
+
+from metaprox.tasks.base import Split, TaskFamily
+from metaprox.tasks.mnist1d import MNIST1D
+from metaprox.tasks.quadratic import Quadratic
+from metaprox.tasks.sinusoid import Sinusoid
+
+__all__ = ["MNIST1D", "Quadratic", "Sinusoid", "Split", "TaskFamily"]

@@ -1,0 +1,120 @@
+"""N-way K-shot classification on MNIST-1D, with classes of its own making to meta-train on."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metaprox import checks
+from metaprox.errors import InputError
+from metaprox.problem import Task
+from metaprox.tasks.base import SPLITS, Split, generator
+
+CLASSES: dict[Split, int] = {"train": 40, "validation": 20, "test": 10}
+EXAMPLES = 100
+
+
+@dataclass(frozen=True)
+class MNIST1D:
+    """Tasks of ``ways`` classes with ``shots`` support and ``queries`` query examples each.
+
+    The classes of the test split are the ten digits of MNIST-1D; those of the train and validation splits (40 and
+    20) come from random templates put through the same generator, so that no digit is ever trained on. Every
+    class has 100 examples of 40 numbers. Labels are 0..ways-1 in a random order in each task.
+
+    Support is (inputs [T, ways * shots, 40], labels [T, ways * shots]), examples in random order; query likewise.
+
+    Source: Greydanus & Kobak, Scaling down deep learning with MNIST-1D, arXiv 2011.14439.
+    """
+
+    ways: int = 5
+    shots: int = 5
+    queries: int = 15
+    seed: int = 0
+    split: Split = "train"
+
+    def __post_init__(self) -> None:
+        for name in ("ways", "shots", "queries"):
+            checks.count(name, getattr(self, name))
+        checks.choice("split", self.split, SPLITS)
+        if self.ways > CLASSES[self.split]:
+            raise InputError(
+                f"{self.ways}-way tasks need {self.ways} classes, but the {self.split} split has {CLASSES[self.split]}"
+            )
+        if self.shots + self.queries > EXAMPLES:
+            raise InputError(
+                f"{self.shots} shots and {self.queries} queries need {self.shots + self.queries} examples of a class, "
+                f"but there are {EXAMPLES}"
+            )
+
+    def batch(self, ids: Sequence[int]) -> Task:
+        """Tasks in float32, labels in int64."""
+        return Task.stack([self._task(i) for i in ids])
+
+    def _task(self, task_id: int) -> Task:
+        rng = generator(self.seed, self.split, task_id)
+        pool = examples(self.split, self.seed)
+        classes = rng.choice(len(pool), self.ways, replace=False)
+        rows = np.stack([rng.choice(EXAMPLES, self.shots + self.queries, replace=False) for _ in classes])
+        chosen = pool[classes[:, None], rows]  # [ways, shots + queries, 40]
+        return Task(
+            _shuffled(chosen[:, : self.shots], rng),
+            _shuffled(chosen[:, self.shots :], rng),
+        )
+
+
+def _shuffled(chosen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    ways, count, length = chosen.shape
+    order = torch.from_numpy(rng.permutation(ways * count))
+    labels = torch.arange(ways).repeat_interleave(count)
+    return chosen.reshape(-1, length)[order], labels[order]
+
+
+@lru_cache(maxsize=8)
+def examples(split: Split, seed: int) -> Tensor:
+    """All examples of a split [classes, 100, 40], float32, standardized over the split."""
+    from mnist1d.data import get_templates, make_dataset
+
+    count = CLASSES[split]
+    source = generator(seed, split, 0)
+    template = get_templates()
+    if split != "test":
+        template = {"x": _random_templates(count, source), "t": template["t"], "y": np.arange(count)}
+    with _numpy_generators_restored():
+        data = make_dataset(_settings(count, int(source.integers(2**31))), template=template)
+    labels = np.concatenate([data["y"], data["y_test"]])
+    inputs = np.concatenate([data["x"], data["x_test"]])
+    return torch.from_numpy(inputs[np.argsort(labels, kind="stable")]).float().view(count, EXAMPLES, -1)
+
+
+def _random_templates(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Smooth curves of 12 points that start and end at 0, as the digits do, with unit norm."""
+    curves = rng.standard_normal((count, 12))
+    for _ in range(2):
+        padded = np.pad(curves, ((0, 0), (1, 1)), mode="edge")
+        curves = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
+    curves = curves - np.linspace(curves[:, 0], curves[:, -1], 12, axis=1)
+    return np.asarray(curves / np.linalg.norm(curves, axis=1, keepdims=True))
+
+
+def _settings(classes: int, seed: int) -> SimpleNamespace:
+    from mnist1d.data import get_dataset_args
+
+    return SimpleNamespace(**(get_dataset_args(as_dict=True) | {"num_samples": classes * EXAMPLES, "seed": seed}))
+
+
+@contextmanager
+def _numpy_generators_restored() -> Iterator[None]:
+    """``make_dataset`` reseeds the global generators; a library must not."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
