@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
+from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.batch import TaskBatch
@@ -84,8 +85,11 @@ class VmapBackend:
                 grad, (value, metrics) = vmap(one, randomness="different")(y.squeeze(1), data)
                 columns = {name: metric.unsqueeze(1) for name, metric in metrics.items()}
                 return Evaluation(grad.unsqueeze(1), value.unsqueeze(1), columns)
-            branches = vmap(one, in_dims=(0, None), randomness="same")
-            grad, (value, metrics) = vmap(branches, randomness="different")(y, data)
+            # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
+            # vmap when one argument has only one of them.
+            shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
+            branches = vmap(one, randomness="same")
+            grad, (value, metrics) = vmap(branches, randomness="different")(y, shared)
         return Evaluation(grad, value, metrics)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:

@@ -74,10 +74,11 @@ class ProximalProblem:
         lam: float,
         outer_loss: Callable[[nn.Module, Any], LossValue] | None = None,
     ) -> "ProximalProblem":
-        """The problem of adapting ``model``: ``loss(model, batch)`` on the support; ``outer_loss`` (default: ``loss``) on the query.
+        """The problem of adapting ``model``: ``loss(model, batch)`` on the support and the query.
 
-        Parameters with ``requires_grad=False`` stay as they are; tied weights stay tied; buffers are copied for
-        every evaluation, so that nothing leaks into the model. Train and eval mode are the model's own.
+        ``outer_loss`` takes its place on the query. Parameters with ``requires_grad=False`` stay as they are;
+        tied weights stay tied; buffers are copied for every evaluation, so that nothing leaks into the model.
+        Train and eval mode are the model's own.
         """
 
         def parameters() -> dict[str, Tensor]:
