@@ -1,0 +1,36 @@
+# Every target makes its own environment in .venv when there is none. Needs Python 3.11 or newer, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint sinusoid-stability clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "metaprox needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,dev]'
+	touch $@
+
+demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures and a report in runs/demo
+	rm -rf $(DEMO)
+	$(BIN)/metaprox train --tasks mnist1d --out $(DEMO)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY)  ## ruff, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+sinusoid-stability: $(READY)  ## fixed against adaptive inner steps over 4000 meta-steps: results/sinusoid_stability
+	$(BIN)/python experiments/sinusoid_stability.py --out results/sinusoid_stability
+
+clean:  ## remove the environment and caches, not runs or results
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,130 @@
+"""Every setting of a meta-training run, with a sentence of help each."""
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from metaprox import checks
+from metaprox.errors import InputError
+
+SolverName = Literal["gd", "nesterov", "adam", "anderson", "adaptive"]
+
+# What depends on the family of tasks. Each is a setting of its own; these are the values it takes if not given.
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mnist1d": {"queries": 15, "hidden": (128, 128), "meta_batch": 16, "meta_steps": 1000, "inner_lr": 0.1, "nu": 0.1},
+    "sinusoid": {"queries": 10, "hidden": (40, 40), "meta_batch": 25, "meta_steps": 4000, "inner_lr": 0.01, "nu": 0.05},
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run. What is not given follows from the family of tasks."""
+
+    tasks: Literal["mnist1d", "sinusoid"] = "mnist1d"
+    """Family of tasks. mnist1d: few-shot classification; sinusoid: few-shot regression."""
+    ways: int = 5
+    """Classes per task (mnist1d only)."""
+    shots: int | None = None
+    """Support examples per class (mnist1d, default 5), or per task (sinusoid, default 10)."""
+    queries: int | None = None
+    """Query examples per class (mnist1d, default 15), or per task (sinusoid, default 10)."""
+    hidden: tuple[int, ...] | None = None
+    """Widths of the hidden layers of the MLP. Default: mnist1d 128 128, sinusoid 40 40."""
+    seed: int = 0
+    """Seed of the initial weights, the tasks and any noise. Equal seeds give equal runs."""
+
+    lam: float = 0.5
+    """Weight of the proximal term that holds the adapted parameters near the meta-parameters."""
+    solver: SolverName = "gd"
+    """Inner solver. adaptive: gradient descent with a safeguarded step of its own for each task."""
+    inner_lr: float | None = None
+    """Inner step size; the first one of solver adaptive. Default: mnist1d 0.1, sinusoid 0.01."""
+    steps: int = 10
+    """Inner steps K, in training and in evaluation."""
+    branch_solver: SolverName | None = None
+    """Solver of the perturbed branches. Default: the same as --solver."""
+    branch_lr: float | None = None
+    """Step size of the branch solver. Default: the same as --inner-lr."""
+    branch_steps: int | None = None
+    """Steps of each perturbed branch. Default: the same as --steps."""
+    scheme: Literal["forward", "symmetric", "central4", "central6"] = "symmetric"
+    """Finite-difference scheme, of order 1, 2, 4, 6."""
+    perturb: Literal["loss", "center"] = "loss"
+    """Where the perturbation enters: the paper's query loss, or the centre of the proximal term."""
+    nu: float | None = None
+    """Finite-difference step of --perturb loss. Default: mnist1d 0.1, sinusoid 0.05."""
+    eps: float | None = None
+    """Finite-difference step of --perturb center, a distance. Default: by precision and order."""
+    residual_correction: bool = False
+    """Make the base solution exactly stationary for the branches."""
+
+    optimizer: Literal["normalized", "clipped", "adam"] = "normalized"
+    """Outer optimizer: normalized SGD with momentum, clipped SGD, or Adam. Its step decays linearly to 0."""
+    lr: float | None = None
+    """Outer step: a length for normalized SGD. Default: normalized 0.1, clipped 0.1, adam 0.001."""
+    momentum: float = 0.9
+    """Momentum of normalized SGD."""
+    gamma: float = 0.1
+    """Longest step of clipped SGD."""
+    meta_steps: int | None = None
+    """Meta-training steps. Default: mnist1d 1000, sinusoid 4000."""
+    meta_batch: int | None = None
+    """Tasks per meta-step. Default: mnist1d 16, sinusoid 25."""
+
+    eval_every: int = 100
+    """Meta-steps between evaluations on the validation split."""
+    eval_tasks: int = 200
+    """Validation tasks of each evaluation during training."""
+    test_tasks: int = 600
+    """Test tasks of the evaluations before and after training."""
+    checkpoint_every: int = 100
+    """Meta-steps between checkpoints, from which a stopped run goes on."""
+
+    backend: Literal["vmap", "loop"] = "vmap"
+    """vmap: all tasks and branches at once. loop: one after another."""
+    chunk_size: int | None = None
+    """Tasks that the vmap backend takes at once. Default: all."""
+    device: str = "cpu"
+    """Device of the model and the tasks, such as cpu or cuda:0."""
+    threads: int = 1
+    """Threads of torch on the CPU. One is fastest for small models."""
+
+    def __post_init__(self) -> None:
+        checks.choice("tasks", self.tasks, FAMILY_DEFAULTS)
+        for name in ("ways", "steps", "eval_every", "eval_tasks", "test_tasks", "checkpoint_every", "threads"):
+            checks.count(name, getattr(self, name))
+        for name in ("shots", "queries", "meta_steps", "meta_batch"):
+            if getattr(self, name) is not None:
+                checks.count(name, getattr(self, name))
+        for width in self.hidden or ():
+            checks.count("hidden", width)
+        checks.count("seed", self.seed, least=0)
+
+    def resolved(self) -> "TrainConfig":
+        """The same run with every family default written out."""
+        optimizer_lr = {"normalized": 0.1, "clipped": 0.1, "adam": 0.001}[self.optimizer]
+        defaults = FAMILY_DEFAULTS[self.tasks] | {
+            "shots": {"mnist1d": 5, "sinusoid": 10}[self.tasks],
+            "lr": optimizer_lr,
+        }
+        if self.perturb == "center":
+            del defaults["nu"]
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        """Raises InputError where the text is not the JSON of a configuration."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"not JSON: {error}") from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or not values.keys() <= known:
+            unknown = sorted(values.keys() - known) if isinstance(values, dict) else type(values).__name__
+            raise InputError(f"not the configuration of a run of this version of metaprox: unknown {unknown}")
+        if values.get("hidden") is not None:
+            values["hidden"] = tuple(values["hidden"])
+        return cls(**values)

@@ -1,0 +1,93 @@
+"""The files of a run: configuration, metrics, checkpoint, weights, figures, report."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metaprox.errors import InputError, RunFolderError
+from metaprox.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what it makes. Files appear whole or not at all; metrics.jsonl grows by whole lines."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """A new run in a folder that is missing or empty. Raises RunFolderError, and touches nothing, otherwise."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(
+                f"{path} exists and is not an empty folder: choose another --out, or go on with the run in it: "
+                f"metaprox resume {path}"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        folder.write_text("config.json", config.to_json())
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing run. Raises RunFolderError where there is none."""
+        if not (path / "config.json").is_file():
+            raise RunFolderError(f"{path} is not a run folder: it has no config.json")
+        return cls(path)
+
+    def config(self) -> TrainConfig:
+        """The resolved configuration of the run."""
+        place = self.path / "config.json"
+        try:
+            return TrainConfig.from_json(place.read_text())
+        except (InputError, TypeError) as error:
+            raise RunFolderError(f"{place}: {error}") from error
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file whole or not at all."""
+        place = self.path / name
+        partial = place.with_name(place.name + ".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(place)
+        return place
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """One line of JSON. Floats are written so that they read back exactly."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    def metrics_size(self) -> int:
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def truncate_metrics(self, size: int) -> None:
+        """Forget what was logged after a checkpoint: the resumed run logs it again."""
+        if self.metrics_size() < size:
+            raise RunFolderError(
+                f"{self.metrics} is shorter than when the checkpoint was written: it was changed since"
+            )
+        if self.metrics.exists():
+            os.truncate(self.metrics, size)

@@ -1,0 +1,132 @@
+"""From a configuration to the objects of a run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LinearLR
+from torch.optim.optimizer import Optimizer
+from torch.utils import _pytree as pytree
+
+from metaprox.errors import InputError
+from metaprox.estimators import FOBMAML
+from metaprox.evaluation import Evaluation, evaluate
+from metaprox.models import cross_entropy, mean_squared_error, mlp
+from metaprox.optim import ClippedSGD, NormalizedSGD
+from metaprox.problem import ProximalProblem, Task
+from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
+from metaprox.tasks import MNIST1D, Sinusoid, Split, TaskFamily
+from metaprox.training.config import TrainConfig
+
+SOLVERS = {
+    "gd": GradientDescent,
+    "nesterov": Nesterov,
+    "adam": Adam,
+    "anderson": Anderson,
+    "adaptive": AdaptiveGradientDescent,
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The objects of one run; ``config`` is resolved."""
+
+    config: TrainConfig
+    model: nn.Module
+    problem: ProximalProblem
+    solver: InnerSolver
+    estimator: FOBMAML
+    optimizer: Optimizer
+    scheduler: LinearLR
+
+    def batch(self, split: Split, ids: Sequence[int]) -> Task:
+        """Tasks ``ids`` of a split, on the run's device."""
+        tasks = family(self.config, split).batch(ids)
+        return pytree.tree_map(lambda leaf: leaf.to(self.config.device), tasks)
+
+    def evaluate(self, split: Split, count: int) -> Evaluation:
+        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training."""
+        config = self.config
+        return evaluate(
+            self.problem,
+            lambda ids: self.batch(split, ids),
+            range(count),
+            self.solver,
+            config.steps,
+            batch_size=config.chunk_size or 100,
+            backend=config.backend,
+        )
+
+
+def build(config: TrainConfig) -> Setup:
+    """Everything that ``config`` describes. Raises InputError for whatever can't be, before any work is done."""
+    config = config.resolved()
+    for split in ("train", "validation", "test"):
+        family(config, split)
+    model = _model(config).to(_device(config.device))
+    solver, branch_solver = _solvers(config)
+    optimizer = _optimizer(config, model)
+    assert config.meta_steps is not None  # resolved
+    return Setup(
+        config,
+        model,
+        ProximalProblem.from_module(
+            model, mean_squared_error if config.tasks == "sinusoid" else cross_entropy, config.lam
+        ),
+        solver,
+        FOBMAML(
+            solver,
+            config.steps,
+            scheme=config.scheme,
+            perturb=config.perturb,
+            nu=config.nu,
+            eps=config.eps,
+            branch_solver=branch_solver,
+            branch_steps=config.branch_steps,
+            residual_correction=config.residual_correction,
+            backend=config.backend,
+            chunk_size=config.chunk_size,
+        ),
+        optimizer,
+        LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.meta_steps),
+    )
+
+
+def family(config: TrainConfig, split: Split) -> TaskFamily:
+    """The tasks of a split."""
+    assert config.shots is not None  # resolved
+    assert config.queries is not None
+    if config.tasks == "sinusoid":
+        return Sinusoid(config.shots, config.queries, config.seed, split)
+    return MNIST1D(config.ways, config.shots, config.queries, config.seed, split)
+
+
+def _model(config: TrainConfig) -> nn.Module:
+    inputs, outputs = (1, 1) if config.tasks == "sinusoid" else (40, config.ways)
+    return mlp([inputs, *(config.hidden or ()), outputs], config.seed)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _solvers(config: TrainConfig) -> tuple[InnerSolver, InnerSolver]:
+    assert config.inner_lr is not None  # resolved
+    solver: InnerSolver = SOLVERS[config.solver](config.inner_lr)
+    branch_lr = config.inner_lr if config.branch_lr is None else config.branch_lr
+    return solver, SOLVERS[config.branch_solver or config.solver](branch_lr)
+
+
+def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
+    assert config.lr is not None  # resolved
+    if config.optimizer == "normalized":
+        return NormalizedSGD(model.parameters(), config.lr, config.momentum)
+    if config.optimizer == "clipped":
+        return ClippedSGD(model.parameters(), config.lr, config.gamma)
+    return torch.optim.Adam(model.parameters(), config.lr)
