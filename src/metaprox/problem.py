@@ -121,11 +121,17 @@ def _functional(model: nn.Module, loss: Callable[[nn.Module, Any], LossValue]) -
     wrapped = _LossOf(model, loss)
 
     def call(params: Params, batch: Any) -> LossValue:
-        state = {f"model.{name}": buffer.clone() for name, buffer in model.named_buffers()}
+        like = next(iter(params.values()))
+        state = {f"model.{name}": _copy(buffer, like) for name, buffer in model.named_buffers()}
         state |= {f"model.{name}": value for name, value in params.items()}
         return functional_call(wrapped, state, (batch,))
 
     return call
+
+
+def _copy(buffer: Tensor, like: Tensor) -> Tensor:
+    """A copy that under vmap has the batch dimension of ``like``, so that a module may update it in place."""
+    return like.detach().new_empty(buffer.shape, dtype=buffer.dtype, device=buffer.device).copy_(buffer)
 
 
 def _uses_batch_statistics(model: nn.Module) -> bool:

@@ -1,0 +1,34 @@
+"""Settings and problems that several tests share."""
+
+import pytest
+import torch
+
+import metaprox as mp
+from metaprox.tasks import Quadratic
+
+torch.set_num_threads(1)
+
+LAM = 0.5
+SCHEMES = ("forward", "symmetric", "central4", "central6")
+# Each with settings that converge on curvatures up to 1 + LAM.
+SOLVERS = {
+    "gd": mp.GradientDescent(0.6),
+    "nesterov": mp.Nesterov(0.6),
+    "adam": mp.Adam(0.1),
+    "anderson": mp.Anderson(0.6),
+    "adaptive": mp.AdaptiveGradientDescent(0.6),
+}
+
+
+@pytest.fixture
+def quadratic():
+    """(problem, params, tasks) in float64: 5 tasks of dimension 8, condition number 10."""
+    family = Quadratic(dim=8, condition=10.0, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, dtype=torch.float64, generator=generator)
+    return family.problem(LAM), {"y": x}, family.batch(range(5))
+
+
+def relative_error(estimate, truth):
+    """||estimate - truth|| / ||truth||."""
+    return float((estimate - truth).norm() / truth.norm())
