@@ -1,0 +1,160 @@
+"""Bad input: a clear error that names the value, the place and the remedy, before any work is done."""
+
+import pytest
+import torch
+
+import metaprox as mp
+from metaprox.models import mean_squared_error, mlp
+
+GD = mp.GradientDescent(0.1)
+DATA = torch.ones(2, 3)
+
+
+class NeverCalled:
+    """Any call of this loss is work done too early."""
+
+    def __call__(self, params, data):
+        raise AssertionError("the loss was called before the input was checked")
+
+
+def square(params, data):
+    return ((params["w"] - data) ** 2).sum()
+
+
+def run(params=None, tasks=None, inner=None, outer=None, lam=1.0, **settings):
+    problem = mp.ProximalProblem(inner or NeverCalled(), outer or square, lam)
+    meta = mp.FOBMAML(GD, steps=2, **settings)
+    params = {"w": torch.zeros(3)} if params is None else params
+    return meta(problem, params, mp.Task(DATA, DATA) if tasks is None else tasks)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scheme": "central3"}, "unknown scheme 'central3'; known schemes: forward, symmetric, central4, central6"),
+        ({"nu": 0.0}, "nu must be a finite number > 0, got 0.0"),
+        ({"nu": -0.1}, "nu must be a finite number > 0, got -0.1"),
+        ({"eps": 0.0, "perturb": "center"}, "eps must be a finite number > 0, got 0.0"),
+        ({"eps": 0.1}, "eps=0.1 is the step of perturb='center', but perturb='loss'"),
+        ({"nu": 0.1, "perturb": "center"}, "nu=0.1 is the step of perturb='loss', but perturb='center'"),
+        ({"perturb": "weights"}, "unknown perturb 'weights'; known: loss, center"),
+        ({"start": "x"}, "unknown start 'x'; known: base, predictor"),
+        ({"backend": "jit"}, "unknown backend 'jit'; known: vmap, loop"),
+        ({"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),
+        ({"branch_steps": 0}, "branch_steps must be an integer >= 1, got 0"),
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"steps": 2.5}, "steps must be an integer >= 1, got 2.5"),
+        ({"steps": None}, r"say when the inner solve ends: steps=K, or tol=... with max_steps=...; got steps=None"),
+        ({"steps": 3, "tol": 0.1}, "say when the inner solve ends"),
+        ({"steps": None, "tol": 0.1}, "say when the inner solve ends"),
+        ({"steps": None, "tol": 0.0, "max_steps": 9}, "tol must be a finite number > 0, got 0.0"),
+        ({"steps": None, "tol": 0.1, "max_steps": 0}, "max_steps must be an integer >= 1, got 0"),
+    ],
+)
+def test_settings_of_the_estimator(settings, message):
+    with pytest.raises(mp.InputError, match=message):
+        mp.FOBMAML(GD, **({"steps": 3} | settings))
+
+
+@pytest.mark.parametrize("lam", [-1.0, float("nan"), float("inf"), "1"])
+def test_lam_must_be_a_number(lam):
+    with pytest.raises(mp.InputError, match="lam must be a finite number >= 0, got"):
+        mp.ProximalProblem(square, square, lam)
+
+
+def test_lam_zero_is_refused_where_a_proximal_solve_needs_it():
+    with pytest.raises(mp.InputError, match=r"lam must be a finite number > 0, got 0.0: FOBMAML .*needs a prox"):
+        run(lam=0.0)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (mp.Task(torch.ones(2, 3), torch.ones(3, 3)), r"leading \(task\) sizes differ: tasks.*: 2, tasks.*: 3"),
+        (mp.Task(torch.ones(0, 3), torch.ones(0, 3)), r"batch of tasks is empty: the leading \(task\) size is 0"),
+        ([], "batch of tasks is empty: give at least one task"),
+        (mp.Task((), ()), "holds no tensors"),
+        (
+            mp.Task(DATA, torch.tensor(1.0)),
+            "with a leading task dimension, got a torch.float32 tensor of shape",
+        ),
+        (mp.Task(DATA, "query"), "must be a tensor with a leading task dimension, got a str.*backend='loop'"),
+        (mp.Task(DATA, torch.tensor([[0.0, 1, 2], [0, float("nan"), 0]])), r"non-finite value in tasks.*\[1\]"),
+        (mp.Task(torch.tensor([[float("inf"), 1, 2], [0, 0, 0]]), DATA), r"non-finite value in tasks.*\[0\]"),
+        ([mp.Task(DATA, DATA), mp.Task(DATA, DATA * float("nan"))], r"non-finite value in tasks\[1\]"),
+        ([mp.Task(DATA, DATA), (DATA, DATA)], r"tasks\[1\] must be a mp.Task\(support, query\), got tuple"),
+    ],
+)
+def test_tasks(tasks, message):
+    with pytest.raises(mp.InputError, match=message):
+        run(tasks=tasks)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({}, "no parameters to adapt"),
+        ({"w": torch.zeros(3, dtype=torch.int64)}, "parameter 'w' has dtype torch.int64: only real floating-point"),
+        (
+            {"w": torch.zeros(3, dtype=torch.complex64)},
+            "parameter 'w' has dtype torch.complex64: only real",
+        ),
+        ({"w": torch.zeros(3, dtype=torch.bfloat16)}, "parameter 'w' has dtype torch.bfloat16, too coarse"),
+        ({"w": torch.tensor([0.0, float("nan"), 1.0])}, "parameter 'w' has non-finite values"),
+        ({"w": [0.0, 1.0]}, "parameter 'w' must be a tensor, got list"),
+    ],
+)
+def test_parameters(params, message):
+    with pytest.raises(mp.InputError, match=message):
+        run(params=params)
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda p, d: (p["w"] - d) ** 2, r"must return a scalar tensor, got shape \(3,\); reduce it"),
+        (lambda p, d: 1.0, "must return a scalar tensor, got float"),
+        (lambda p, d: (d**2).sum(), r"does not depend on the parameters \['w'\]"),
+        (lambda p, d: ((p["w"].detach() - d) ** 2).sum(), r"does not depend on the parameters \['w'\]"),
+    ],
+)
+def test_losses(loss, message, backend):
+    with pytest.raises(mp.InputError, match=f"inner_loss {message}"):
+        run(inner=loss, backend=backend)
+    with pytest.raises(mp.InputError, match=f"outer_loss {message}"):
+        run(inner=square, outer=loss, backend=backend)
+
+
+def test_problem_without_live_parameters_says_what_to_do():
+    problem = mp.ProximalProblem(square, square, 1.0)
+    meta = mp.FOBMAML(GD, steps=2)
+    with pytest.raises(mp.InputError, match=r"pass params=..., or build it with ProximalProblem\.from_module"):
+        meta.backward(problem, mp.Task(DATA, DATA))
+
+
+def test_a_model_that_is_all_frozen_is_refused():
+    model = mlp([1, 2, 1]).requires_grad_(False)
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, 1.0)
+    with pytest.raises(mp.InputError, match="no parameter of the model requires gradients"):
+        mp.FOBMAML(GD, steps=2).backward(problem, mp.Task(DATA, DATA))
+
+
+def test_errors_are_also_of_the_built_in_kind_and_of_one_family():
+    assert issubclass(mp.InputError, ValueError)
+    assert issubclass(mp.NonFiniteError, ArithmeticError)
+    assert issubclass(mp.RunFolderError, OSError)
+    assert issubclass(mp.MissingExtraError, ImportError)
+    for error in (mp.InputError, mp.NonFiniteError, mp.RunFolderError, mp.MissingExtraError):
+        assert issubclass(error, mp.MetaproxError)
+
+
+def test_stacking_no_tasks_is_refused():
+    with pytest.raises(mp.InputError, match="empty list of tasks"):
+        mp.Task.stack([])
+
+
+def test_exact_reference_says_when_it_has_not_converged():
+    problem = mp.ProximalProblem(square, square, 1.0)
+    with pytest.raises(mp.MetaproxError, match="Newton's method stopped"):
+        mp.exact_meta_gradient(problem, {"w": torch.zeros(3)}, mp.Task(DATA, DATA), tol=1e-30, max_steps=3)

@@ -1,0 +1,174 @@
+"""Each inner solver against what is known of it."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import metaprox as mp
+from conftest import LAM, SOLVERS, relative_error
+from metaprox.solve import solve
+from metaprox.tasks import quadratic as closed_form
+
+
+def batch_of_quadratics(tasks=3, branches=2, size=6, condition=100.0, seed=0):
+    """Gradient of sum of quadratics with their own curvatures, their solutions and a start [T, B, P], float64."""
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(tasks, size, size, dtype=torch.float64, generator=generator))
+    eigenvalues = torch.logspace(0, -torch.tensor(condition).log10().item(), size, dtype=torch.float64)
+    curvature = (q * eigenvalues) @ q.mT
+    center = torch.randn(tasks, branches, size, dtype=torch.float64, generator=generator)
+    start = torch.randn(tasks, branches, size, dtype=torch.float64, generator=generator)
+    return lambda y, step: (y - center) @ curvature, center, start
+
+
+def reference(optimizer, gradient, y, steps):
+    """The same steps by an optimizer of torch."""
+    leaf = torch.nn.Parameter(y.clone())
+    torch_optimizer = optimizer([leaf])
+    for step in range(steps):
+        leaf.grad = gradient(leaf.detach(), step)
+        torch_optimizer.step()
+    return leaf.detach()
+
+
+def test_gradient_descent_is_sgd_of_torch():
+    gradient, _, y = batch_of_quadratics()
+    ours = solve(gradient, y, mp.GradientDescent(0.3), 7).y
+    torch.testing.assert_close(ours, reference(lambda p: torch.optim.SGD(p, 0.3), gradient, y, 7))
+
+
+def test_adam_is_adam_of_torch():
+    gradient, _, y = batch_of_quadratics()
+    ours = solve(gradient, y, mp.Adam(0.05, betas=(0.8, 0.99), eps=1e-6), 9).y
+    theirs = reference(lambda p: torch.optim.Adam(p, 0.05, betas=(0.8, 0.99), eps=1e-6), gradient, y, 9)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_nesterov_with_constant_momentum_is_that_of_torch():
+    """In torch's form the stored point is z; it extrapolates inside the step, one gradient later."""
+    gradient, _, y = batch_of_quadratics()
+    beta, lr, steps = 0.7, 0.2, 8
+    ours = solve(gradient, y, mp.Nesterov(lr, beta), steps).y
+    z_old = z = y
+    for step in range(steps):
+        look_ahead = z + beta * (z - z_old) if step else y
+        z_old, z = z, look_ahead - lr * gradient(look_ahead, step)
+    torch.testing.assert_close(ours, z + beta * (z - z_old))
+
+
+def test_nesterov_beats_gradient_descent_on_an_ill_conditioned_problem():
+    gradient, center, y = batch_of_quadratics(condition=1000.0)
+    errors = [
+        relative_error(solve(gradient, y, solver, 100).y, center)
+        for solver in (mp.Nesterov(1.0), mp.GradientDescent(1.0))
+    ]
+    assert errors[0] < errors[1] / 3
+
+
+def test_anderson_ends_on_a_quadratic_after_as_many_steps_as_dimensions():
+    gradient, center, y = batch_of_quadratics(size=5)
+    assert relative_error(solve(gradient, y, mp.Anderson(1.0, memory=5), 7).y, center) < 1e-8
+    assert relative_error(solve(gradient, y, mp.GradientDescent(1.0), 7).y, center) > 0.1
+
+
+def test_anderson_of_one_branch_is_not_touched_by_the_others():
+    gradient, center, y = batch_of_quadratics()
+    both = solve(gradient, y, mp.Anderson(0.7), 5).y
+    curvature_only = lambda y, step: gradient(torch.stack([y[:, 0], center[:, 1]], 1), step)[:, :1]  # noqa: E731
+    alone = solve(curvature_only, y[:, :1], mp.Anderson(0.7), 5).y
+    torch.testing.assert_close(both[:, :1], alone)
+
+
+def test_anderson_stands_still_at_a_solution():
+    gradient, center, _ = batch_of_quadratics()
+    assert torch.equal(solve(gradient, center.clone(), mp.Anderson(1.0), 6).y, center)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_anderson_survives_dependent_differences(dtype):
+    """One-dimensional problem, memory 5: the differences are multiples of each other."""
+    gradient = lambda y, step: 3 * (y - 1)  # noqa: E731
+    out = solve(gradient, torch.zeros(1, 1, 1, dtype=dtype), mp.Anderson(0.1), 20).y
+    assert out.item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_adaptive_takes_steps_of_its_own_for_each_task():
+    """Curvatures 1, 10 and 100: where a fixed lr of 0.5 diverges in two of the three tasks, each gets its own."""
+    curvature = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64).view(3, 1, 1)
+    gradient = lambda y, step: curvature * y  # noqa: E731
+    solution = solve(gradient, torch.ones(3, 2, 4, dtype=torch.float64), mp.AdaptiveGradientDescent(0.5), 60)
+    assert solution.y.abs().max() < 1e-6
+    last = solution.step_sizes[:, -1]
+    assert torch.allclose(last, 1 / (2**0.5 * curvature.flatten()), rtol=1e-6)
+    fixed = solve(gradient, torch.ones(3, 2, 4, dtype=torch.float64), mp.GradientDescent(0.5), 60).y
+    assert fixed[1:].abs().min() > 1e20
+
+
+def test_adaptive_grows_from_a_first_step_that_is_far_too_small():
+    gradient, center, y = batch_of_quadratics(condition=10.0)
+    assert relative_error(solve(gradient, y, mp.AdaptiveGradientDescent(1e-6), 120).y, center) < 1e-3
+    assert relative_error(solve(gradient, y, mp.GradientDescent(1e-6), 120).y, center) > 0.9
+
+
+def test_adaptive_branches_share_steps_and_respect_max_lr():
+    gradient, _, y = batch_of_quadratics()
+    sizes = []
+
+    @dataclass(frozen=True)
+    class Watched(mp.AdaptiveGradientDescent):
+        def step(self, grad, y, state):
+            moved, state = super().step(grad, y, state)
+            sizes.append((y - moved).norm(dim=-1) / grad.norm(dim=-1))
+            return moved, state
+
+    solve(gradient, y, Watched(0.1, max_lr=0.8), 30)
+    for size in sizes:
+        torch.testing.assert_close(size[:, 0], size[:, 1])
+        assert size.max() <= 0.8 + 1e-12
+    assert max(size.max() for size in sizes) > 0.5
+
+
+def test_adaptive_stands_still_at_a_solution():
+    gradient, center, _ = batch_of_quadratics()
+    assert torch.equal(solve(gradient, center.clone(), mp.AdaptiveGradientDescent(1.0), 6).y, center)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_base_and_branch_solvers_meet_the_closed_form_in_any_pair_with_gradient_descent(quadratic, name):
+    problem, params, tasks = quadratic
+    truth = closed_form.meta_gradient(params["y"], tasks, LAM).mean(0)
+    exact = mp.GradientDescent(1.0)
+    as_base = mp.FOBMAML(SOLVERS[name], steps=400, branch_solver=exact, branch_steps=200, scheme="central4", nu=1e-2)
+    as_branch = mp.FOBMAML(exact, steps=200, branch_solver=SOLVERS[name], branch_steps=400, scheme="central4", nu=1e-2)
+    # Adam's steps do not shrink at a solution: it hovers, as its docstring says.
+    limits = (0.2, 1.0) if name == "adam" else (1e-6, 1e-6)
+    for meta, limit in zip((as_base, as_branch), limits, strict=True):
+        assert relative_error(meta(problem, params, tasks).grad["y"], truth) < limit
+
+
+def test_any_object_with_init_and_step_is_a_solver(quadratic):
+    class Newton:
+        """Divides by the curvature of the tasks, which the test knows."""
+
+        def __init__(self, tasks):
+            self.inverse = torch.linalg.inv(tasks.support[0] + LAM * torch.eye(8, dtype=torch.float64))
+
+        def init(self, y):
+            return None
+
+        def step(self, grad, y, state):
+            return y - grad @ self.inverse, state
+
+    problem, params, tasks = quadratic
+    out = mp.FOBMAML(Newton(tasks), steps=2, perturb="center")(problem, params, tasks)
+    truth = closed_form.meta_gradient(params["y"], tasks, LAM).mean(0)
+    assert relative_error(out.grad["y"], truth) < 1e-9
+    assert out.info.base_residual.max() < 1e-12
+
+
+@pytest.mark.parametrize("cls", [mp.GradientDescent, mp.Nesterov, mp.Adam, mp.Anderson, mp.AdaptiveGradientDescent])
+@pytest.mark.parametrize("lr", [0.0, -0.1, float("nan"), float("inf"), "0.1", True])
+def test_lr_must_be_a_positive_number(cls, lr):
+    with pytest.raises(mp.InputError, match="lr must be a finite number > 0, got"):
+        cls(lr)
