@@ -91,7 +91,7 @@ class Estimator(ABC):
         """How this estimator evaluates gradients."""
 
     @abstractmethod
-    def _check(self, problem: ProximalProblem) -> None:
+    def check(self, problem: ProximalProblem) -> None:
         """Raise InputError where the problem is not one this estimator can treat."""
 
     @abstractmethod
@@ -130,7 +130,7 @@ class Estimator(ABC):
     def _run(
         self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
     ) -> MetaGradient:
-        self._check(problem)
+        self.check(problem)
         layout = Layout.of(params)
         batch = TaskBatch.of(tasks)
         backend = self._backend()

@@ -105,7 +105,7 @@ class FOBMAML(Estimator):
     def _backend(self) -> Backend:
         return backend(self.backend, self.chunk_size)
 
-    def _check(self, problem: ProximalProblem) -> None:
+    def check(self, problem: ProximalProblem) -> None:
         checks.positive("lam", problem.lam, "FOBMAML differentiates a proximal solve, which needs a proximal term")
 
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:

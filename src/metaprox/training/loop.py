@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metaprox.errors import NonFiniteError, RunFolderError
+from metaprox.errors import NonFiniteError
 from metaprox.estimators import MetaGradient
 from metaprox.evaluation import Evaluation
 from metaprox.training import checkpoint, weights
@@ -45,17 +45,20 @@ def train(config: TrainConfig, out: Path, watch: Callable[[Progress], None] = la
     folder = RunFolder.create(out, setup.config)
     with _borrowed_torch(setup.config):
         torch.manual_seed(setup.config.seed)
-        folder.append_metrics(_evaluation_record(0, "test", setup.evaluate("test", setup.config.test_tasks)))
         checkpoint.save(folder, setup, 0, 0.0)
         _run(setup, folder, 0, 0.0, watch)
     return folder
 
 
 def resume(out: Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
-    """Go on with the run in ``out`` from its last checkpoint: the result is that of a run that was never stopped."""
+    """Go on with the run in ``out`` from its last checkpoint: the result is that of a run that was never stopped.
+
+    A finished run is left as it is. Raises what ``train`` does, and RunFolderError where there is no run or its
+    checkpoint is missing or corrupt.
+    """
     folder = RunFolder.open(out)
     if folder.weights.exists():
-        raise RunFolderError(f"the run in {out} is finished: there is nothing to resume")
+        return folder
     setup = build(folder.config())
     with _borrowed_torch(setup.config):
         step, seconds = checkpoint.load(folder, setup)
@@ -72,6 +75,8 @@ def load_weights(folder: RunFolder, setup: Setup) -> None:
 def _run(setup: Setup, folder: RunFolder, start: int, seconds: float, watch: Callable[[Progress], None]) -> None:
     config = setup.config
     assert config.meta_steps is not None  # resolved
+    if start == 0:
+        folder.append_metrics(_evaluation_record(0, "test", setup.evaluate("test", config.test_tasks)))
     began = time.perf_counter() - seconds
     for step in range(start, config.meta_steps):
         out = _meta_step(setup, step)

@@ -67,30 +67,25 @@ def build(config: TrainConfig) -> Setup:
     model = _model(config).to(_device(config.device))
     solver, branch_solver = _solvers(config)
     optimizer = _optimizer(config, model)
-    assert config.meta_steps is not None  # resolved
-    return Setup(
-        config,
-        model,
-        ProximalProblem.from_module(
-            model, mean_squared_error if config.tasks == "sinusoid" else cross_entropy, config.lam
-        ),
+    loss = mean_squared_error if config.tasks == "sinusoid" else cross_entropy
+    problem = ProximalProblem.from_module(model, loss, config.lam)
+    estimator = FOBMAML(
         solver,
-        FOBMAML(
-            solver,
-            config.steps,
-            scheme=config.scheme,
-            perturb=config.perturb,
-            nu=config.nu,
-            eps=config.eps,
-            branch_solver=branch_solver,
-            branch_steps=config.branch_steps,
-            residual_correction=config.residual_correction,
-            backend=config.backend,
-            chunk_size=config.chunk_size,
-        ),
-        optimizer,
-        LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.meta_steps),
+        config.steps,
+        scheme=config.scheme,
+        perturb=config.perturb,
+        nu=config.nu,
+        eps=config.eps,
+        branch_solver=branch_solver,
+        branch_steps=config.branch_steps,
+        residual_correction=config.residual_correction,
+        backend=config.backend,
+        chunk_size=config.chunk_size,
     )
+    estimator.check(problem)
+    assert config.meta_steps is not None  # resolved
+    schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.meta_steps)
+    return Setup(config, model, problem, solver, estimator, optimizer, schedule)
 
 
 def family(config: TrainConfig, split: Split) -> TaskFamily:

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from metaprox.errors import RunFolderError
 
-FORMAT = "metaprox"
+HEADER = "metaprox"
 
 
 def save(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """``tensors`` and the JSON of ``meta``, marked as a file of metaprox of this ``kind``."""
     partial = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, {"format": FORMAT, "kind": kind, "meta": json.dumps(meta)})
+    # One entry: safetensors writes several in random order, and equal runs are to give equal files.
+    save_file(contiguous, partial, {HEADER: json.dumps({"kind": kind, "meta": meta})})
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
@@ -32,10 +33,10 @@ def load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunFolderError(f"{path} is missing")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT or header.get("kind") != kind:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            if header.get("kind") != kind:
                 raise RunFolderError(f"{path} is a safetensors file, but not {kind} written by metaprox")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(header["meta"])  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, header["meta"]  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise RunFolderError(f"{path} is corrupt or not a safetensors file ({error}); nothing was loaded") from error
 

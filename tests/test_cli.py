@@ -1,0 +1,118 @@
+"""The command line, run in this process: what it prints, writes and refuses."""
+
+import base64
+import json
+import re
+
+import pytest
+
+import metaprox as mp
+from metaprox import training
+from metaprox.cli import main
+
+SMALL = ["--tasks", "sinusoid", "--hidden", "8", "--meta-steps", "20", "--meta-batch", "3", "--eval-every", "5"]
+SMALL += ["--eval-tasks", "4", "--test-tasks", "5", "--steps", "3"]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    main(["train", "--out", str(tmp_path / "run"), *SMALL])
+    return tmp_path / "run", capsys.readouterr()
+
+
+def test_train_writes_figures_and_one_self_contained_report(run):
+    folder, printed = run
+    assert "meta-step 20 of 20  loss" in printed.out
+    assert "before meta-training" in printed.out
+    page = (folder / "report.html").read_text()
+    figures = [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+    assert figures == [
+        (folder / "figures" / f"{name}.png").read_bytes() for name in ("learning_curve", "inner_solves", "adaptation")
+    ]
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
+    after = training.RunFolder.open(folder).read_metrics()[-1]["loss"]
+    assert f"{after['mean']:.3f} ± {after['ci95']:.3f}" in page
+
+
+def test_evaluate_repeats_the_final_evaluation_and_takes_other_tasks(run, capsys):
+    folder, _ = run
+    main(["evaluate", str(folder), "--count", "5", "--as-json"])
+    again = json.loads(capsys.readouterr().out)
+    final = training.RunFolder.open(folder).read_metrics()[-1]
+    assert again["loss"] == final["loss"]
+    main(["evaluate", str(folder), "--count", "5", "--split", "validation", "--as-json"])
+    assert json.loads(capsys.readouterr().out)["loss"]["mean"] != final["loss"]["mean"]
+    main(["evaluate", str(folder), "--count", "5"])
+    assert "query loss" in capsys.readouterr().out
+
+
+def test_resume_of_a_finished_run_leaves_it_and_draws_its_report_again(run, capsys):
+    folder, _ = run
+    weights = (folder / "weights.safetensors").read_bytes()
+    (folder / "report.html").unlink()
+    main(["resume", str(folder)])
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert (folder / "report.html").exists()
+
+
+def test_mnist1d_reports_accuracy(tmp_path, capsys):
+    small = ["--hidden", "8", "--meta-steps", "4", "--meta-batch", "2", "--eval-tasks", "4", "--test-tasks", "5"]
+    main(["train", "--out", str(tmp_path / "run"), "--ways", "3", *small])
+    printed = capsys.readouterr().out
+    assert re.search(r"query accuracy\s*│ *\d+\.\d ± \d+\.\d %", printed)
+    assert "accuracy" in printed.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--ways", "11"], 2, "11-way tasks need 11 classes"),
+        (["--lam", "0"], 2, "lam must be a finite number > 0, got 0.0"),
+        (
+            [
+                "--tasks",
+                "sinusoid",
+                "--inner-lr",
+                "0.05",
+                "--meta-steps",
+                "6",
+                "--eval-tasks",
+                "2",
+                "--test-tasks",
+                "2",
+            ],
+            1,
+            "task 17",
+        ),
+    ],
+)
+def test_errors_are_one_message_and_a_status(tmp_path, capsys, arguments, status, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--out", str(tmp_path / "run"), *arguments])
+    assert caught.value.code == status
+    printed = capsys.readouterr().err
+    assert printed.startswith("metaprox: error: ")
+    assert message in printed
+    assert "Traceback" not in printed
+    if status == 1:
+        assert "at meta-step 4 of 6, training task 92" in printed
+
+
+def test_every_option_has_help(capsys):
+    for command in ("train", "resume", "evaluate"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        options = re.split(r"│ +(?=--|-h)", text)[1:]
+        for option in options:
+            described = re.sub(r"[│╭╰─╮╯\s]+", " ", option)
+            assert len(re.findall(r"[a-z]{3,}", described)) > 3, f"{command}: {described}"
+
+
+def test_missing_run_is_one_message(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(tmp_path)])
+    assert caught.value.code == 1
+    assert "is not a run folder" in capsys.readouterr().err
+    assert issubclass(mp.RunFolderError, OSError)

@@ -1,0 +1,254 @@
+"""Runs: what the folder holds, bit-for-bit resumption, failures that say what and where, files not to be trusted."""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import metaprox as mp
+from metaprox import training
+from metaprox.training import weights
+
+SMALL = training.TrainConfig(
+    tasks="sinusoid",
+    hidden=(8,),
+    meta_steps=7,
+    meta_batch=3,
+    eval_every=3,
+    eval_tasks=4,
+    test_tasks=5,
+    checkpoint_every=3,
+    steps=3,
+)
+
+
+def records(folder):
+    """The metrics without the wall-clock time."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in folder.read_metrics()]
+
+
+def interrupt_at(step):
+    def watch(progress):
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 7])
+@pytest.mark.parametrize("optimizer", ["normalized", "clipped", "adam"])
+def test_interrupted_and_resumed_equals_straight_bit_for_bit(tmp_path, optimizer, stop):
+    config = replace(SMALL, optimizer=optimizer)
+    straight = training.train(config, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        training.train(config, tmp_path / "stopped", interrupt_at(stop))
+    resumed = training.resume(tmp_path / "stopped")
+    assert resumed.weights.read_bytes() == straight.weights.read_bytes()
+    assert records(resumed) == records(straight)
+
+
+def test_run_killed_by_a_signal_resumes_bit_for_bit(tmp_path):
+    config = ["--tasks", "sinusoid", "--hidden", "8", "--meta-steps", "400", "--meta-batch", "2", "--eval-every", "50"]
+    config += ["--eval-tasks", "4", "--test-tasks", "5", "--checkpoint-every", "20", "--steps", "3"]
+    command = [sys.executable, "-m", "metaprox.cli"]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, "train", "--out", str(killed), *config], stdout=subprocess.DEVNULL)
+    metrics = killed / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 90) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "weights.safetensors").exists()  # it was still running
+    subprocess.run([*command, "resume", str(killed)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, "train", "--out", str(tmp_path / "straight"), *config], check=True, stdout=subprocess.DEVNULL
+    )
+    a, b = (training.RunFolder.open(tmp_path / name) for name in ("killed", "straight"))
+    assert a.weights.read_bytes() == b.weights.read_bytes()
+    assert records(a) == records(b)
+    assert (killed / "report.html").exists()
+
+
+def test_metrics_log_every_step_with_median_and_worst(tmp_path):
+    folder = training.train(SMALL, tmp_path / "run")
+    rows = records(folder)
+    steps = [r for r in rows if r["kind"] == "step"]
+    assert [r["step"] for r in steps] == list(range(1, 8))
+    for row in steps:
+        for name in ("base_residual", "gradient_ratio", "error_estimate"):
+            assert 0 <= row[f"{name}_median"] <= row[f"{name}_worst"]
+        assert row["base_step_size_median"] == pytest.approx(0.01)
+        assert row["support_gradients"] == 3 * (3 + 1 + 2 * 2)
+    evaluations = [(r["split"], r["step"]) for r in rows if r["kind"] == "evaluation"]
+    assert evaluations == [("test", 0), ("validation", 3), ("validation", 6), ("validation", 7), ("test", 7)]
+    assert [r["next_lr"] for r in steps][-1] == 0.0
+
+
+def test_configuration_on_disk_is_resolved_and_reads_back(tmp_path):
+    folder = training.train(SMALL, tmp_path / "run")
+    written = json.loads((folder.path / "config.json").read_text())
+    assert written["inner_lr"] == 0.01
+    assert written["nu"] == 0.05
+    assert written["lr"] == 0.1
+    assert folder.config() == SMALL.resolved()
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not(tmp_path):
+    runs = [training.train(replace(SMALL, seed=seed), tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    a, b, c = (load_file(run.weights) for run in runs)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not any(torch.equal(a[k], c[k]) for k in a if "weight" in k)
+
+
+def test_training_leaves_torch_as_it_was(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    training.train(replace(SMALL, threads=2), tmp_path / "run")
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_divergence_names_meta_step_task_and_inner_step_and_keeps_the_checkpoint(tmp_path):
+    config = replace(SMALL, steps=40, branch_lr=100.0, test_tasks=1)
+    with pytest.raises(mp.NonFiniteError, match=r"the gradient of the branch solve .* at step \d+ of 40") as caught:
+        training.train(config, tmp_path / "run")
+    assert caught.value.__notes__ == [f"at meta-step 1 of 7, training task {caught.value.task}"]
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert [r["kind"] for r in records(training.RunFolder.open(tmp_path / "run"))] == ["evaluation"]
+
+
+def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_path):
+    """The first meta-steps of the experiment in experiments/sinusoid_stability.py."""
+    config = training.TrainConfig(tasks="sinusoid", inner_lr=0.05, meta_steps=12, test_tasks=5, eval_tasks=5)
+    with pytest.raises(
+        mp.NonFiniteError, match=r"task \d+.* at step \d+ of 10 with GradientDescent\(lr=0.05\)"
+    ) as caught:
+        training.train(config, tmp_path / "fixed")
+    assert caught.value.__notes__ == [f"at meta-step 4 of 12, training task {75 + caught.value.task}"]
+    training.train(replace(config, solver="adaptive"), tmp_path / "adaptive")
+    assert (tmp_path / "adaptive" / "weights.safetensors").exists()
+
+
+def test_folder_that_is_not_empty_is_refused_untouched(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(mp.RunFolderError, match="exists and is not an empty folder: choose another --out, or go on"):
+        training.train(SMALL, tmp_path)
+    with pytest.raises(mp.RunFolderError, match="exists and is not an empty folder"):
+        training.train(SMALL, tmp_path / "mine.txt")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": "mnist1d", "ways": 11}, "11-way tasks need 11 classes"),
+        ({"tasks": "mnist1d", "shots": 100}, "100 shots and 15 queries"),
+        ({"lam": 0.0}, "lam must be a finite number > 0"),
+        ({"lam": -1.0}, "lam must be a finite number >= 0"),
+        ({"nu": 0.0}, "nu must be a finite number > 0"),
+        ({"eps": 0.1}, "eps=0.1 is the step of perturb='center'"),
+        ({"inner_lr": 0.0}, "lr must be a finite number > 0"),
+        ({"device": "gpu9"}, "device 'gpu9' can't be used here"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_folder_is_made(tmp_path, change, message):
+    with pytest.raises(mp.InputError, match=message):
+        training.train(replace(SMALL, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": "omniglot"}, "unknown tasks 'omniglot'; known: mnist1d, sinusoid"),
+        ({"steps": 0}, "steps must be an integer >= 1, got 0"),
+        ({"meta_steps": 0}, "meta_steps must be an integer >= 1, got 0"),
+        ({"hidden": (8, 0)}, "hidden must be an integer >= 1, got 0"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
+    ],
+)
+def test_configuration_checks_its_numbers(change, message):
+    with pytest.raises(mp.InputError, match=message):
+        replace(SMALL, **change)
+
+
+class Malicious:
+    """Unpickling this would make a file."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return (open, (str(self.place), "w"))
+
+
+def load(folder):
+    setup = training.build(folder.config())
+    before = {name: p.clone() for name, p in setup.model.state_dict().items()}
+    try:
+        training.load_weights(folder, setup)
+    finally:
+        same = all(torch.equal(p, before[name]) for name, p in setup.model.state_dict().items())
+        assert same or sys.exc_info()[0] is None  # an error leaves the model as it was
+
+
+def test_weights_that_cannot_be_trusted_are_refused_and_never_unpickled(tmp_path):
+    folder = training.train(SMALL, tmp_path / "run")
+    good = folder.weights.read_bytes()
+    load(folder)
+    proof = tmp_path / "unpickled"
+    folder.weights.write_bytes(pickle.dumps(Malicious(proof)))
+    with pytest.raises(mp.RunFolderError, match="corrupt or not a safetensors file"):
+        load(folder)
+    torch.save({"x": Malicious(proof)}, folder.weights)
+    with pytest.raises(mp.RunFolderError, match="corrupt or not a safetensors file"):
+        load(folder)
+    assert not proof.exists()
+    folder.weights.write_bytes(good[: len(good) // 2])
+    with pytest.raises(mp.RunFolderError, match="corrupt or not a safetensors file"):
+        load(folder)
+    save_file({"0.weight": torch.zeros(8, 1)}, folder.weights)
+    with pytest.raises(mp.RunFolderError, match="not weights written by metaprox"):
+        load(folder)
+    weights.save(folder.weights, "weights", {"0.weight": torch.zeros(8, 2), "9.bias": torch.zeros(1)}, {})
+    with pytest.raises(mp.RunFolderError, match=r"does not fit the model: .*0.weight: model \(8, 1\), file \(8, 2\)"):
+        load(folder)
+    tensors = training.build(SMALL).model.state_dict()
+    weights.save(folder.weights, "weights", tensors | {"0.bias": torch.full((8,), torch.nan)}, {})
+    with pytest.raises(mp.RunFolderError, match=r"non-finite values in 0.bias"):
+        load(folder)
+    folder.weights.unlink()
+    with pytest.raises(mp.RunFolderError, match="is missing"):
+        load(folder)
+
+
+def test_folders_without_a_run_or_with_a_damaged_one_are_refused(tmp_path):
+    with pytest.raises(mp.RunFolderError, match=r"is not a run folder: it has no config\.json"):
+        training.resume(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(SMALL, tmp_path / "run", interrupt_at(5))
+    folder = training.RunFolder.open(tmp_path / "run")
+    metrics = folder.metrics.read_bytes()
+    folder.metrics.write_bytes(metrics[:10])
+    with pytest.raises(mp.RunFolderError, match="is shorter than when the checkpoint was written"):
+        training.resume(folder.path)
+    folder.metrics.write_bytes(metrics)
+    folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:100])
+    with pytest.raises(mp.RunFolderError, match="corrupt or not a safetensors file"):
+        training.resume(folder.path)
+    (folder.path / "config.json").write_text('{"colour": "red"}')
+    with pytest.raises(mp.RunFolderError, match=r"unknown \['colour'\]"):
+        training.resume(folder.path)
+    (folder.path / "config.json").write_text("{")
+    with pytest.raises(mp.RunFolderError, match="not JSON"):
+        training.resume(folder.path)
