@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from metaprox.errors import InputError, MetaproxError, MissingExtraError
+from metaprox.errors import InputError, MetaproxError, needs_extra
 
-try:
+with needs_extra("the command line"):
     import tyro
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,10 +19,6 @@ try:
     from metaprox import training
     from metaprox.tasks import Split
     from metaprox.training.report import final_table, show
-except ModuleNotFoundError as error:
-    raise MissingExtraError(
-        f"the command line needs {error.name}, which comes with: pip install 'metaprox[experiments]'"
-    ) from error
 
 
 @dataclass(frozen=True)
@@ -92,20 +88,23 @@ COMMANDS: dict[str, Callable[..., Train | Resume | Evaluate]] = {"train": Train,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. An error of metaprox ends it with one message and status 1, or 2 for bad input."""
-    console = Console()
     try:
-        command = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="metaprox",
-            description="Meta-learn the parameters of PyTorch models with first derivatives only (FO-B-MAML).",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-        command.run(console)
+        parse(arguments).run(Console())
     except MetaproxError as error:
         notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
         print(f"metaprox: error: {error}{notes}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+def parse(arguments: Sequence[str] | None) -> Train | Resume | Evaluate:
+    """The command that the arguments (of this process, if None) ask for."""
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS,
+        prog="metaprox",
+        description="Meta-learn the parameters of PyTorch models with first derivatives only (FO-B-MAML).",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _finish(folder: training.RunFolder, console: Console) -> None:

@@ -1,5 +1,8 @@
 """Every exception and warning that metaprox raises."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MetaproxError(Exception):
     """Base class: ``except mp.MetaproxError`` catches whatever the library raises on purpose."""
@@ -29,3 +32,14 @@ class RunFolderError(MetaproxError, OSError):
 
 class MissingExtraError(MetaproxError, ImportError):
     """A part outside the core was used without the extra ``metaprox[experiments]``."""
+
+
+@contextmanager
+def needs_extra(part: str) -> Iterator[None]:
+    """Around imports that only the extra brings: says so where one is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"{part} needs {error.name}, which comes with: pip install 'metaprox[experiments]'"
+        ) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.errors import InputError
+from metaprox.errors import InputError, needs_extra
 from metaprox.problem import Task
 from metaprox.tasks.base import SPLITS, Split, generator
 
@@ -79,7 +79,8 @@ def _shuffled(chosen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]
 @lru_cache(maxsize=8)
 def examples(split: Split, seed: int) -> Tensor:
     """All examples of a split [classes, 100, 40], float32, standardized over the split."""
-    from mnist1d.data import get_templates, make_dataset
+    with needs_extra("mnist1d"):
+        from mnist1d.data import get_dataset_args, get_templates, make_dataset
 
     count = CLASSES[split]
     source = generator(seed, split, 0)
@@ -87,7 +88,9 @@ def examples(split: Split, seed: int) -> Tensor:
     if split != "test":
         template = {"x": _random_templates(count, source), "t": template["t"], "y": np.arange(count)}
     with _numpy_generators_restored():
-        data = make_dataset(_settings(count, int(source.integers(2**31))), template=template)
+        settings = get_dataset_args(as_dict=True)
+        settings |= {"num_samples": count * EXAMPLES, "seed": int(source.integers(2**31))}
+        data = make_dataset(SimpleNamespace(**settings), template=template)
     labels = np.concatenate([data["y"], data["y_test"]])
     inputs = np.concatenate([data["x"], data["x_test"]])
     return torch.from_numpy(inputs[np.argsort(labels, kind="stable")]).float().view(count, EXAMPLES, -1)
@@ -101,12 +104,6 @@ def _random_templates(count: int, rng: np.random.Generator) -> np.ndarray:
         curves = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
     curves = curves - np.linspace(curves[:, 0], curves[:, -1], 12, axis=1)
     return np.asarray(curves / np.linalg.norm(curves, axis=1, keepdims=True))
-
-
-def _settings(classes: int, seed: int) -> SimpleNamespace:
-    from mnist1d.data import get_dataset_args
-
-    return SimpleNamespace(**(get_dataset_args(as_dict=True) | {"num_samples": classes * EXAMPLES, "seed": seed}))
 
 
 @contextmanager
