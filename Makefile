@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sinusoid-stability clean
+.PHONY: help demo test lint sinusoid-stability logistic-accuracy mnist1d clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -31,6 +31,13 @@ lint: $(READY)  ## ruff, formatting and types
 
 sinusoid-stability: $(READY)  ## fixed against adaptive inner steps over 4000 meta-steps: results/sinusoid_stability
 	$(BIN)/python experiments/sinusoid_stability.py --out results/sinusoid_stability
+
+logistic-accuracy: $(READY)  ## accuracy of the meta-gradient against its cost: results/logistic_accuracy
+	$(BIN)/python experiments/logistic_accuracy.py --out results/logistic_accuracy
+
+mnist1d: $(READY)  ## the run behind the README's figures, as demo but kept: results/mnist1d
+	rm -rf results/mnist1d
+	$(BIN)/metaprox train --tasks mnist1d --out results/mnist1d
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

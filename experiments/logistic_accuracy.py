@@ -54,6 +54,10 @@ def tasks(seed: int, count: int = 8, examples: int = 40, dim: int = 20) -> mp.Ta
     return mp.Task(data(), data())
 
 
+def percent(value: float) -> str:
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json and table.md")
@@ -68,19 +72,13 @@ def main() -> None:
         out = meta(problem, params, batch)
         error = float((out.grad["w"] - exact).norm() / exact.norm())
         counts = out.info.counts
-        results.append(
-            {
-                "setting": name,
-                "error": error,
-                "support": counts.support_gradients / 8,
-                "query": counts.query_gradients / 8,
-            }
-        )
+        support, query = counts.support_gradients / len(out.query_loss), counts.query_gradients / len(out.query_loss)
+        results.append({"setting": name, "error": error, "support": support, "query": query})
     arguments.out.mkdir(parents=True, exist_ok=True)
     record = {"seed": arguments.seed, "torch": torch.__version__, "rows": results}
     (arguments.out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     table = ["| setting | support gradients | query gradients | relative error |", "|---|---|---|---|"]
-    table += [f"| {r['setting']} | {r['support']:g} | {r['query']:g} | {100 * r['error']:.2g} % |" for r in results]
+    table += [f"| {r['setting']} | {r['support']:g} | {r['query']:g} | {percent(r['error'])} |" for r in results]
     (arguments.out / "table.md").write_text("\n".join(table) + "\n")
     print("\n".join(table))
 
