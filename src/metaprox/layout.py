@@ -56,7 +56,7 @@ class Layout:
         """[..., P] -> dict of tensors [..., *shape], as views where the dtype allows."""
         lead = flat.shape[:-1]
         parts = zip(self.names, self.shapes, self.dtypes, torch.split(flat, self.sizes, dim=-1), strict=True)
-        return {name: part.reshape(*lead, *shape).to(dtype) for name, shape, dtype, part in parts}
+        return {name: part.reshape((*lead, *shape)).to(dtype) for name, shape, dtype, part in parts}
 
 
 def _check_parameter(name: str, value: Tensor) -> None:

@@ -1,0 +1,87 @@
+"""What ``info`` says is what happened."""
+
+import pytest
+import torch
+
+import metaprox as mp
+from conftest import LAM, SCHEMES
+
+
+def parts(params, tasks, out):
+    """H, v and y_0 of every task, from the closed form."""
+    curvature, center = tasks.query
+    v = (curvature @ (out.adapted["y"] - center)[..., None]).squeeze(-1)
+    return tasks.support[0] + LAM * torch.eye(8, dtype=torch.float64), v, out.adapted["y"]
+
+
+def test_base_residual_is_the_gradient_left_at_the_adapted_parameters(quadratic):
+    problem, params, tasks = quadratic
+    out = mp.FOBMAML(mp.GradientDescent(0.5), steps=3)(problem, params, tasks)
+    support, center = tasks.support
+    y0 = out.adapted["y"]
+    left = (support @ (y0 - center)[..., None]).squeeze(-1) + LAM * (y0 - params["y"])
+    torch.testing.assert_close(out.info.base_residual, left.norm(dim=1))
+
+
+def test_gradient_ratio_is_per_task_and_at_most_one_for_convex_losses(quadratic):
+    problem, params, tasks = quadratic
+    out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-10, max_steps=100)(problem, params, tasks)
+    shifted, v, _ = parts(params, tasks, out)
+    exact = torch.linalg.solve(shifted, LAM * v).norm(dim=1) / v.norm(dim=1)
+    torch.testing.assert_close(out.info.gradient_ratio, exact, rtol=1e-6, atol=0)
+    assert (out.info.gradient_ratio <= 1).all()
+
+
+@pytest.mark.parametrize("correction", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_error_estimate_is_the_linear_residual_one_step_before_the_end(quadratic, scheme, correction):
+    problem, params, tasks = quadratic
+    settings = {"scheme": scheme, "perturb": "center", "eps": 0.1, "residual_correction": correction}
+    estimate = mp.FOBMAML(mp.GradientDescent(0.5), steps=6, branch_steps=4, **settings)(problem, params, tasks)
+    for i in range(5):
+        task = mp.Task(*(tuple(leaf[i : i + 1] for leaf in part) for part in tasks))
+        earlier = mp.FOBMAML(mp.GradientDescent(0.5), steps=6, branch_steps=3, **settings)(problem, params, task)
+        shifted, v, _ = parts(params, task, earlier)
+        residual = LAM * v[0] - shifted[0] @ earlier.grad["y"]
+        expected = residual.norm() / (LAM * v[0].norm())
+        torch.testing.assert_close(estimate.info.error_estimate[i], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_error_estimate_bounds_the_error_of_convex_branches(quadratic):
+    problem, params, tasks = quadratic
+    out = mp.FOBMAML(mp.GradientDescent(1.0), steps=300, branch_steps=5, perturb="center")(problem, params, tasks)
+    shifted, v, _ = parts(params, tasks, out)
+    exact = torch.linalg.solve(shifted, LAM * v)
+    error = (out.grad["y"] - exact.mean(0)).norm()
+    assert error > 1e-4
+    assert error <= (out.info.error_estimate * v.norm(dim=1)).mean()
+
+
+def test_error_estimate_is_nan_without_branch_steps(quadratic):
+    out = mp.FOBMAML(mp.GradientDescent(0.5), steps=3, start="predictor", branch_steps=0)(*quadratic)
+    assert out.info.error_estimate.isnan().all()
+
+
+def test_steps_and_step_sizes_are_those_taken(quadratic):
+    meta = mp.FOBMAML(mp.GradientDescent(0.5), steps=3, branch_solver=mp.GradientDescent(0.25), branch_steps=4)
+    info = meta(*quadratic).info
+    assert info.base_steps.tolist() == [3] * 5
+    assert info.branch_steps.tolist() == [4] * 5
+    torch.testing.assert_close(info.base_step_sizes, torch.full((5, 3), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(info.branch_step_sizes, torch.full((5, 4), 0.25, dtype=torch.float64))
+
+
+def test_nu_of_the_center_perturbation_moves_the_center_by_eps(quadratic):
+    problem, params, tasks = quadratic
+    out = mp.FOBMAML(mp.GradientDescent(0.5), steps=3, perturb="center", eps=0.02)(problem, params, tasks)
+    _, v, _ = parts(params, tasks, out)
+    torch.testing.assert_close(out.info.nu / LAM * v.norm(dim=1), torch.full((5,), 0.02, dtype=torch.float64))
+
+
+def test_summary_has_the_median_and_the_worst(quadratic):
+    info = mp.FOBMAML(mp.GradientDescent(0.5), steps=3)(*quadratic).info
+    summary = info.summary()
+    for name in ("base_residual", "gradient_ratio", "error_estimate"):
+        values = sorted(getattr(info, name).tolist())
+        assert summary[f"{name}_median"] == values[2]
+        assert summary[f"{name}_worst"] == values[4]
