@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 from torch.func import functional_call
 
@@ -86,8 +86,8 @@ def _inner_solves(records: list[dict[str, Any]]) -> Figure:
         axes.set_ylabel(label)
         _tidy(axes, title)
     right.axhline(1.0, color="black", linewidth=0.8, linestyle=":", label="limit for convex inner losses")
-    for axes in (left, right):
-        axes.legend(frameon=False)
+    left.legend(frameon=False)
+    right.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
     return figure
 
 
@@ -139,8 +139,9 @@ def _tidy(axes: Axes, title: str) -> None:
 def _log_scale(axes: Axes) -> None:
     """Logarithmic, with plain numbers also where the range is less than a decade."""
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
+    axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _smooth(values: Sequence[float], window: int = 25) -> list[float]:
