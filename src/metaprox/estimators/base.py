@@ -2,17 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaprox.batch import TaskBatch
-from metaprox.gradients import Backend, Counts, Gradients, Metrics
+from metaprox.gradients import Backend, BackendName, Counts, Gradients, Metrics, backend
 from metaprox.layout import Layout
 from metaprox.noise import coupled_noise
 from metaprox.problem import Params, ProximalProblem, Task
+from metaprox.proximal import proximal_solve
+from metaprox.solve import Solution, Stopping
+from metaprox.solvers.protocol import InnerSolver
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,40 @@ class ChunkResult:
     info: Info
 
 
+@dataclass(frozen=True)
 class Estimator(ABC):
-    """A way to estimate grad F(x) on a batch of tasks.
+    """A way to estimate grad F(x) on a batch of tasks. Every one of them starts with a base solve from x to y_0.
 
-    Subclasses say which backend they use and how to treat one chunk of tasks.
+    Subclasses say how to treat one chunk of tasks.
+
+    Args:
+        solver: the inner solver of the base solve.
+        steps: base steps K. Or ``tol`` with ``max_steps``: each task stops once its gradient norm is <= tol.
+        backend: "vmap", all tasks at once, or "loop", one after another, for any model.
+        chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
     """
 
-    @abstractmethod
+    solver: InnerSolver
+    steps: int | None = None
+    _: KW_ONLY
+    tol: float | None = None
+    max_steps: int | None = None
+    backend: BackendName = "vmap"
+    chunk_size: int | None = None
+
+    def _check_base(self) -> None:
+        """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
+        self._stopping()
+        self._backend()
+
+    def _stopping(self) -> Stopping:
+        return Stopping.of(self.steps, self.tol, self.max_steps)
+
     def _backend(self) -> Backend:
-        """How this estimator evaluates gradients."""
+        return backend(self.backend, self.chunk_size)
+
+    def _solve_base(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> Solution:
+        return proximal_solve(problem.lam, x, gradients, self.solver, self._stopping())
 
     @abstractmethod
     def check(self, problem: ProximalProblem) -> None:
@@ -133,14 +161,14 @@ class Estimator(ABC):
         self.check(problem)
         layout = Layout.of(params)
         batch = TaskBatch.of(tasks)
-        backend = self._backend()
+        engine = self._backend()
         x = layout.flatten(params)
         total = torch.zeros_like(x)
         chunks: list[ChunkResult] = []
         adapted: list[Tensor] = []
         with coupled_noise(layout.device) as noise:
-            for span in backend.chunks(batch.size):
-                gradients = Gradients(problem, layout, backend, noise, batch, span)
+            for span in engine.chunks(batch.size):
+                gradients = Gradients(problem, layout, engine, noise, batch, span)
                 chunk = self._estimate(problem, x, gradients)
                 total += chunk.grad.sum(0)
                 if keep_adapted:

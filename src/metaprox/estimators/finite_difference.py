@@ -9,10 +9,10 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.estimators.base import ChunkResult, Estimator, Info
-from metaprox.gradients import Backend, BackendName, Gradients, backend
+from metaprox.gradients import Gradients
 from metaprox.problem import ProximalProblem
-from metaprox.proximal import BASE_NOISE, proximal_solve
-from metaprox.solve import Solution, Stopping, solve
+from metaprox.proximal import BASE_NOISE
+from metaprox.solve import Solution, solve
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.stencil import Stencil, stencil
 
@@ -71,11 +71,7 @@ class FOBMAML(Estimator):
         tensor([-1.2500])
     """
 
-    solver: InnerSolver
-    steps: int | None = None
     _: KW_ONLY
-    tol: float | None = None
-    max_steps: int | None = None
     scheme: str = "symmetric"
     perturb: Literal["loss", "center"] = "loss"
     nu: float | None = None
@@ -84,13 +80,10 @@ class FOBMAML(Estimator):
     branch_steps: int | None = None
     residual_correction: bool = False
     start: Literal["base", "predictor"] = "base"
-    backend: BackendName = "vmap"
-    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        Stopping.of(self.steps, self.tol, self.max_steps)
+        self._check_base()
         stencil(self.scheme)
-        backend(self.backend, self.chunk_size)
         checks.choice("perturb", self.perturb, ("loss", "center"))
         checks.choice("start", self.start, ("base", "predictor"))
         for name, value, goes_with in (("nu", self.nu, "loss"), ("eps", self.eps, "center")):
@@ -102,15 +95,11 @@ class FOBMAML(Estimator):
         if self.branch_steps is not None:
             checks.count("branch_steps", self.branch_steps, least=0 if self.start == "predictor" else 1)
 
-    def _backend(self) -> Backend:
-        return backend(self.backend, self.chunk_size)
-
     def check(self, problem: ProximalProblem) -> None:
         checks.positive("lam", problem.lam, "FOBMAML differentiates a proximal solve, which needs a proximal term")
 
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        stopping = Stopping.of(self.steps, self.tol, self.max_steps)
-        base = proximal_solve(problem.lam, x, gradients, self.solver, stopping)
+        base = self._solve_base(problem, x, gradients)
         y0 = base.y
         residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=problem.lam)
         query = gradients.query(y0, BRANCH_NOISE, 0)
@@ -158,7 +147,7 @@ class FOBMAML(Estimator):
             return grad.add(y - center, alpha=lam).sub_(shift)
 
         max_steps = self.steps or self.max_steps if self.branch_steps is None else self.branch_steps
-        assert max_steps is not None  # Stopping.of has checked
+        assert max_steps is not None  # Stopping has checked
         at_y0 = y0.expand(-1, len(nodes), -1)
         predicted = self.start == "predictor"
         return solve(
