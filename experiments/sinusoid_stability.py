@@ -25,6 +25,7 @@ SOLVERS = {
     "fixed 0.01": mp.GradientDescent(0.01),
     "adaptive 0.05": mp.AdaptiveGradientDescent(0.05),
 }
+CROSS: dict[str, Any] = {"markersize": 9, "markeredgewidth": 3, "zorder": 3}
 COLORS = {"fixed 0.05": "#c2571a", "fixed 0.01": "#9aa5b1", "adaptive 0.05": "#0b6e99"}
 
 
@@ -62,19 +63,21 @@ def describe(statistic: mp.Statistic) -> dict[str, float]:
     return {"mean": statistic.mean, "ci95": statistic.ci95, "n": statistic.n}
 
 
-def draw(runs: list[dict[str, Any]], out: Path) -> None:
-    """Training error against meta-steps, a line for each seed; a cross where a run died."""
+def draw(out: Path) -> None:
+    """Training error against meta-steps from the files in ``out``: a line for each run, a cross where it died."""
+    runs = json.loads((out / "results.json").read_text())["runs"]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for one in runs:
-        color = COLORS[one["name"]]
-        label = one["name"] if one["seed"] == runs[0]["seed"] else None
-        if one["died"]:
-            axes.plot(one["died"]["meta_step"], 4.0, "x", color=color, markersize=10, markeredgewidth=3, label=label)
-            continue
-        losses = [row["loss"] for row in one["log"]]
+        rows = [json.loads(line) for line in log_file(out, one).read_text().splitlines()]
+        losses = [row["loss"] for row in rows] or [4.0]
         smooth = [sum(losses[max(0, i - 9) : i + 1]) / len(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
-        axes.plot([row["step"] for row in one["log"]], smooth, color=color, label=label, linewidth=1)
+        style = {"color": COLORS[one["name"]], "label": one["name"] if one["seed"] == runs[0]["seed"] else None}
+        if rows:
+            axes.plot([row["step"] for row in rows], smooth, linewidth=1, **style)
+        if one["died"]:
+            label = None if rows else style["label"]
+            axes.plot(one["died"]["meta_step"], smooth[-1], "x", color=style["color"], label=label, **CROSS)
     axes.set_yscale("log")
     axes.set_xlabel("meta-steps")
     axes.set_ylabel("query error after 10 inner steps")
@@ -84,27 +87,34 @@ def draw(runs: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out / "sinusoid_stability.png", dpi=120)
 
 
+def log_file(out: Path, one: dict[str, Any]) -> Path:
+    return out / f"{one['name'].replace(' ', '_')}_seed_{one['seed']}.jsonl"
+
+
+def write(runs: list[dict[str, Any]], meta_steps: int, out: Path) -> None:
+    """The log of each run, and results.json with differences to the fixed step of 0.01 on the same test tasks."""
+    errors = {(one["name"], one["seed"]): one.pop("errors") for one in runs}
+    for one in runs:
+        log_file(out, one).write_text("".join(json.dumps(row) + "\n" for row in one.pop("log")))
+        mine, reference = errors[one["name"], one["seed"]], errors["fixed 0.01", one["seed"]]
+        if one["name"] != "fixed 0.01" and mine is not None and reference is not None:
+            one["minus_fixed_0.01_on_the_same_tasks"] = describe(mp.Statistic.of(mine - reference))
+    text = json.dumps({"meta_steps": meta_steps, "torch": torch.__version__, "runs": runs}, indent=2)
+    (out / "results.json").write_text(text + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json, the logs and the figure")
     parser.add_argument("--meta-steps", type=int, default=4000, help="meta-steps of each run (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--draw-only", action="store_true", help="draw the figure again from the files in the folder")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    runs = [run(name, seed, arguments.meta_steps) for seed in arguments.seeds for name in SOLVERS]
-    draw(runs, arguments.out)
-    summaries = []
-    for one in runs:
-        log, errors = one.pop("log"), one.pop("errors")
-        place = arguments.out / f"{one['name'].replace(' ', '_')}_seed_{one['seed']}.jsonl"
-        place.write_text("".join(json.dumps(row) + "\n" for row in log))
-        summaries.append(one)
-        if one["name"] == "fixed 0.01":
-            reference = errors
-        elif errors is not None and reference is not None:
-            one["minus_fixed_0.01_on_the_same_tasks"] = describe(mp.Statistic.of(errors - reference))
-    text = json.dumps({"meta_steps": arguments.meta_steps, "torch": torch.__version__, "runs": summaries}, indent=2)
-    (arguments.out / "results.json").write_text(text + "\n")
+    if not arguments.draw_only:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        runs = [run(name, seed, arguments.meta_steps) for seed in arguments.seeds for name in SOLVERS]
+        write(runs, arguments.meta_steps, arguments.out)
+    draw(arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ LAYERS = (
     {"checks"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
     {"batch", "solve"},
+    {"backends"},
     {"gradients"},
     {"proximal", "exact"},
     {"estimators", "evaluation"},
@@ -22,7 +23,7 @@ LAYERS = (
     {"training"},
     {"cli"},
 )
-CORE = set().union(*LAYERS[:8])
+CORE = set().union(*LAYERS[:9])
 
 
 def part(path):

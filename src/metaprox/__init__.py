@@ -2,7 +2,7 @@
 
 from metaprox import optim
 from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError
-from metaprox.estimators import FOBMAML, Info, MetaGradient
+from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, MetaGradient, Reptile, Tangent
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.gradients import Counts
@@ -11,10 +11,14 @@ from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDe
 
 __all__ = [
     "FOBMAML",
+    "FOMAML",
+    "IMAML",
+    "MAML",
     "Adam",
     "AdaptiveGradientDescent",
     "Anderson",
     "Counts",
+    "Estimator",
     "Evaluation",
     "ExactMetaGradient",
     "GradientDescent",
@@ -27,8 +31,10 @@ __all__ = [
     "Nesterov",
     "NonFiniteError",
     "ProximalProblem",
+    "Reptile",
     "RunFolderError",
     "Statistic",
+    "Tangent",
     "Task",
     "adapt",
     "evaluate",

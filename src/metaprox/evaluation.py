@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.backends import BackendName, Metrics, backend
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.gradients import BackendName, Gradients, Metrics, backend
+from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.layout import Layout
 from metaprox.noise import coupled_noise
 from metaprox.problem import Params, ProximalProblem, Task
-from metaprox.proximal import BASE_NOISE, proximal_solve
+from metaprox.proximal import proximal_solve
 from metaprox.solve import Stopping
 from metaprox.solvers.protocol import InnerSolver
 
@@ -164,7 +165,7 @@ def _evaluate_batch(
                 if error.task is not None:
                     error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")
                 raise
-            results.append(gradients.query_values(y.squeeze(1), BASE_NOISE, stopping.max_steps))
+            results.append(gradients.query_values(y.squeeze(1), BRANCH_NOISE, 0))
     names = results[0][1]
     return torch.cat([loss for loss, _ in results]), {
         name: torch.cat([metrics[name] for _, metrics in results]) for name in names

@@ -1,34 +1,22 @@
-"""Gradients of the two losses at T x B points: vmapped, or one by one. The only place that calls the user's losses."""
+"""Gradients of the two losses at T x B points, counted and with coupled noise."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
-from torch.utils import _pytree as pytree
 
-from metaprox import checks
+from metaprox.backends import Backend, Evaluation, FlatLoss, Metrics
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError
 from metaprox.layout import Layout
 from metaprox.noise import Noise
-from metaprox.problem import Loss, ProximalProblem, Task
+from metaprox.problem import Loss, ProximalProblem
 
-Metrics = dict[str, Tensor]
-FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
-BackendName = Literal["vmap", "loop"]
+# First noise id of the gradients of a base solve, and of everything from its end on.
+BASE_NOISE, BRANCH_NOISE = 0, 1
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A loss at T x B points: gradient [T, B, P], value [T, B], further metrics [T, B]."""
-
-    grad: Tensor
-    value: Tensor
-    metrics: Metrics
+Unrolled = Callable[[Tensor, Callable[[Tensor, int], Tensor]], tuple[Tensor, Metrics]]
 
 
 @dataclass
@@ -42,120 +30,6 @@ class Counts:
     @classmethod
     def total(cls, parts: Sequence["Counts"]) -> "Counts":
         return cls(*(sum(getattr(part, field.name) for part in parts) for field in fields(cls)))
-
-
-class Backend(Protocol):
-    """How gradients at many points are evaluated."""
-
-    def chunks(self, size: int) -> list[tuple[int, int]]:
-        """The ranges [start, stop) in which ``size`` tasks are processed."""
-
-    def take(self, batch: TaskBatch, start: int, stop: int) -> Any:
-        """Tasks start..stop-1 as ``evaluate`` wants them, as a Task of data."""
-
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
-        """``loss`` at y [T, B, P] on the data of T tasks; ``seed(t)`` fixes the noise of task t of this chunk."""
-
-    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
-        """``loss`` and metrics [T] at y [T, P], without a gradient."""
-
-
-@dataclass(frozen=True)
-class VmapBackend:
-    """One vmapped call for all tasks and branches, ``chunk_size`` tasks at a time (None: all)."""
-
-    chunk_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.chunk_size is not None:
-            checks.count("chunk_size", self.chunk_size)
-
-    def chunks(self, size: int) -> list[tuple[int, int]]:
-        step = self.chunk_size or size
-        return [(start, min(start + step, size)) for start in range(0, size, step)]
-
-    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
-        return batch.many(start, stop)
-
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
-        seed(0)
-        one = grad_and_value(loss, has_aux=True)
-        with _vmap_errors_explained():
-            if y.shape[1] == 1:  # a second vmap level would cost as much overhead as the first
-                grad, (value, metrics) = vmap(one, randomness="different")(y.squeeze(1), data)
-                columns = {name: metric.unsqueeze(1) for name, metric in metrics.items()}
-                return Evaluation(grad.unsqueeze(1), value.unsqueeze(1), columns)
-            # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
-            # vmap when one argument has only one of them.
-            shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
-            branches = vmap(one, randomness="same")
-            grad, (value, metrics) = vmap(branches, randomness="different")(y, shared)
-        return Evaluation(grad, value, metrics)
-
-    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
-        seed(0)
-        with _vmap_errors_explained():
-            return vmap(loss, randomness="different")(y, data)
-
-
-@contextmanager
-def _vmap_errors_explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        error.add_note("metaprox: raised under vmap; a model that vmap can't take runs with backend='loop'")
-        raise
-
-
-@dataclass(frozen=True)
-class LoopBackend:
-    """One plain forward and backward pass per task and branch: works for any model and any data."""
-
-    def chunks(self, size: int) -> list[tuple[int, int]]:
-        return [(task, task + 1) for task in range(size)]
-
-    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
-        tasks = [batch.one(task) for task in range(start, stop)]
-        return Task([task.support for task in tasks], [task.query for task in tasks])
-
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
-        points: list[Evaluation] = []
-        for task, (branches, task_data) in enumerate(zip(y, data, strict=True)):
-            for point in branches:
-                seed(task)
-                points.append(_evaluate_point(loss, point, task_data))
-        lead = y.shape[:2]
-        value, metrics = _stack([(p.value, p.metrics) for p in points])
-        columns = {name: metric.view(lead) for name, metric in metrics.items()}
-        return Evaluation(torch.stack([p.grad for p in points]).view(y.shape), value.view(lead), columns)
-
-    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
-        results = []
-        for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
-            seed(task)
-            results.append(loss(point, task_data))
-        return _stack(results)
-
-
-def _stack(results: list[tuple[Tensor, Metrics]]) -> tuple[Tensor, Metrics]:
-    names = results[0][1]
-    return torch.stack([value for value, _ in results]), {
-        name: torch.stack([metrics[name] for _, metrics in results]) for name in names
-    }
-
-
-def _evaluate_point(loss: FlatLoss, point: Tensor, data: Any) -> Evaluation:
-    with torch.enable_grad():
-        leaf = point.detach().requires_grad_()
-        value, metrics = loss(leaf, data)
-        (grad,) = torch.autograd.grad(value, leaf)
-    return Evaluation(grad, value.detach(), {name: metric.detach() for name, metric in metrics.items()})
-
-
-def backend(name: str, chunk_size: int | None) -> Backend:
-    """The backend of that name. The loop backend takes one task at a time whatever the chunk size."""
-    checks.choice("backend", name, ("vmap", "loop"))
-    return VmapBackend(chunk_size) if name == "vmap" else LoopBackend()
 
 
 class Gradients:
@@ -192,6 +66,41 @@ class Gradients:
     def query_values(self, y: Tensor, *noise_ids: int) -> tuple[Tensor, Metrics]:
         """f and its metrics [T] at y [T, P], without a gradient (and so not counted as one)."""
         return self._engine.values(self._values, y, self._data.query, self._seed((1, *noise_ids)))
+
+    def hessian_vector(self, y: Tensor, p: Tensor, *noise_ids: int) -> Tensor:
+        """Hess fhat(y) p [T, B, P] for y and p [T, 1, P], by differentiating <grad fhat, p>."""
+        self.counts.hessian_vector_products += y.shape[0]
+
+        def product(flat: Tensor, joined: Any) -> tuple[Tensor, Metrics]:
+            data, direction = joined
+            return self._engine.inner_gradient(self._inner, flat, data) @ direction, {}
+
+        joined = self._engine.join(self._data.support, p.squeeze(1))
+        return self._evaluate(product, y, joined, (0, *noise_ids)).grad
+
+    def through(self, solve: Unrolled, x: Tensor) -> Evaluation:
+        """The gradient of f_i(solve(x)) with respect to x [T, 1, P], through all that ``solve`` does.
+
+        ``solve(x, gradient)`` gets one task's x [P] and ``gradient(y, step) -> grad fhat`` [P], with the noise of
+        a base solve; it returns y [P] and records. ``metrics`` holds {"metrics": of f, "records": [T, 1, ...]}.
+        Counts the gradients of both losses, and not the backward pass through them.
+        """
+
+        def objective(flat: Tensor, task: Any) -> tuple[Tensor, Metrics]:
+            support, query = task
+
+            def gradient(y: Tensor, step: int) -> Tensor:
+                self.counts.support_gradients += x.shape[0]
+                self._noise.set(0, BASE_NOISE, step, self.start)
+                return self._engine.inner_gradient(self._inner, y, support)
+
+            y, records = solve(flat, gradient)
+            self._noise.set(1, BRANCH_NOISE, 0, self.start)
+            value, metrics = self._outer(y, query)
+            return value, {"metrics": metrics, "records": records}
+
+        self.counts.query_gradients += x.shape[0]
+        return self._engine.evaluate(objective, x, self._engine.join(*self._data), lambda task: None)
 
     def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int]) -> Evaluation:
         return self._engine.evaluate(loss, y, data, self._seed(noise_ids))

@@ -3,11 +3,9 @@
 import torch
 from torch import Tensor
 
-from metaprox.gradients import Gradients
+from metaprox.gradients import BASE_NOISE, Gradients
 from metaprox.solve import Solution, Stopping, solve
 from metaprox.solvers.protocol import InnerSolver
-
-BASE_NOISE = 0  # first noise id of every gradient taken here
 
 
 def proximal_solve(lam: float, x: Tensor, gradients: Gradients, solver: InnerSolver, stopping: Stopping) -> Solution:

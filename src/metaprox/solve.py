@@ -93,7 +93,8 @@ def solve(
         if tol is not None:
             moves[-1] = torch.where(active, moves[-1], torch.nan)
         y = proposal
-    _check_finite(norms, solver, max_steps, describe, first_task)
+    if norms:
+        check_finite(torch.stack(norms), solver, max_steps, describe, first_task)
     step_sizes = torch.stack(moves, 1) if moves else y.new_empty(y.shape[0], 0)
     taken = torch.full_like(active, len(moves), dtype=torch.int64)
     if tol is not None:
@@ -101,10 +102,9 @@ def solve(
     return Solution(y, grad, taken, step_sizes)
 
 
-def _check_finite(norms: list[Tensor], solver: InnerSolver, max_steps: int, describe: str, first_task: int) -> None:
-    if not norms:
-        return
-    finite = torch.stack(norms).isfinite().all(-1)  # [K, T]
+def check_finite(norms: Tensor, solver: InnerSolver, max_steps: int, describe: str, first_task: int) -> None:
+    """Raise NonFiniteError, naming the first task, if a gradient norm [K, T, B] is not finite."""
+    finite = norms.isfinite().all(-1)
     if bool(finite.all()):
         return
     bad_tasks = (~finite).any(0).nonzero().flatten().tolist()

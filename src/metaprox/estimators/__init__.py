@@ -1,6 +1,10 @@
 """Meta-gradient estimators, one file per idea, behind one interface."""
 
-from metaprox.estimators.base import Info, MetaGradient
+from metaprox.estimators.base import Estimator, Info, MetaGradient
 from metaprox.estimators.finite_difference import FOBMAML
+from metaprox.estimators.first_order import FOMAML, Reptile
+from metaprox.estimators.implicit import IMAML
+from metaprox.estimators.tangent import Tangent
+from metaprox.estimators.unrolled import MAML
 
-__all__ = ["FOBMAML", "Info", "MetaGradient"]
+__all__ = ["FOBMAML", "FOMAML", "IMAML", "MAML", "Estimator", "Info", "MetaGradient", "Reptile", "Tangent"]

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.backends import Backend, BackendName, Metrics, backend
 from metaprox.batch import TaskBatch
-from metaprox.gradients import Backend, BackendName, Counts, Gradients, Metrics, backend
+from metaprox.errors import NonFiniteError
+from metaprox.gradients import Counts, Gradients
 from metaprox.layout import Layout
 from metaprox.noise import coupled_noise
 from metaprox.problem import Params, ProximalProblem, Task
@@ -32,6 +34,8 @@ class Info:
     base_steps, branch_steps: inner steps taken [T].
     base_step_sizes, branch_step_sizes: ||step|| / ||gradient|| of each [T, K], NaN where there was none.
     counts: gradient evaluations and Hessian-vector products, one per task and branch.
+
+    What a method does not have, or would cost it a further evaluation, is NaN.
     """
 
     base_residual: Tensor
@@ -44,11 +48,27 @@ class Info:
     branch_step_sizes: Tensor
     counts: Counts
 
+    @classmethod
+    def of_base(cls, base: Solution, counts: Counts, **known: Tensor) -> "Info":
+        """Of a method without branches: what is not known is NaN, and there are no branch steps."""
+        unknown = torch.full_like(base.y[:, 0, 0], torch.nan)
+        names = ("base_residual", "gradient_ratio", "error_estimate", "nu")
+        return cls(
+            **(dict.fromkeys(names, unknown) | known),
+            base_steps=base.steps,
+            branch_steps=torch.zeros_like(base.steps),
+            base_step_sizes=base.step_sizes,
+            branch_step_sizes=base.step_sizes[:, :0],
+            counts=counts,
+        )
+
     def summary(self) -> dict[str, float]:
-        """Median and worst over tasks of the residual, the ratio and the error estimate, for a log."""
+        """Median and worst over tasks of the residual, the ratio and the error estimate, where known, for a log."""
         rows = {}
         for name in ("base_residual", "gradient_ratio", "error_estimate"):
             values = getattr(self, name)
+            if values.isnan().all():
+                continue
             rows[f"{name}_median"] = float(values.median())
             rows[f"{name}_worst"] = float(values.max())
         rows["base_step_size_median"] = float(self.base_step_sizes.nanmedian())
@@ -81,6 +101,39 @@ class ChunkResult:
     query_loss: Tensor
     metrics: Metrics
     info: Info
+
+    @classmethod
+    def of(
+        cls, base: Solution, grad: Tensor, query_loss: Tensor, metrics: Metrics, info: Info, first_task: int
+    ) -> "ChunkResult":
+        """From tensors [T, 1, ...]. Raises NonFiniteError, naming the task, where an estimate is not finite."""
+        require_finite(grad, query_loss[..., None], first_task)
+        return cls(
+            grad.squeeze(1),
+            base.y.squeeze(1),
+            query_loss.squeeze(1),
+            {name: metric.squeeze(1) for name, metric in metrics.items()},
+            info,
+        )
+
+
+def ratio(vector: Tensor, reference: Tensor) -> Tensor:
+    """||vector|| / ||reference|| [T] of tensors [T, 1, P], 0 where the reference is 0."""
+    norm = torch.linalg.vector_norm(vector, dim=-1)
+    scale = torch.linalg.vector_norm(reference, dim=-1)
+    return torch.where(scale > 0, norm / scale, 0.0).squeeze(1)
+
+
+def require_finite(one: Tensor, other: Tensor, first_task: int) -> None:
+    """Raise NonFiniteError, naming the first task, unless both [T, 1, ...] are finite."""
+    good = (one.isfinite().all(-1) & other.isfinite().all(-1)).flatten()
+    if not bool(good.all()):
+        task = first_task + int((~good).int().argmax())
+        raise NonFiniteError(
+            f"task {task}: the loss or its gradient is not finite at the adapted parameters. "
+            "Lower lr, raise lam, or use mp.AdaptiveGradientDescent.",
+            task=task,
+        )
 
 
 @dataclass(frozen=True)

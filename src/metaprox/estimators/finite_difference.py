@@ -7,16 +7,13 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.errors import InputError, NonFiniteError
-from metaprox.estimators.base import ChunkResult, Estimator, Info
-from metaprox.gradients import Gradients
+from metaprox.errors import InputError
+from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio, require_finite
+from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.problem import ProximalProblem
-from metaprox.proximal import BASE_NOISE
 from metaprox.solve import Solution, solve
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.stencil import Stencil, stencil
-
-BRANCH_NOISE = BASE_NOISE + 1
 
 
 @dataclass(frozen=True)
@@ -105,31 +102,25 @@ class FOBMAML(Estimator):
         query = gradients.query(y0, BRANCH_NOISE, 0)
         v = query.grad
         norm_v = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-        _require_finite(residual, norm_v, gradients.start)
+        require_finite(residual, v, gradients.start)
         rule = stencil(self.scheme)
         nu = self._step(rule, problem.lam, norm_v)
         branches = self._solve_branches(problem.lam, x, gradients, y0, residual, v, nu)
         _, weights = self._table(rule, x)
         scale = -problem.lam / nu
         grad = scale * (weights * (branches.y - y0)).sum(1, keepdim=True)
-        _require_finite(grad, norm_v, gradients.start)
-        return ChunkResult(
-            grad=grad.squeeze(1),
-            adapted=y0.squeeze(1),
-            query_loss=query.value.squeeze(1),
-            metrics={name: metric.squeeze(1) for name, metric in query.metrics.items()},
-            info=Info(
-                base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
-                gradient_ratio=_relative(grad, norm_v),
-                error_estimate=_relative(self._linear_residual(branches, residual, weights, nu), norm_v),
-                nu=nu.flatten(),
-                base_steps=base.steps,
-                branch_steps=branches.steps,
-                base_step_sizes=base.step_sizes,
-                branch_step_sizes=branches.step_sizes,
-                counts=gradients.counts,
-            ),
+        info = Info(
+            base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
+            gradient_ratio=ratio(grad, v),
+            error_estimate=ratio(self._linear_residual(branches, residual, weights, nu), v),
+            nu=nu.flatten(),
+            base_steps=base.steps,
+            branch_steps=branches.steps,
+            base_step_sizes=base.step_sizes,
+            branch_step_sizes=branches.step_sizes,
+            counts=gradients.counts,
         )
+        return ChunkResult.of(base, grad, query.value, query.metrics, info, gradients.start)
 
     def _solve_branches(
         self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, residual: Tensor, v: Tensor, nu: Tensor
@@ -184,20 +175,3 @@ class FOBMAML(Estimator):
         if branches.grad is None:
             return torch.full_like(residual, torch.nan)
         return (weights * branches.grad).sum(1, keepdim=True) / nu
-
-
-def _relative(vector: Tensor, norm_v: Tensor) -> Tensor:
-    """||vector|| / ||v|| [T], 0 where v is 0."""
-    norm = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-    return torch.where(norm_v > 0, norm / norm_v, 0.0).flatten()
-
-
-def _require_finite(vector: Tensor, norm_v: Tensor, first_task: int) -> None:
-    good = (vector.isfinite().all(-1, keepdim=True) & norm_v.isfinite()).flatten()
-    if not bool(good.all()):
-        task = first_task + int((~good).int().argmax())
-        raise NonFiniteError(
-            f"task {task}: the loss or its gradient is not finite at the adapted parameters. "
-            "Lower lr, raise lam, or use mp.AdaptiveGradientDescent.",
-            task=task,
-        )

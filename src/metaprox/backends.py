@@ -1,0 +1,155 @@
+"""How a loss is evaluated at T x B points: vmapped, or one by one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.func import grad, grad_and_value, vmap
+from torch.utils import _pytree as pytree
+
+from metaprox import checks
+from metaprox.batch import TaskBatch
+from metaprox.problem import Task
+
+Metrics = dict[str, Any]  # of scalar tensors; internally, of any tree of tensors
+FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
+BackendName = Literal["vmap", "loop"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A loss at T x B points: gradient [T, B, P], value [T, B], further metrics [T, B]."""
+
+    grad: Tensor
+    value: Tensor
+    metrics: Metrics
+
+
+class Backend(Protocol):
+    """How gradients at many points are evaluated."""
+
+    def chunks(self, size: int) -> list[tuple[int, int]]:
+        """The ranges [start, stop) in which ``size`` tasks are processed."""
+
+    def take(self, batch: TaskBatch, start: int, stop: int) -> Any:
+        """Tasks start..stop-1 as ``evaluate`` wants them, as a Task of data."""
+
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
+        """``loss`` at y [T, B, P] on the data of T tasks; ``seed(t)`` fixes the noise of task t of this chunk."""
+
+    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
+        """``loss`` and metrics [T] at y [T, P], without a gradient."""
+
+    def join(self, *parts: Any) -> Any:
+        """Several data of T tasks as one: a loss then sees them as a tuple."""
+
+    def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
+        """grad ``loss`` at y [P] for one task, inside another loss that is to be differentiated through it."""
+
+
+@dataclass(frozen=True)
+class VmapBackend:
+    """One vmapped call for all tasks and branches, ``chunk_size`` tasks at a time (None: all)."""
+
+    chunk_size: int | None = None
+
+    def chunks(self, size: int) -> list[tuple[int, int]]:
+        step = self.chunk_size or size
+        return [(start, min(start + step, size)) for start in range(0, size, step)]
+
+    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
+        return batch.many(start, stop)
+
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
+        seed(0)
+        one = grad_and_value(loss, has_aux=True)
+        with _vmap_errors_explained():
+            if y.shape[1] == 1:  # a second vmap level would cost as much overhead as the first
+                gradient, (value, metrics) = vmap(one, randomness="different")(y.squeeze(1), data)
+                return Evaluation(*pytree.tree_map(lambda leaf: leaf.unsqueeze(1), (gradient, value, metrics)))
+            # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
+            # vmap when one argument has only one of them.
+            shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
+            branches = vmap(one, randomness="same")
+            gradient, (value, metrics) = vmap(branches, randomness="different")(y, shared)
+        return Evaluation(gradient, value, metrics)
+
+    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
+        seed(0)
+        with _vmap_errors_explained():
+            return vmap(loss, randomness="different")(y, data)
+
+    def join(self, *parts: Any) -> Any:
+        return parts
+
+    def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
+        return grad(loss, has_aux=True)(y, data)[0]
+
+
+@contextmanager
+def _vmap_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note("metaprox: raised under vmap; a model that vmap can't take runs with backend='loop'")
+        raise
+
+
+@dataclass(frozen=True)
+class LoopBackend:
+    """One plain forward and backward pass per task and branch: works for any model and any data."""
+
+    def chunks(self, size: int) -> list[tuple[int, int]]:
+        return [(task, task + 1) for task in range(size)]
+
+    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
+        tasks = [batch.one(task) for task in range(start, stop)]
+        return Task([task.support for task in tasks], [task.query for task in tasks])
+
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
+        points = []
+        for task, (branches, task_data) in enumerate(zip(y, data, strict=True)):
+            for point in branches:
+                seed(task)
+                points.append(_evaluate_point(loss, point, task_data))
+        return Evaluation(*pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(points)))
+
+    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
+        results = []
+        for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
+            seed(task)
+            results.append(loss(point, task_data))
+        return _stack(results)
+
+    def join(self, *parts: Any) -> Any:
+        return list(zip(*parts, strict=True))
+
+    def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
+        value, _ = loss(y, data)
+        (gradient,) = torch.autograd.grad(value, y, create_graph=True)
+        return gradient
+
+
+def _stack(results: list[Any]) -> Any:
+    """Trees of tensors -> one tree with a leading dimension."""
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def _evaluate_point(loss: FlatLoss, point: Tensor, data: Any) -> tuple[Tensor, Tensor, Metrics]:
+    """Gradient, value and metrics at one point [P]."""
+    with torch.enable_grad():
+        leaf = point.detach().requires_grad_()
+        value, metrics = loss(leaf, data)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return gradient, value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
+
+
+def backend(name: str, chunk_size: int | None) -> Backend:
+    """The backend of that name. The loop backend takes one task at a time whatever the chunk size."""
+    checks.choice("backend", name, ("vmap", "loop"))
+    if chunk_size is not None:
+        checks.count("chunk_size", chunk_size)
+    return VmapBackend(chunk_size) if name == "vmap" else LoopBackend()

@@ -1,0 +1,69 @@
+"""The cheap methods that FO-B-MAML is compared with: FO-MAML and Reptile. Both are biased."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio
+from metaprox.gradients import BRANCH_NOISE, Gradients
+from metaprox.problem import ProximalProblem
+
+
+@dataclass(frozen=True)
+class FOMAML(Estimator):
+    """First-order MAML: g = grad f(y_K), as if y_K did not depend on x through the inner problem.
+
+    With exact inner solves it converges to the point where E[grad f_i(y_i(x))] = 0, and the gradient of F is
+    E[lam (H_i + lam I)^{-1} grad f_i(y_i(x))]: another point wherever curvatures differ between tasks, however many
+    inner steps are taken. Works with and without a proximal term (lam = 0).
+
+    Arguments as for every estimator. Cost per task: K support gradients and 1 query gradient.
+
+    Source: Finn, Abbeel & Levine, arXiv 1703.03400, section 5.2.
+    """
+
+    def __post_init__(self) -> None:
+        self._check_base()
+
+    def check(self, problem: ProximalProblem) -> None:
+        return None
+
+    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
+        base = self._solve_base(problem, x, gradients)
+        query = gradients.query(base.y, BRANCH_NOISE, 0)
+        return ChunkResult.of(
+            base,
+            query.grad,
+            query.value,
+            query.metrics,
+            Info.of_base(base, gradients.counts, gradient_ratio=ratio(query.grad, query.grad)),
+            gradients.start,
+        )
+
+
+@dataclass(frozen=True)
+class Reptile(Estimator):
+    """Reptile: g = x - y_K. The query data are not learned from, only reported on.
+
+    With exact inner solves lam g is the gradient of E[min_y fhat_i(y) + (lam/2) ||y - x||^2], the smoothed support
+    loss: it converges to a minimizer of that, not of F. Works with and without a proximal term (lam = 0).
+
+    Arguments as for every estimator. Cost per task: K support gradients and a forward pass on the query.
+
+    Source: Nichol, Achiam & Schulman, arXiv 1803.02999.
+    """
+
+    def __post_init__(self) -> None:
+        self._check_base()
+
+    def check(self, problem: ProximalProblem) -> None:
+        return None
+
+    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
+        base = self._solve_base(problem, x, gradients)
+        with torch.no_grad():
+            loss, metrics = gradients.query_values(base.y.squeeze(1), BRANCH_NOISE, 0)
+        columns = {name: metric.unsqueeze(1) for name, metric in metrics.items()}
+        info = Info.of_base(base, gradients.counts)
+        return ChunkResult.of(base, x - base.y, loss.unsqueeze(1), columns, info, gradients.start)

@@ -1,0 +1,98 @@
+"""The derivative that FO-B-MAML's difference approximates, by forward mode through the same solve."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from metaprox import checks
+from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio, require_finite
+from metaprox.gradients import BRANCH_NOISE, Gradients
+from metaprox.problem import ProximalProblem
+from metaprox.solve import solve
+from metaprox.solvers.protocol import InnerSolver
+
+
+@dataclass(frozen=True)
+class Tangent(Estimator):
+    """g = -lam d y_nu / d nu at nu = 0, differentiated through the branch solve in forward mode.
+
+    It is the limit of ``FOBMAML`` for nu -> 0 with the same settings: no truncation error, no rounding divided by
+    nu, memory that does not grow with the steps. But it needs Hessian-vector products and a solver whose
+    step is made of differentiable operations: a reference, not a first-order method.
+
+    Args:
+        perturb, branch_solver, branch_steps, residual_correction, start: as for ``FOBMAML``.
+
+    Cost per task, with J branch steps: K + 1 + J support gradients, J Hessian-vector products, and 1 query gradient
+    ("center") or 1 + J ("loss").
+
+    Raises:
+        InputError: an argument is out of range, or lam is 0. NonFiniteError: a solve overflowed.
+    """
+
+    _: KW_ONLY
+    perturb: Literal["loss", "center"] = "loss"
+    branch_solver: InnerSolver | None = None
+    branch_steps: int | None = None
+    residual_correction: bool = False
+    start: Literal["base", "predictor"] = "base"
+
+    def __post_init__(self) -> None:
+        self._check_base()
+        checks.choice("perturb", self.perturb, ("loss", "center"))
+        checks.choice("start", self.start, ("base", "predictor"))
+        if self.branch_steps is not None:
+            checks.count("branch_steps", self.branch_steps, least=0 if self.start == "predictor" else 1)
+
+    def check(self, problem: ProximalProblem) -> None:
+        checks.positive("lam", problem.lam, "Tangent differentiates a proximal solve, which needs a proximal term")
+
+    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
+        base = self._solve_base(problem, x, gradients)
+        y0, lam = base.y, problem.lam
+        residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=lam)
+        query = gradients.query(y0, BRANCH_NOISE, 0)
+        require_finite(residual, query.grad, gradients.start)
+        with forward_ad.dual_level():
+            branch = solve(
+                lambda y, step: self._dual_gradient(lam, x, gradients, residual, query.grad, y, step),
+                forward_ad.make_dual(y0, query.grad * (-1 / lam if self.start == "predictor" else 0.0)),
+                self.branch_solver or self.solver,
+                self._branch_steps(),
+                describe="branch solve",
+                first_task=gradients.start,
+            )
+            tangent = forward_ad.unpack_dual(branch.y).tangent
+            sizes = forward_ad.unpack_dual(branch.step_sizes).primal
+        g = -lam * tangent
+        info = Info(
+            base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
+            gradient_ratio=ratio(g, query.grad),
+            error_estimate=torch.full_like(y0[:, 0, 0], torch.nan),
+            nu=torch.zeros_like(y0[:, 0, 0]),
+            base_steps=base.steps,
+            branch_steps=branch.steps,
+            base_step_sizes=base.step_sizes,
+            branch_step_sizes=sizes,
+            counts=gradients.counts,
+        )
+        return ChunkResult.of(base, g, query.value, query.metrics, info, gradients.start)
+
+    def _branch_steps(self) -> int:
+        steps = self.steps or self.max_steps if self.branch_steps is None else self.branch_steps
+        assert steps is not None  # Stopping has checked
+        return steps
+
+    def _dual_gradient(
+        self, lam: float, x: Tensor, gradients: Gradients, residual: Tensor, v: Tensor, dual: Tensor, step: int
+    ) -> Tensor:
+        """The gradient of the branch problem at nu = 0, and its derivative along the solution's."""
+        y, tangent = forward_ad.unpack_dual(dual)
+        noise = 0 if self.residual_correction else step
+        grad = gradients.support(y, BRANCH_NOISE, noise).grad.add(y - x, alpha=lam)
+        turned = gradients.hessian_vector(y, tangent, BRANCH_NOISE, noise).add(tangent, alpha=lam)
+        tilt = v if self.perturb == "center" else gradients.query(y, BRANCH_NOISE, noise).grad
+        return forward_ad.make_dual(grad - residual if self.residual_correction else grad, turned + tilt)

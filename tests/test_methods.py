@@ -1,0 +1,203 @@
+"""What is known of the compared methods: their agreement where they should agree, their bias where they should not."""
+
+import math
+
+import pytest
+import torch
+
+import metaprox as mp
+from conftest import LAM, SOLVERS, relative_error
+from metaprox.estimators.implicit import conjugate_gradients
+from metaprox.models import cross_entropy, mlp
+from metaprox.tasks import MNIST1D, Quadratic
+from metaprox.tasks import quadratic as closed_form
+from test_oracle import Logistic
+
+
+@pytest.fixture(scope="module")
+def logistic():
+    return Logistic()
+
+
+def flat(grad):
+    return torch.cat([g.flatten() for g in grad.values()])
+
+
+@pytest.mark.parametrize("correction", [False, True])
+@pytest.mark.parametrize("start", ["base", "predictor"])
+@pytest.mark.parametrize("perturb", ["loss", "center"])
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "adam"])
+def test_tangent_is_the_limit_of_fobmaml(logistic, solver, perturb, start, correction):
+    """Not of the exact gradient: of this very solve, converged or not. The difference falls as nu^2 (symmetric)."""
+    settings = {"perturb": perturb, "start": start, "residual_correction": correction, "branch_steps": 4}
+    tangent = mp.Tangent(SOLVERS[solver], 6, **settings)(logistic.problem, logistic.params, logistic.tasks).grad["w"]
+    errors = []
+    for step in (0.02, 0.01):
+        size = {"nu": step} if perturb == "loss" else {"eps": step}
+        meta = mp.FOBMAML(SOLVERS[solver], 6, **settings, **size)
+        errors.append(relative_error(meta(logistic.problem, logistic.params, logistic.tasks).grad["w"], tangent))
+    assert errors[1] < 2e-3
+    # Anderson's coefficients and the adapted steps depend on nu through norms of branches that are not yet symmetric.
+    order = 1.7 if solver in {"gd", "nesterov"} else 0.7
+    assert math.log2(errors[0] / errors[1]) > order
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_maml_is_the_gradient_of_what_its_solver_reaches(logistic, solver, backend):
+    """Against a central difference of the query loss after K steps."""
+    meta = mp.MAML(SOLVERS[solver], 5, backend=backend)
+    direction = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    values = []
+    for h in (1e-5, -1e-5):
+        moved = {"w": logistic.params["w"] + h * direction}
+        values.append(mp.FOMAML(SOLVERS[solver], 5)(logistic.problem, moved, logistic.tasks).query_loss.mean())
+    slope = float(values[0] - values[1]) / 2e-5
+    grad = meta(logistic.problem, logistic.params, logistic.tasks).grad["w"]
+    assert float(grad @ direction) == pytest.approx(slope, rel=1e-6)
+
+
+def test_plain_maml_with_one_step_is_its_formula(quadratic):
+    """lam = 0, one step: g = (I - lr A) B (x - lr A (x - a) - b)."""
+    problem, params, tasks = quadratic
+    plain = mp.ProximalProblem(problem.inner_loss, problem.outer_loss, 0.0)
+    (a_matrix, a), (b_matrix, b) = tasks
+    step = torch.eye(8, dtype=torch.float64) - 0.3 * a_matrix
+    y = params["y"] - 0.3 * (a_matrix @ (params["y"] - a)[..., None]).squeeze(-1)
+    expected = (step @ (b_matrix @ (y - b)[..., None])).squeeze(-1).mean(0)
+    torch.testing.assert_close(mp.MAML(mp.GradientDescent(0.3), 1)(plain, params, tasks).grad["y"], expected)
+
+
+def test_methods_agree_on_a_network_with_a_solved_inner_problem():
+    """tanh MLP, strong proximal term, float64: all that should converge to the same gradient do."""
+    model = mlp([40, 6, 5]).double()
+    model[1] = torch.nn.Tanh()
+    problem = mp.ProximalProblem.from_module(model, cross_entropy, lam=2.0)
+    tasks = mp.Task(*((inputs.double(), labels) for inputs, labels in MNIST1D(queries=5).batch(range(3))))
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    exact = flat(mp.exact_meta_gradient(problem, params, tasks).grad)
+    solver = mp.Nesterov(0.2)
+    methods = {
+        "maml": mp.MAML(solver, 120),
+        "imaml": mp.IMAML(solver, 120, cg_steps=30),
+        "tangent": mp.Tangent(solver, 120),
+        "fobmaml": mp.FOBMAML(solver, 120, scheme="central4", nu=1e-2),
+    }
+    for name, meta in methods.items():
+        assert relative_error(flat(meta(problem, params, tasks).grad), exact) < 1e-5, name
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_imaml_reports_the_residual_of_the_system_that_it_should_solve(quadratic, damping):
+    problem, params, tasks = quadratic
+    for steps in (1, 3):
+        for index in range(5):
+            task = mp.Task(*(tuple(leaf[index : index + 1] for leaf in part) for part in tasks))
+            out = mp.IMAML(mp.GradientDescent(0.5), 4, cg_steps=steps, damping=damping)(problem, params, task)
+            curvature, center = task.query
+            v = (curvature @ (out.adapted["y"] - center)[..., None]).squeeze(-1)[0]
+            left = LAM * v - (task.support[0][0] @ out.grad["y"] + LAM * out.grad["y"])
+            torch.testing.assert_close(out.info.error_estimate[0], left.norm() / (LAM * v.norm()))
+
+
+def test_imaml_damping_solves_the_damped_system(quadratic):
+    problem, params, tasks = quadratic
+    out = mp.IMAML(mp.GradientDescent(1.0), 200, cg_steps=8, damping=0.3)(problem, params, tasks)
+    curvature, center = tasks.query
+    v = (curvature @ (out.adapted["y"] - center)[..., None]).squeeze(-1)
+    damped = tasks.support[0] + (LAM + 0.3) * torch.eye(8, dtype=torch.float64)
+    torch.testing.assert_close(out.grad["y"], torch.linalg.solve(damped, LAM * v).mean(0))
+
+
+def test_conjugate_gradients_end_in_as_many_steps_as_distinct_eigenvalues():
+    generator = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(4, 9, 9, dtype=torch.float64, generator=generator))
+    matrix = (q * torch.tensor([1.0, 1, 1, 2, 2, 2, 5, 5, 5], dtype=torch.float64)) @ q.mT
+    right = torch.randn(4, 1, 9, dtype=torch.float64, generator=generator)
+    z, left = conjugate_gradients(lambda p: p @ matrix, right, 3)
+    torch.testing.assert_close(z @ matrix, right)
+    assert left.abs().max() < 1e-12
+    z, left = conjugate_gradients(lambda p: p @ matrix, right, 2)
+    torch.testing.assert_close(left, right - z @ matrix)
+    assert left.abs().max() > 1e-3
+
+
+def test_conjugate_gradients_stop_each_problem_at_its_tolerance_and_at_negative_curvature():
+    matrix = torch.diag_embed(torch.tensor([[1.0, 1.0], [1.0, 10.0], [-1.0, -2.0]], dtype=torch.float64))
+    right = torch.ones(3, 1, 2, dtype=torch.float64)
+    products = []
+
+    def product(p):
+        products.append(p)
+        return p @ matrix
+
+    z, _ = conjugate_gradients(product, right, 5, tol=1e-10)
+    torch.testing.assert_close(z[:2, 0], torch.tensor([[1.0, 1.0], [1.0, 0.1]], dtype=torch.float64))
+    assert z[2].abs().max() == 0  # no direction of descent was found
+    assert z.isfinite().all()
+    assert len(products) == 2
+    zero, _ = conjugate_gradients(product, 0 * right, 5)
+    assert zero.abs().max() == 0
+
+
+def test_imaml_works_where_the_query_gradient_vanishes(quadratic):
+    problem, params, tasks = quadratic
+    silent = mp.ProximalProblem(problem.inner_loss, lambda p, data: 0.0 * p["y"].sum(), LAM)
+    out = mp.IMAML(mp.GradientDescent(0.5), 3)(silent, params, tasks)
+    assert out.grad["y"].abs().max() == 0
+    assert out.info.error_estimate.abs().max() == 0
+
+
+# The points that the methods converge to, in closed form on quadratics: the root of the mean of an affine map each.
+
+
+def root(field, dim=20):
+    origin = field(torch.zeros(dim, dtype=torch.float64))
+    columns = [field(e) - origin for e in torch.eye(dim, dtype=torch.float64)]
+    return torch.linalg.solve(torch.stack(columns, 1), -origin)
+
+
+def test_fomaml_and_reptile_converge_to_the_wrong_point_and_fobmaml_does_not():
+    """Distance to the minimizer of F after convergence, heterogeneous curvatures: at least 1e4 times smaller."""
+    family = Quadratic(dim=20, condition=30.0, seed=0)
+    tasks = family.batch(range(30))
+    problem = family.problem(LAM)
+    best = closed_form.minimizer(tasks, LAM)
+    curvature, center = tasks.query
+
+    def query_gradient(x):
+        return (curvature @ (closed_form.solution(x, tasks, LAM) - center)[..., None]).squeeze(-1).mean(0)
+
+    def displacement(x):
+        return (x - closed_form.solution(x, tasks, LAM)).mean(0)
+
+    solver = mp.Anderson(0.7)
+    tight = {"tol": 1e-9, "max_steps": 200}
+    ends = {}
+    for name, meta, lr in (
+        ("fobmaml", mp.FOBMAML(solver, **tight), 4.0),
+        ("fomaml", mp.FOMAML(solver, **tight), 2.0),
+        ("reptile", mp.Reptile(solver, **tight), 2.0),
+    ):
+        x = torch.zeros(20, dtype=torch.float64)
+        for _ in range(250):
+            x = x - lr * meta(problem, {"y": x}, tasks).grad["y"]
+        ends[name] = x
+    torch.testing.assert_close(ends["fomaml"], root(query_gradient), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ends["reptile"], root(displacement), rtol=1e-4, atol=1e-5)
+    distance = {name: float((x - best).norm()) for name, x in ends.items()}
+    assert distance["fobmaml"] < 1e-4 * distance["fomaml"]
+    assert distance["fobmaml"] < 1e-4 * distance["reptile"]
+    assert distance["fomaml"] > 0.05
+
+
+def test_maml_refuses_a_tolerance():
+    with pytest.raises(mp.InputError, match=r"MAML differentiates a fixed number of steps: give steps=K, not tol=0.1"):
+        mp.MAML(mp.GradientDescent(0.1), tol=0.1, max_steps=5)
+
+
+@pytest.mark.parametrize("settings", [{"cg_steps": 0}, {"cg_tol": -1.0}, {"damping": -0.1}])
+def test_imaml_checks_its_settings(settings):
+    name = next(iter(settings))
+    with pytest.raises(mp.InputError, match=f"{name} must be"):
+        mp.IMAML(mp.GradientDescent(0.1), 3, **settings)
