@@ -57,6 +57,7 @@ ROWS = {
     ),
     "tangent": Row(mp.Tangent(GD, STEPS), exact, 401, 201, 200),
     "tangent-center": Row(mp.Tangent(GD, STEPS, perturb="center"), exact, 401, 1, 200),
+    "tangent-corrected": Row(mp.Tangent(GD, STEPS, residual_correction=True), exact, 201, 1, 199),
     "maml": Row(mp.MAML(GD, STEPS), exact, 200, 1, 200),
     "imaml": Row(mp.IMAML(GD, STEPS, cg_steps=8), exact, 201, 1, 8),
     "fomaml": Row(mp.FOMAML(GD, STEPS), query_gradient, 200, 1),

@@ -11,7 +11,7 @@ from metaprox import checks
 from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio, require_finite
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.problem import ProximalProblem
-from metaprox.solve import solve
+from metaprox.solve import Solution, solve
 from metaprox.solvers.protocol import InnerSolver
 
 
@@ -20,14 +20,16 @@ class Tangent(Estimator):
     """g = -lam d y_nu / d nu at nu = 0, differentiated through the branch solve in forward mode.
 
     It is the limit of ``FOBMAML`` for nu -> 0 with the same settings: no truncation error, no rounding divided by
-    nu, memory that does not grow with the steps. But it needs Hessian-vector products and a solver whose
-    step is made of differentiable operations: a reference, not a first-order method.
+    nu, memory that does not grow with the steps. But it needs Hessian-vector products: a reference, not a
+    first-order method. Without residual correction the solver is differentiated too, in forward mode, and its
+    step must be made of differentiable operations. With it the branch problem is linear in nu, and the solver is
+    run on (H + lam I) z + v = 0; this is the limit for every solver that commutes with scaling, so for all but Adam.
 
     Args:
         perturb, branch_solver, branch_steps, residual_correction, start: as for ``FOBMAML``.
 
     Cost per task, with J branch steps: K + 1 + J support gradients, J Hessian-vector products, and 1 query gradient
-    ("center") or 1 + J ("loss").
+    ("center") or 1 + J ("loss"). With residual correction K + 1, J - 1 from y_0, and 1.
 
     Raises:
         InputError: an argument is out of range, or lam is 0. NonFiniteError: a solve overflowed.
@@ -56,17 +58,12 @@ class Tangent(Estimator):
         residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=lam)
         query = gradients.query(y0, BRANCH_NOISE, 0)
         require_finite(residual, query.grad, gradients.start)
-        with forward_ad.dual_level():
-            branch = solve(
-                lambda y, step: self._dual_gradient(lam, x, gradients, residual, query.grad, y, step),
-                forward_ad.make_dual(y0, query.grad * (-1 / lam if self.start == "predictor" else 0.0)),
-                self.branch_solver or self.solver,
-                self._branch_steps(),
-                describe="branch solve",
-                first_task=gradients.start,
-            )
-            tangent = forward_ad.unpack_dual(branch.y).tangent
-            sizes = forward_ad.unpack_dual(branch.step_sizes).primal
+        start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
+        if self.residual_correction:
+            branch = self._solve_linear(lam, gradients, y0, query.grad, start)
+            tangent = branch.y
+        else:
+            branch, tangent = self._solve_dual(lam, x, gradients, y0, query.grad, start)
         g = -lam * tangent
         info = Info(
             base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
@@ -76,23 +73,47 @@ class Tangent(Estimator):
             base_steps=base.steps,
             branch_steps=branch.steps,
             base_step_sizes=base.step_sizes,
-            branch_step_sizes=sizes,
+            branch_step_sizes=branch.step_sizes,
             counts=gradients.counts,
         )
         return ChunkResult.of(base, g, query.value, query.metrics, info, gradients.start)
+
+    def _solve_linear(self, lam: float, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
+        return solve(
+            lambda z, step: gradients.hessian_vector(y0, z, BRANCH_NOISE, 0).add(z, alpha=lam).add(v),
+            start,
+            self.branch_solver or self.solver,
+            self._branch_steps(),
+            first=v if self.start == "base" else None,
+            describe="branch solve",
+            first_task=gradients.start,
+        )
+
+    def _solve_dual(
+        self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor
+    ) -> tuple[Solution, Tensor]:
+        def gradient(dual: Tensor, step: int) -> Tensor:
+            """The gradient of the branch problem at nu = 0, and its derivative along the solution's."""
+            y, tangent = forward_ad.unpack_dual(dual)
+            grad = gradients.support(y, BRANCH_NOISE, step).grad.add(y - x, alpha=lam)
+            turned = gradients.hessian_vector(y, tangent, BRANCH_NOISE, step).add(tangent, alpha=lam)
+            tilt = v if self.perturb == "center" else gradients.query(y, BRANCH_NOISE, step).grad
+            return forward_ad.make_dual(grad, turned + tilt)
+
+        with forward_ad.dual_level():
+            branch = solve(
+                gradient,
+                forward_ad.make_dual(y0, start),
+                self.branch_solver or self.solver,
+                self._branch_steps(),
+                describe="branch solve",
+                first_task=gradients.start,
+            )
+            y, tangent = forward_ad.unpack_dual(branch.y)
+            sizes = forward_ad.unpack_dual(branch.step_sizes).primal
+        return Solution(y, None, branch.steps, sizes), tangent
 
     def _branch_steps(self) -> int:
         steps = self.steps or self.max_steps if self.branch_steps is None else self.branch_steps
         assert steps is not None  # Stopping has checked
         return steps
-
-    def _dual_gradient(
-        self, lam: float, x: Tensor, gradients: Gradients, residual: Tensor, v: Tensor, dual: Tensor, step: int
-    ) -> Tensor:
-        """The gradient of the branch problem at nu = 0, and its derivative along the solution's."""
-        y, tangent = forward_ad.unpack_dual(dual)
-        noise = 0 if self.residual_correction else step
-        grad = gradients.support(y, BRANCH_NOISE, noise).grad.add(y - x, alpha=lam)
-        turned = gradients.hessian_vector(y, tangent, BRANCH_NOISE, noise).add(tangent, alpha=lam)
-        tilt = v if self.perturb == "center" else gradients.query(y, BRANCH_NOISE, noise).grad
-        return forward_ad.make_dual(grad - residual if self.residual_correction else grad, turned + tilt)

@@ -44,6 +44,6 @@ class Adam:
         beta1, beta2 = self.betas
         count = state.count + 1
         mean = state.mean.lerp(grad, 1 - beta1)
-        square = (state.square * beta2).addcmul_(grad, grad, value=1 - beta2)
-        scale = square.div(1 - beta2**count).sqrt_().add_(self.eps)
+        square = torch.addcmul(state.square * beta2, grad, grad, value=1 - beta2)
+        scale = square.div(1 - beta2**count).sqrt() + self.eps
         return y.addcdiv(mean, scale, value=-self.lr / (1 - beta1**count)), AdamState(mean, square, count)
