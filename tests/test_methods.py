@@ -32,12 +32,15 @@ def test_tangent_is_the_limit_of_fobmaml(logistic, solver, perturb, start, corre
     settings = {"perturb": perturb, "start": start, "residual_correction": correction, "branch_steps": 4}
     tangent = mp.Tangent(SOLVERS[solver], 6, **settings)(logistic.problem, logistic.params, logistic.tasks).grad["w"]
     errors = []
-    for step in (2e-3, 1e-3):
+    # Anderson's coefficients are linear in nu only while the perturbation is small against the base's residual.
+    small = solver == "anderson" and not correction
+    for step in (4e-5, 2e-5) if small else (2e-3, 1e-3):
         size = {"nu": step} if perturb == "loss" else {"eps": step}
         meta = mp.FOBMAML(SOLVERS[solver], 6, **settings, **size)
         errors.append(relative_error(meta(logistic.problem, logistic.params, logistic.tasks).grad["w"], tangent))
     assert errors[1] < 1e-3
-    assert math.log2(errors[0] / errors[1]) > 1.7
+    # The adapted step is the smallest of two branches', which has a kink at nu = 0.
+    assert math.log2(errors[0] / errors[1]) > (0.9 if solver == "adaptive" else 1.7)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
