@@ -79,8 +79,14 @@ def test_lam_zero_is_refused_where_a_proximal_solve_needs_it():
             "with a leading task dimension, got a torch.float32 tensor of shape",
         ),
         (mp.Task(DATA, "query"), "must be a tensor with a leading task dimension, got a str.*backend='loop'"),
-        (mp.Task(DATA, torch.tensor([[0.0, 1, 2], [0, float("nan"), 0]])), r"non-finite value in tasks.*\[1\]"),
-        (mp.Task(torch.tensor([[float("inf"), 1, 2], [0, 0, 0]]), DATA), r"non-finite value in tasks.*\[0\]"),
+        (
+            mp.Task(DATA, torch.tensor([[0.0, 1, 2], [0, float("nan"), 0]])),
+            r"non-finite value in tasks\.query of task 1",
+        ),
+        (
+            mp.Task(torch.tensor([[float("inf"), 1, 2], [0, 0, 0]]), DATA),
+            r"non-finite value in tasks\.support of task 0",
+        ),
         ([mp.Task(DATA, DATA), mp.Task(DATA, DATA * float("nan"))], r"non-finite value in tasks\[1\]"),
         ([mp.Task(DATA, DATA), (DATA, DATA)], r"tasks\[1\] must be a mp.Task\(support, query\), got tuple"),
     ],

@@ -25,7 +25,7 @@ class TaskBatch:
         """Check ``tasks``, a stacked Task or a sequence of single ones. Raises InputError that names the place."""
         if isinstance(tasks, Task):
             size = _leading_size(tasks)
-            _check_finite(tasks, "")
+            _check_finite(tasks)
             return cls(size, tasks, ())
         singles = tuple(tasks)
         if not singles:
@@ -33,7 +33,7 @@ class TaskBatch:
         for index, task in enumerate(singles):
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
-            _check_finite(task, f"tasks[{index}]")
+            _check_finite(task, index)
         return cls(len(singles), None, singles)
 
     def one(self, index: int) -> Task:
@@ -76,19 +76,15 @@ def _leading_size(tasks: Task) -> int:
     return size
 
 
-def _check_finite(tasks: Task, prefix: str) -> None:
+def _check_finite(tasks: Task, index: int | None = None) -> None:
     for path, leaf in _leaves(tasks):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
-            place = f"{prefix}{path}" if prefix else f"tasks{path}[{_first_bad_row(leaf)}]"
+            place = f"tasks[{index}]{path}" if index is not None else f"tasks{path} of task {_first_bad_row(leaf)}"
             raise InputError(f"non-finite value in {place}; clean the data before adapting on it")
 
 
 def _first_bad_row(leaf: Tensor) -> int:
-    return (
-        int((~torch.isfinite(leaf)).flatten(1).any(1).int().argmax())
-        if leaf.dim() > 1
-        else int((~torch.isfinite(leaf)).int().argmax())
-    )
+    return int((~torch.isfinite(leaf)).reshape(len(leaf), -1).any(1).int().argmax())
 
 
 def _check_stackable(tasks: Sequence[Task]) -> None:
