@@ -13,7 +13,7 @@ LAYERS = (
     {"errors"},
     {"checks"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
-    {"batch", "solve"},
+    {"batch", "solve", "parameters"},
     {"backends"},
     {"gradients"},
     {"proximal", "exact"},

@@ -143,7 +143,7 @@ def _evaluate_point(loss: FlatLoss, point: Tensor, data: Any) -> tuple[Tensor, T
     with torch.enable_grad():
         leaf = point.detach().requires_grad_()
         value, metrics = loss(leaf, data)
-        (gradient,) = torch.autograd.grad(value, leaf)
+        gradient = torch.autograd.grad(value, leaf)[0] if value.requires_grad else torch.zeros_like(point)
     return gradient, value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
 
 

@@ -13,8 +13,8 @@ from metaprox.backends import BackendName, Metrics, backend
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.layout import Layout
 from metaprox.noise import coupled_noise
+from metaprox.parameters import Parameters
 from metaprox.problem import Params, ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Stopping
@@ -66,24 +66,25 @@ def adapt(
     max_steps: int | None = None,
     params: Params | None = None,
 ) -> dict[str, Tensor]:
-    """Adapt to one task: ``steps`` of ``solver`` on fhat(y) + (lam/2) ||y - x||^2, from x. Returns y as a dict.
+    """Adapt to one task: ``steps`` of ``solver`` on fhat(y) + (lam/2) ||y - x||^2, from x. Returns y.
 
     ``support`` is one task's data, without a task dimension. The model is not changed: use the result with
     ``torch.func.functional_call(model, adapted, inputs)``, or load it with ``model.load_state_dict(adapted,
-    strict=False)``. x is ``params``, or else the module's trainable parameters. Costs K support gradients.
+    strict=False)``. Only the parameters that adapt are in it. x is ``params``, or else the module's trainable
+    parameters. Costs K support gradients.
 
     Raises:
         InputError: bad input. NonFiniteError: the solve diverged.
     """
     stopping = Stopping.of(steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
-    layout = Layout.of(x)
+    parameters = Parameters.of(problem, x)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
-    with torch.no_grad(), coupled_noise(layout.device) as noise:
-        gradients = Gradients(problem, layout, backend("loop", None), noise, batch, (0, 1))
-        y = proximal_solve(problem.lam, layout.flatten(x), gradients, solver, stopping).y
-    return {name: value.clone() for name, value in layout.unflatten(y[0, 0]).items()}
+    with torch.no_grad(), coupled_noise(parameters.x.device) as noise:
+        gradients = Gradients(problem, parameters, backend("loop", None), noise, batch, (0, 1))
+        y = proximal_solve(problem.lam, parameters.x, gradients, solver, stopping).y
+    return {name: value.clone() for name, value in parameters.adapted.unflatten(y[0, 0]).items()}
 
 
 def evaluate(
@@ -152,15 +153,15 @@ def _evaluate_batch(
     stopping: Stopping,
     backend_name: BackendName,
 ) -> tuple[Tensor, Metrics]:
-    layout = Layout.of(x)
+    parameters = Parameters.of(problem, x)
     checked = TaskBatch.of(tasks)
     engine = backend(backend_name, None)
     results = []
-    with coupled_noise(layout.device) as noise:
+    with coupled_noise(parameters.x.device) as noise:
         for span in engine.chunks(checked.size):
-            gradients = Gradients(problem, layout, engine, noise, checked, span)
+            gradients = Gradients(problem, parameters, engine, noise, checked, span)
             try:
-                y = proximal_solve(problem.lam, layout.flatten(x), gradients, solver, stopping).y
+                y = proximal_solve(problem.lam, parameters.x, gradients, solver, stopping).y
             except NonFiniteError as error:
                 if error.task is not None:
                     error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")

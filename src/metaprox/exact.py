@@ -11,13 +11,13 @@ from metaprox import checks
 from metaprox.batch import TaskBatch
 from metaprox.errors import MetaproxError
 from metaprox.gradients import flat_loss
-from metaprox.layout import Layout
+from metaprox.parameters import Parameters
 from metaprox.problem import Params, ProximalProblem, Task
 
 
 @dataclass(frozen=True)
 class ExactMetaGradient:
-    """grad: mean over tasks. per_task: [T, P]. solutions: y_i(x) [T, P]. value: F(x)."""
+    """grad: mean over tasks. per_task: [T, P + W], adapted ones first. solutions: y_i(x) [T, P]. value: F(x)."""
 
     grad: dict[str, Tensor]
     per_task: Tensor
@@ -37,29 +37,31 @@ def exact_meta_gradient(
         InputError: bad input. MetaproxError: Newton's method did not converge, so that there is no reference.
     """
     checks.positive("lam", problem.lam, "the inner problem is a proximal solve")
-    layout = Layout.of(params)
+    parameters = Parameters.of(problem, params)
     batch = TaskBatch.of(tasks)
-    x = layout.flatten(params)
-    inner = flat_loss(problem.inner_loss, "inner_loss", layout)
-    outer = flat_loss(problem.outer_loss, "outer_loss", layout)
+    x, w = parameters.x, parameters.w
+    inner = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
+    outer = flat_loss(problem.outer_loss, "outer_loss", parameters, differentiable=False)
     solutions, gradients, values = [], [], []
     for index in range(batch.size):
         task = batch.one(index)
 
-        def phi(y: Tensor, support: object = task.support) -> Tensor:
-            return inner(y, support)[0] + 0.5 * problem.lam * (y - x).square().sum()
+        def phi(y: Tensor, w: Tensor = w, support: object = task.support) -> Tensor:
+            return inner(torch.cat([y, w]), support)[0] + 0.5 * problem.lam * (y - x).square().sum()
 
-        def f(y: Tensor, query: object = task.query) -> Tensor:
-            return outer(y, query)[0]
+        def f(y: Tensor, w: Tensor, query: object = task.query) -> Tensor:
+            return outer(torch.cat([y, w]), query)[0]
 
         y = _newton(phi, x, tol, max_steps, index)
-        gradients.append(problem.lam * torch.linalg.solve(hessian(phi)(y), grad(f)(y)))
+        v, direct = grad(f, (0, 1))(y, w)
+        z = torch.linalg.solve(hessian(phi)(y), v)
+        mixed = grad(lambda w, y=y, z=z, phi=phi: grad(phi)(y, w) @ z)(w)
+        gradients.append(torch.cat([problem.lam * z, direct - mixed]))
         solutions.append(y)
-        values.append(f(y.requires_grad_()).detach())
+        values.append(f(y, w))
     per_task = torch.stack(gradients)
-    return ExactMetaGradient(
-        layout.unflatten(per_task.mean(0)), per_task, torch.stack(solutions).detach(), torch.stack(values).mean()
-    )
+    mean = parameters.unflatten(per_task.mean(0))
+    return ExactMetaGradient(mean, per_task, torch.stack(solutions), torch.stack(values).mean())
 
 
 def _newton(phi, x: Tensor, tol: float, max_steps: int, task: int) -> Tensor:  # type: ignore[no-untyped-def]

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metaprox.backends import Backend, Evaluation, FlatLoss, Metrics
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError
-from metaprox.layout import Layout
 from metaprox.noise import Noise
+from metaprox.parameters import Parameters
 from metaprox.problem import Loss, ProximalProblem
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
@@ -38,7 +39,7 @@ class Gradients:
     def __init__(
         self,
         problem: ProximalProblem,
-        layout: Layout,
+        parameters: Parameters,
         engine: Backend,
         noise: Noise,
         batch: TaskBatch,
@@ -49,9 +50,12 @@ class Gradients:
         self._engine = engine
         self._noise = noise
         self._data = engine.take(batch, self.start, self.stop)
-        self._inner = flat_loss(problem.inner_loss, "inner_loss", layout)
-        self._outer = flat_loss(problem.outer_loss, "outer_loss", layout)
-        self._values = flat_loss(problem.outer_loss, "outer_loss", layout, differentiable=False)
+        self._parameters = parameters
+        self._inner = self._at_y(flat_loss(problem.inner_loss, "inner_loss", parameters))
+        self._outer = self._at_y(flat_loss(problem.outer_loss, "outer_loss", parameters))
+        self._values = self._at_y(flat_loss(problem.outer_loss, "outer_loss", parameters, differentiable=False))
+        self._inner_z = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
+        self._outer_z = flat_loss(problem.outer_loss, "outer_loss", parameters)
 
     def support(self, y: Tensor, *noise_ids: int) -> Evaluation:
         """grad fhat at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
@@ -63,12 +67,34 @@ class Gradients:
         self.counts.query_gradients += y.shape[0] * y.shape[1]
         return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids))
 
+    def query_both(self, y: Tensor, *noise_ids: int) -> tuple[Evaluation, Tensor]:
+        """grad f at y with respect to y, as ``query``, and with respect to w [T, B, W], for the price of one."""
+        if not self._shared:
+            return self.query(y, *noise_ids), self._nothing(y)
+        self.counts.query_gradients += y.shape[0] * y.shape[1]
+        out = self._evaluate(self._outer_z, self._parameters.at(y), self._data.query, (1, *noise_ids))
+        size = y.shape[-1]
+        return Evaluation(out.grad[..., :size], out.value, out.metrics), out.grad[..., size:]
+
+    def support_shared(self, y: Tensor, *noise_ids: int) -> Tensor:
+        """grad fhat at y [T, B, P] with respect to w [T, B, W]. Costs nothing where W is 0."""
+        if not self._shared:
+            return self._nothing(y)
+        self.counts.support_gradients += y.shape[0] * y.shape[1]
+        size = y.shape[-1]
+
+        def at_fixed_y(z: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+            return self._inner_z(torch.cat([z[:size].detach(), z[size:]]), data)
+
+        z = self._parameters.at(y)
+        return self._evaluate(at_fixed_y, z, self._data.support, (0, *noise_ids)).grad[..., size:]
+
     def query_values(self, y: Tensor, *noise_ids: int) -> tuple[Tensor, Metrics]:
         """f and its metrics [T] at y [T, P], without a gradient (and so not counted as one)."""
         return self._engine.values(self._values, y, self._data.query, self._seed((1, *noise_ids)))
 
     def hessian_vector(self, y: Tensor, p: Tensor, *noise_ids: int) -> Tensor:
-        """Hess fhat(y) p [T, B, P] for y and p [T, 1, P], by differentiating <grad fhat, p>."""
+        """Hess fhat(y) p [T, 1, P] for y and p [T, 1, P], by differentiating <grad fhat, p>."""
         self.counts.hessian_vector_products += y.shape[0]
 
         def product(flat: Tensor, joined: Any) -> tuple[Tensor, Metrics]:
@@ -78,8 +104,23 @@ class Gradients:
         joined = self._engine.join(self._data.support, p.squeeze(1))
         return self._evaluate(product, y, joined, (0, *noise_ids)).grad
 
+    def mixed_product(self, y: Tensor, p: Tensor, *noise_ids: int) -> Tensor:
+        """d/dw <grad_y fhat, p> [T, 1, W] for y and p [T, 1, P]. Costs a Hessian-vector product, nothing if W is 0."""
+        if not self._shared:
+            return self._nothing(y)
+        self.counts.hessian_vector_products += y.shape[0]
+        size = y.shape[-1]
+
+        def product(z: Tensor, joined: Any) -> tuple[Tensor, Metrics]:
+            data, direction = joined
+            at_w = self._at_w(z[size:])
+            return self._engine.inner_gradient(at_w, z[:size], data) @ direction, {}
+
+        joined = self._engine.join(self._data.support, p.squeeze(1))
+        return self._evaluate(product, self._parameters.at(y), joined, (0, *noise_ids)).grad[..., size:]
+
     def through(self, solve: Unrolled, x: Tensor) -> Evaluation:
-        """The gradient of f_i(solve(x)) with respect to x [T, 1, P], through all that ``solve`` does.
+        """The gradient of f_i(solve(x)) with respect to z = (x, w) [T, 1, P + W], through all that ``solve`` does.
 
         ``solve(x, gradient)`` gets one task's x [P] and ``gradient(y, step) -> grad fhat`` [P], with the noise of
         a base solve; it returns y [P] and records. ``metrics`` holds {"metrics": of f, "records": [T, 1, ...]}.
@@ -88,19 +129,39 @@ class Gradients:
 
         def objective(flat: Tensor, task: Any) -> tuple[Tensor, Metrics]:
             support, query = task
+            x, w = flat[:size], flat[size:]
 
             def gradient(y: Tensor, step: int) -> Tensor:
-                self.counts.support_gradients += x.shape[0]
+                self.counts.support_gradients += tasks
                 self._noise.set(0, BASE_NOISE, step, self.start)
-                return self._engine.inner_gradient(self._inner, y, support)
+                return self._engine.inner_gradient(self._at_w(w), y, support)
 
-            y, records = solve(flat, gradient)
+            y, records = solve(x, gradient)
             self._noise.set(1, BRANCH_NOISE, 0, self.start)
-            value, metrics = self._outer(y, query)
+            value, metrics = self._outer_z(torch.cat([y, w]), query)
             return value, {"metrics": metrics, "records": records}
 
-        self.counts.query_gradients += x.shape[0]
-        return self._engine.evaluate(objective, x, self._engine.join(*self._data), lambda task: None)
+        tasks, size = x.shape[0], x.shape[-1]
+        self.counts.query_gradients += tasks
+        return self._engine.evaluate(
+            objective, self._parameters.at(x), self._engine.join(*self._data), lambda task: None
+        )
+
+    @property
+    def _shared(self) -> bool:
+        return self._parameters.shared is not None
+
+    @staticmethod
+    def _nothing(y: Tensor) -> Tensor:
+        return y.new_empty(*y.shape[:-1], 0)
+
+    def _at_y(self, loss: FlatLoss) -> FlatLoss:
+        """A loss of z as one of y, at the w there is."""
+        return lambda y, data: loss(self._parameters.at(y), data)
+
+    def _at_w(self, w: Tensor) -> FlatLoss:
+        """The inner loss as one of y, at another w."""
+        return lambda y, data: self._inner_z(torch.cat([y, w]), data)
 
     def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int]) -> Evaluation:
         return self._engine.evaluate(loss, y, data, self._seed(noise_ids))
@@ -109,21 +170,21 @@ class Gradients:
         return lambda task: self._noise.set(*noise_ids, self.start + task)
 
 
-def flat_loss(loss: Loss, role: str, layout: Layout, *, differentiable: bool = True) -> FlatLoss:
-    """``loss`` as a function of the flat vector that always returns (scalar, metrics).
+def flat_loss(loss: Loss, role: str, parameters: Parameters, *, differentiable: bool = True) -> FlatLoss:
+    """``loss`` as a function of z [P + W] that always returns (scalar, metrics).
 
-    Raises InputError unless the loss is a scalar and, where ``differentiable``, depends on the vector.
+    Raises InputError unless the loss is a scalar and, where ``differentiable``, depends on the parameters.
     """
 
-    def call(flat: Tensor, data: Any) -> tuple[Tensor, Metrics]:
-        result = loss(layout.unflatten(flat), data)
+    def call(z: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+        result = loss(parameters.unflatten(z), data)
         value, metrics = result if isinstance(result, tuple) else (result, {})
         if not isinstance(value, Tensor) or value.dim() != 0:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{role} must return a scalar tensor, got {got}; reduce it, for example with .mean()")
         if differentiable and not value.requires_grad:
             raise InputError(
-                f"{role} does not depend on the parameters {list(layout.names)}; is the loss computed from them, "
+                f"{role} does not depend on the parameters {list(parameters.names)}; is the loss computed from them, "
                 "and without detach() or no_grad()?"
             )
         return value, dict(metrics)

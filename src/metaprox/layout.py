@@ -14,18 +14,21 @@ from metaprox.errors import InputError
 class Layout:
     """Where each named parameter lies in a flat vector of P numbers.
 
-    The flat vector has the widest of the parameters' dtypes. Flattening copies; unflattening gives views
-    (a cast copy where a parameter is narrower than the vector).
+    Flattening copies; unflattening gives views (a cast copy where a parameter is narrower than the vector).
     """
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
+    dtype: torch.dtype
 
     @classmethod
-    def of(cls, params: Mapping[str, Tensor]) -> "Layout":
-        """Layout of ``params``. Raises InputError unless all are real, finite, at least float32 and on one device."""
+    def of(cls, params: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> "Layout":
+        """Layout of ``params``, as a vector of ``dtype`` (default: the widest of theirs).
+
+        Raises InputError unless all are real, finite, at least float32 and on one device.
+        """
         if not params:
             raise InputError("there are no parameters to adapt: the dictionary of parameters is empty")
         for name, value in params.items():
@@ -33,20 +36,14 @@ class Layout:
         devices = {value.device for value in params.values()}
         if len(devices) > 1:
             raise InputError(f"parameters lie on several devices {sorted(map(str, devices))}; move them to one")
-        return cls(
-            tuple(params),
-            tuple(value.shape for value in params.values()),
-            tuple(value.dtype for value in params.values()),
-            devices.pop(),
-        )
+        dtypes = tuple(value.dtype for value in params.values())
+        widest = torch.float64 if torch.float64 in dtypes else torch.float32
+        shapes = tuple(value.shape for value in params.values())
+        return cls(tuple(params), shapes, dtypes, devices.pop(), dtype or widest)
 
     @property
     def sizes(self) -> list[int]:
         return [shape.numel() for shape in self.shapes]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float64 if torch.float64 in self.dtypes else torch.float32
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """dict of parameters -> a new vector [P]."""

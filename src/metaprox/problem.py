@@ -1,5 +1,6 @@
 """What is being solved: tasks, losses and the proximal weight."""
 
+import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,6 +47,8 @@ class ProximalProblem:
         outer_loss: ``f(params, query)``: a scalar, or ``(scalar, {name: scalar})`` to report more, such as accuracy.
         lam: weight of the proximal term, in units of loss per squared parameter. 0 switches it off, which
             only estimators without a proximal solve accept.
+        adapt: which parameters adapt: a name or pattern as in a shell ("head.*"), or several. None: all. All tasks
+            share the others as they are, and these get their meta-gradient too.
         parameters: the live tensors x that ``.backward`` fills the gradients of; ``from_module`` sets it.
         transductive: whether a query example's prediction depends on the other ones; None where unknown.
 
@@ -60,6 +63,7 @@ class ProximalProblem:
     inner_loss: Loss
     outer_loss: Loss
     lam: float
+    adapt: str | Sequence[str] | None = None
     parameters: Callable[[], dict[str, Tensor]] | None = None
     transductive: Callable[[], bool] | None = None
 
@@ -73,12 +77,14 @@ class ProximalProblem:
         loss: Callable[[nn.Module, Any], LossValue],
         lam: float,
         outer_loss: Callable[[nn.Module, Any], LossValue] | None = None,
+        *,
+        adapt: str | Sequence[str] | None = None,
     ) -> "ProximalProblem":
         """The problem of adapting ``model``: ``loss(model, batch)`` on the support and the query.
 
-        ``outer_loss`` takes its place on the query. Parameters with ``requires_grad=False`` stay as they are;
-        tied weights stay tied; buffers are copied for every evaluation, so that nothing leaks into the model.
-        Train and eval mode are the model's own.
+        ``outer_loss`` takes its place on the query. Parameters with ``requires_grad=False`` stay as they are; those
+        that ``adapt`` leaves out stay as they are within a task; tied weights stay tied; buffers are copied for every
+        evaluation, so that nothing leaks into the model. Train and eval mode are the model's own.
         """
 
         def parameters() -> dict[str, Tensor]:
@@ -91,9 +97,20 @@ class ProximalProblem:
             _functional(model, loss),
             _functional(model, outer_loss or loss),
             lam,
+            adapt,
             parameters,
             lambda: _uses_batch_statistics(model),
         )
+
+    def adapted_names(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of ``names`` that adapt. Raises InputError where a pattern fits none of them."""
+        if self.adapt is None:
+            return tuple(names)
+        patterns = (self.adapt,) if isinstance(self.adapt, str) else tuple(self.adapt)
+        for pattern in patterns or ("",):
+            if not fnmatch.filter(names, pattern):
+                raise InputError(f"adapt={pattern!r} fits no parameter; there are: {', '.join(names)}")
+        return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
     def live_parameters(self) -> dict[str, Tensor]:
         """The tensors x that the problem was built on. Raises InputError where it was built from plain losses."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import Backend, BackendName, Metrics, backend
+from metaprox.backends import Backend, BackendName, Evaluation, Metrics, backend
 from metaprox.batch import TaskBatch
 from metaprox.errors import NonFiniteError
 from metaprox.gradients import Counts, Gradients
-from metaprox.layout import Layout
 from metaprox.noise import coupled_noise
+from metaprox.parameters import Parameters
 from metaprox.problem import Params, ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Solution, Stopping
@@ -80,9 +80,9 @@ class Info:
 class MetaGradient:
     """A meta-gradient and what was computed on the way.
 
-    grad: mean over tasks of grad F_i(x), shaped like the parameters.
+    grad: mean over tasks of grad F_i(x), shaped like the parameters, adapted and shared ones alike.
     query_loss: f_i(y_i) at the adapted parameters [T]. metrics: whatever else the outer loss returned [T].
-    adapted: the adapted parameters y_i, with a leading dimension T. None if not asked for.
+    adapted: y_i with a leading dimension T, of the parameters that adapt. None if not asked for.
     """
 
     grad: dict[str, Tensor]
@@ -94,7 +94,7 @@ class MetaGradient:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """An estimate for some of the tasks: gradient [T, P], adapted parameters [T, P], and the rest per task."""
+    """An estimate for some of the tasks: gradient [T, P + W], adapted parameters [T, P], and the rest per task."""
 
     grad: Tensor
     adapted: Tensor
@@ -104,17 +104,16 @@ class ChunkResult:
 
     @classmethod
     def of(
-        cls, base: Solution, grad: Tensor, query_loss: Tensor, metrics: Metrics, info: Info, first_task: int
+        cls, base: Solution, grad: Tensor, shared_grad: Tensor, query: Evaluation, info: Info, first_task: int
     ) -> "ChunkResult":
-        """From tensors [T, 1, ...]. Raises NonFiniteError, naming the task, where an estimate is not finite."""
-        require_finite(grad, query_loss[..., None], first_task)
-        return cls(
-            grad.squeeze(1),
-            base.y.squeeze(1),
-            query_loss.squeeze(1),
-            {name: metric.squeeze(1) for name, metric in metrics.items()},
-            info,
-        )
+        """From tensors [T, 1, ...]: the gradients with respect to x and w, and the query loss at the solution.
+
+        Raises NonFiniteError, naming the task, where an estimate is not finite.
+        """
+        whole = torch.cat([grad, shared_grad], dim=-1)
+        require_finite(whole, query.value[..., None], first_task)
+        metrics = {name: metric.squeeze(1) for name, metric in query.metrics.items()}
+        return cls(whole.squeeze(1), base.y.squeeze(1), query.value.squeeze(1), metrics, info)
 
 
 def ratio(vector: Tensor, reference: Tensor) -> Tensor:
@@ -177,7 +176,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        """The per-task meta-gradients at x [P] for the tasks of ``gradients``."""
+        """The per-task meta-gradients at x [P], and w, for the tasks of ``gradients``."""
 
     def __call__(self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task]) -> MetaGradient:
         """The meta-gradient at ``params``. Pure: nothing is written on, global generators advance by one draw.
@@ -212,26 +211,25 @@ class Estimator(ABC):
         self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
     ) -> MetaGradient:
         self.check(problem)
-        layout = Layout.of(params)
+        parameters = Parameters.of(problem, params)
         batch = TaskBatch.of(tasks)
         engine = self._backend()
-        x = layout.flatten(params)
-        total = torch.zeros_like(x)
+        total = torch.zeros_like(parameters.at(parameters.x))
         chunks: list[ChunkResult] = []
         adapted: list[Tensor] = []
-        with coupled_noise(layout.device) as noise:
+        with coupled_noise(total.device) as noise:
             for span in engine.chunks(batch.size):
-                gradients = Gradients(problem, layout, engine, noise, batch, span)
-                chunk = self._estimate(problem, x, gradients)
+                gradients = Gradients(problem, parameters, engine, noise, batch, span)
+                chunk = self._estimate(problem, parameters.x, gradients)
                 total += chunk.grad.sum(0)
                 if keep_adapted:
                     adapted.append(chunk.adapted)
                 chunks.append(_without_vectors(chunk))
         return MetaGradient(
-            grad=layout.unflatten(total / batch.size),
+            grad=parameters.unflatten(total / batch.size),
             query_loss=torch.cat([c.query_loss for c in chunks]),
             metrics={name: torch.cat([c.metrics[name] for c in chunks]) for name in chunks[0].metrics},
-            adapted=layout.unflatten(torch.cat(adapted)) if keep_adapted else None,
+            adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
             info=_join([c.info for c in chunks]),
         )
 

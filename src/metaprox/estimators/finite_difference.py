@@ -50,7 +50,9 @@ class FOBMAML(Estimator):
         chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
 
     Cost per task, with B branches (forward with residual correction: 1) and J branch steps, from y_0:
-    K + 1 + B (J - 1) support gradients, and 1 query gradient ("center") or 1 + B (J - 1) ("loss").
+    K + 1 + B (J - 1) support gradients, and 1 query gradient ("center") or 1 + B (J - 1) ("loss"). Parameters w that
+    do not adapt take a further support gradient for each node: grad_w F = grad_w f(y_0) + (1/nu) sum_j a_j
+    grad_w fhat(y_(n_j nu)), by the envelope theorem.
 
     Raises:
         InputError: an argument is out of range, or lam is 0.
@@ -99,7 +101,7 @@ class FOBMAML(Estimator):
         base = self._solve_base(problem, x, gradients)
         y0 = base.y
         residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=problem.lam)
-        query = gradients.query(y0, BRANCH_NOISE, 0)
+        query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
         v = query.grad
         norm_v = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
         require_finite(residual, v, gradients.start)
@@ -120,7 +122,8 @@ class FOBMAML(Estimator):
             branch_step_sizes=branches.step_sizes,
             counts=gradients.counts,
         )
-        return ChunkResult.of(base, grad, query.value, query.metrics, info, gradients.start)
+        shared = shared + self._shared_difference(gradients, y0, branches.y, weights) / nu
+        return ChunkResult.of(base, grad, shared, query, info, gradients.start)
 
     def _solve_branches(
         self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, residual: Tensor, v: Tensor, nu: Tensor
@@ -168,6 +171,13 @@ class FOBMAML(Estimator):
             return torch.full_like(norm_v, self.nu or default)
         eps = self.eps or default
         return torch.where(norm_v > 0, lam * eps / norm_v, 1.0)
+
+    def _shared_difference(self, gradients: Gradients, y0: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+        """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point."""
+        total = (weights * gradients.support_shared(y, BRANCH_NOISE, 0)).sum(1, keepdim=True)
+        if self.residual_correction and self.scheme == "forward":  # the branch at node 0 is y_0, with weight -1
+            total = total - gradients.support_shared(y0, BRANCH_NOISE, 0)
+        return total
 
     @staticmethod
     def _linear_residual(branches: Solution, residual: Tensor, weights: Tensor, nu: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaprox.backends import Evaluation
+from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.problem import ProximalProblem
@@ -31,15 +33,9 @@ class FOMAML(Estimator):
 
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
         base = self._solve_base(problem, x, gradients)
-        query = gradients.query(base.y, BRANCH_NOISE, 0)
-        return ChunkResult.of(
-            base,
-            query.grad,
-            query.value,
-            query.metrics,
-            Info.of_base(base, gradients.counts, gradient_ratio=ratio(query.grad, query.grad)),
-            gradients.start,
-        )
+        query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
+        info = Info.of_base(base, gradients.counts, gradient_ratio=ratio(query.grad, query.grad))
+        return ChunkResult.of(base, query.grad, shared, query, info, gradients.start)
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,9 @@ class Reptile(Estimator):
 
     Arguments as for every estimator. Cost per task: K support gradients and a forward pass on the query.
 
+    Raises:
+        InputError: the problem has parameters that do not adapt (``adapt=...``).
+
     Source: Nichol, Achiam & Schulman, arXiv 1803.02999.
     """
 
@@ -58,12 +57,16 @@ class Reptile(Estimator):
         self._check_base()
 
     def check(self, problem: ProximalProblem) -> None:
-        return None
+        if problem.adapt is not None:
+            raise InputError(
+                f"Reptile moves only what adapts: adapt={problem.adapt!r} would leave the other parameters without a "
+                "meta-gradient. Freeze them, or use another method"
+            )
 
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
         base = self._solve_base(problem, x, gradients)
         with torch.no_grad():
             loss, metrics = gradients.query_values(base.y.squeeze(1), BRANCH_NOISE, 0)
-        columns = {name: metric.unsqueeze(1) for name, metric in metrics.items()}
-        info = Info.of_base(base, gradients.counts)
-        return ChunkResult.of(base, x - base.y, loss.unsqueeze(1), columns, info, gradients.start)
+        moved = x - base.y
+        query = Evaluation(moved, loss.unsqueeze(1), {name: metric.unsqueeze(1) for name, metric in metrics.items()})
+        return ChunkResult.of(base, moved, moved[..., :0], query, Info.of_base(base, gradients.counts), gradients.start)

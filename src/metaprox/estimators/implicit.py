@@ -48,7 +48,7 @@ class IMAML(Estimator):
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
         base = self._solve_base(problem, x, gradients)
         residual = gradients.support(base.y, BRANCH_NOISE, 0).grad.add(base.y - x, alpha=problem.lam)
-        query = gradients.query(base.y, BRANCH_NOISE, 0)
+        query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
         shift = problem.lam + self.damping
         right = problem.lam * query.grad
         g, left = conjugate_gradients(
@@ -64,7 +64,8 @@ class IMAML(Estimator):
             gradient_ratio=ratio(g, query.grad),
             error_estimate=ratio(left.add(g, alpha=self.damping), right),
         )
-        return ChunkResult.of(base, g, query.value, query.metrics, info, gradients.start)
+        shared = shared - gradients.mixed_product(base.y, g / problem.lam, BRANCH_NOISE, 0)
+        return ChunkResult.of(base, g, shared, query, info, gradients.start)
 
 
 def conjugate_gradients(

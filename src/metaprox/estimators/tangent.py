@@ -56,14 +56,15 @@ class Tangent(Estimator):
         base = self._solve_base(problem, x, gradients)
         y0, lam = base.y, problem.lam
         residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=lam)
-        query = gradients.query(y0, BRANCH_NOISE, 0)
+        query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
         require_finite(residual, query.grad, gradients.start)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
         if self.residual_correction:
             branch = self._solve_linear(lam, gradients, y0, query.grad, start)
-            tangent = branch.y
+            end, tangent = y0, branch.y
         else:
             branch, tangent = self._solve_dual(lam, x, gradients, y0, query.grad, start)
+            end = branch.y
         g = -lam * tangent
         info = Info(
             base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
@@ -76,7 +77,8 @@ class Tangent(Estimator):
             branch_step_sizes=branch.step_sizes,
             counts=gradients.counts,
         )
-        return ChunkResult.of(base, g, query.value, query.metrics, info, gradients.start)
+        shared = shared + gradients.mixed_product(end, tangent, BRANCH_NOISE, 0)
+        return ChunkResult.of(base, g, shared, query, info, gradients.start)
 
     def _solve_linear(self, lam: float, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         return solve(

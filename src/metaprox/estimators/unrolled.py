@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaprox.backends import Evaluation
 from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Estimator, Info
 from metaprox.gradients import Gradients
@@ -48,7 +49,9 @@ class MAML(Estimator):
         taken = torch.full((tasks,), self.steps, device=x.device)
         base = Solution(records["y"], None, taken, records["moves"].squeeze(1) / records["norms"].squeeze(1))
         info = Info.of_base(base, gradients.counts)
-        return ChunkResult.of(base, out.grad, out.value, out.metrics["metrics"], info, gradients.start)
+        query = Evaluation(out.grad, out.value, out.metrics["metrics"])
+        size = x.shape[0]
+        return ChunkResult.of(base, out.grad[..., :size], out.grad[..., size:], query, info, gradients.start)
 
     def _unrolled(self, lam: float) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         def solve(x: Tensor, gradient: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
