@@ -99,7 +99,7 @@ def test_errors_are_one_message_and_a_status(tmp_path, capsys, arguments, status
 
 
 def test_every_option_has_help(capsys):
-    for command in ("train", "resume", "evaluate"):
+    for command in ("train", "resume", "evaluate", "compare"):
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0

@@ -1,5 +1,7 @@
 """Nothing of the user's is written on: parameters, gradients, data, modules, generators; also when a loss raises."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -109,3 +111,25 @@ def test_no_graph_is_kept():
         )
         tensors = [*out.grad.values(), *out.adapted.values(), out.query_loss, out.info.base_residual]
         assert not any(t.requires_grad for t in tensors)
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+@pytest.mark.parametrize("method", [mp.FOBMAML, mp.MAML, mp.IMAML])
+def test_no_tensor_waits_for_the_garbage_collector(method, backend):
+    """What a call made is freed when it ends: nothing of it lies in a reference cycle."""
+    model, tasks = mlp([1, 8, 1]), Sinusoid().batch(range(3))
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5)
+    meta = method(mp.GradientDescent(0.01), steps=3, backend=backend)
+    meta.backward(problem, tasks)
+
+    def tensors():
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        meta.backward(problem, tasks)
+        assert tensors() == before
+    finally:
+        gc.enable()

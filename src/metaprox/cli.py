@@ -1,17 +1,19 @@
-"""The command line: ``metaprox train``, ``metaprox resume``, ``metaprox evaluate``."""
+"""The command line: ``metaprox train``, ``resume``, ``evaluate``, ``compare``."""
 
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from metaprox.errors import InputError, MetaproxError, needs_extra
 
 with needs_extra("the command line"):
     import tyro
+    from rich import box
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
@@ -83,7 +85,59 @@ class Evaluate:
         console.print(table)
 
 
-COMMANDS: dict[str, Callable[..., Train | Resume | Evaluate]] = {"train": Train, "resume": Resume, "evaluate": Evaluate}
+@dataclass(frozen=True)
+class Compare:
+    """Meta-train several methods on the same tasks from the same initial points: table, paired differences, figure.
+
+    Settings are shared by all methods. A comparison that was stopped goes on where it was when given again.
+    """
+
+    out: Path
+    """Folder of the comparison. Runs with the same settings that it holds already are kept or continued."""
+    config: tyro.conf.OmitArgPrefixes[training.TrainConfig] = field(
+        default_factory=lambda: training.TrainConfig(eval_split="test")
+    )
+    methods: tuple[str, ...] = ("fobmaml", "maml", "imaml", "fomaml", "reptile")
+    """Methods by name; differences are to the first. Also: fobmaml-center, fobmaml-forward, fobmaml-forward-center,
+    tangent, and the names in --variants."""
+    variants: Path | None = None
+    """JSON file with settings of single methods: {"name": {"method": "maml", "lam": 0.1}, ...}. A name that --methods
+    knows takes its settings from here; each is merged into the shared settings."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of weights and tasks. Every method runs with each."""
+    budget: training.Budget = "steps"
+    """What is equal for all. steps: inner and outer steps; gradients: gradient evaluations (those of the first method),
+    a Hessian-vector product counted as two."""
+    jobs: int = 1
+    """Runs at once, each in a process of its own."""
+
+    def run(self, console: Console) -> None:
+        """Run what is missing, and write the report."""
+        plan = training.Plan.of(self.config, self._variants(), self.seeds, self.budget)
+        results = training.compare(plan, self.out, self.jobs, lambda line: print(line, flush=True))
+        report = training.write_comparison(results, self.out)
+        title = f"{self.config.tasks}, seeds {', '.join(map(str, self.seeds))}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE)
+        for column in training.COLUMNS.values():
+            table.add_column(column)
+        for row in training.comparison_table(results):
+            table.add_row(*(row[key] for key in training.COLUMNS))
+        console.print(table)
+        console.print(training.legend(results), highlight=False)
+        console.print(f"report: {report}", soft_wrap=True, highlight=False)
+
+    def _variants(self) -> dict[str, dict[str, Any]]:
+        own = training.read_variants(self.variants) if self.variants else {}
+        return {label: own[label] if label in own else training.preset(label) for label in self.methods}
+
+
+Command = Train | Resume | Evaluate | Compare
+COMMANDS: dict[str, Callable[..., Command]] = {
+    "train": Train,
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "compare": Compare,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2 if isinstance(error, InputError) else 1)
 
 
-def parse(arguments: Sequence[str] | None) -> Train | Resume | Evaluate:
+def parse(arguments: Sequence[str] | None) -> Command:
     """The command that the arguments (of this process, if None) ask for."""
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS,

@@ -51,9 +51,9 @@ class Gradients:
         self._noise = noise
         self._data = engine.take(batch, self.start, self.stop)
         self._parameters = parameters
-        self._inner = self._at_y(flat_loss(problem.inner_loss, "inner_loss", parameters))
-        self._outer = self._at_y(flat_loss(problem.outer_loss, "outer_loss", parameters))
-        self._values = self._at_y(flat_loss(problem.outer_loss, "outer_loss", parameters, differentiable=False))
+        self._inner = _at_y(flat_loss(problem.inner_loss, "inner_loss", parameters), parameters)
+        self._outer = _at_y(flat_loss(problem.outer_loss, "outer_loss", parameters), parameters)
+        self._values = _at_y(flat_loss(problem.outer_loss, "outer_loss", parameters, differentiable=False), parameters)
         self._inner_z = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
         self._outer_z = flat_loss(problem.outer_loss, "outer_loss", parameters)
 
@@ -155,10 +155,6 @@ class Gradients:
     def _nothing(y: Tensor) -> Tensor:
         return y.new_empty(*y.shape[:-1], 0)
 
-    def _at_y(self, loss: FlatLoss) -> FlatLoss:
-        """A loss of z as one of y, at the w there is."""
-        return lambda y, data: loss(self._parameters.at(y), data)
-
     def _at_w(self, w: Tensor) -> FlatLoss:
         """The inner loss as one of y, at another w."""
         return lambda y, data: self._inner_z(torch.cat([y, w]), data)
@@ -168,6 +164,11 @@ class Gradients:
 
     def _seed(self, noise_ids: Sequence[int]) -> Callable[[int], None]:
         return lambda task: self._noise.set(*noise_ids, self.start + task)
+
+
+def _at_y(loss: FlatLoss, parameters: Parameters) -> FlatLoss:
+    """A loss of z as one of y, at the w there is."""
+    return lambda y, data: loss(parameters.at(y), data)
 
 
 def flat_loss(loss: Loss, role: str, parameters: Parameters, *, differentiable: bool = True) -> FlatLoss:

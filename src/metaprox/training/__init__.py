@@ -1,9 +1,31 @@
 """Meta-training runs: configuration, loop, checkpoints, figures, report. Needs the extra ``metaprox[experiments]``."""
 
+from metaprox.training.comparison import Budget, Plan, compare
+from metaprox.training.comparison_report import COLUMNS, comparison_table, legend, write_comparison
 from metaprox.training.config import TrainConfig
 from metaprox.training.folder import RunFolder
 from metaprox.training.loop import Progress, load_weights, resume, train
+from metaprox.training.methods import preset, read_variants
 from metaprox.training.report import write_report
 from metaprox.training.setup import Setup, build
 
-__all__ = ["Progress", "RunFolder", "Setup", "TrainConfig", "build", "load_weights", "resume", "train", "write_report"]
+__all__ = [
+    "COLUMNS",
+    "Budget",
+    "Plan",
+    "Progress",
+    "RunFolder",
+    "Setup",
+    "TrainConfig",
+    "build",
+    "compare",
+    "comparison_table",
+    "legend",
+    "load_weights",
+    "preset",
+    "read_variants",
+    "resume",
+    "train",
+    "write_comparison",
+    "write_report",
+]

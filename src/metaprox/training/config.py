@@ -1,13 +1,26 @@
 """Every setting of a meta-training run, with a sentence of help each."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from metaprox import checks
 from metaprox.errors import InputError
+from metaprox.tasks import Split
 
 SolverName = Literal["gd", "nesterov", "adam", "anderson", "adaptive"]
+MethodName = Literal["fobmaml", "tangent", "imaml", "maml", "fomaml", "reptile"]
+
+# The settings that only some methods have.
+METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
+    "fobmaml": ("scheme", "perturb", "nu", "eps", "branch_solver", "branch_lr", "branch_steps", "residual_correction"),
+    "tangent": ("perturb", "branch_solver", "branch_lr", "branch_steps", "residual_correction"),
+    "imaml": ("cg_steps", "damping"),
+    "maml": (),
+    "fomaml": (),
+    "reptile": (),
+}
 
 # What depends on the family of tasks. Each is a setting of its own; these are the values it takes if not given.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -33,6 +46,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, the tasks and any noise. Equal seeds give equal runs."""
 
+    method: MethodName = "fobmaml"
+    """Estimator of the meta-gradient. All take the same tasks, inner solves and outer steps."""
     lam: float = 0.5
     """Weight of the proximal term that holds the adapted parameters near the meta-parameters."""
     solver: SolverName = "gd"
@@ -57,6 +72,10 @@ class TrainConfig:
     """Finite-difference step of --perturb center, a distance. Default: by precision and order."""
     residual_correction: bool = False
     """Make the base solution exactly stationary for the branches."""
+    cg_steps: int = 5
+    """Steps of conjugate gradients (imaml only)."""
+    damping: float = 0.0
+    """Added to lam in the linear system (imaml only). A bias, for ill-conditioned problems."""
 
     optimizer: Literal["normalized", "clipped", "adam"] = "normalized"
     """Outer optimizer: normalized SGD with momentum, clipped SGD, or Adam. Its step decays linearly to 0."""
@@ -72,9 +91,11 @@ class TrainConfig:
     """Tasks per meta-step. Default: mnist1d 16, sinusoid 25."""
 
     eval_every: int = 100
-    """Meta-steps between evaluations on the validation split."""
+    """Meta-steps between evaluations during training."""
     eval_tasks: int = 200
-    """Validation tasks of each evaluation during training."""
+    """Tasks of each evaluation during training."""
+    eval_split: Split = "validation"
+    """Split of the evaluations during training. Nothing is chosen by them."""
     test_tasks: int = 600
     """Test tasks of the evaluations before and after training."""
     checkpoint_every: int = 100
@@ -99,6 +120,11 @@ class TrainConfig:
         for width in self.hidden or ():
             checks.count("hidden", width)
         checks.count("seed", self.seed, least=0)
+        checks.choice("method", self.method, METHOD_OPTIONS)
+        for name in foreign_options(self.method):
+            if getattr(self, name) != DEFAULTS[name]:
+                owners = " and ".join(owner for owner, own in METHOD_OPTIONS.items() if name in own)
+                raise InputError(f"{name}={getattr(self, name)!r} is a setting of {owners}, but method={self.method!r}")
 
     def resolved(self) -> "TrainConfig":
         """The same run with every family default written out."""
@@ -107,9 +133,18 @@ class TrainConfig:
             "shots": {"mnist1d": 5, "sinusoid": 10}[self.tasks],
             "lr": optimizer_lr,
         }
-        if self.perturb == "center":
+        if self.perturb == "center" or self.method != "fobmaml":
             del defaults["nu"]
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+    def variant(self, changes: Mapping[str, Any]) -> "TrainConfig":
+        """The same run with ``changes``; settings that the method or perturbation then does not have are dropped."""
+        unknown = sorted(changes.keys() - DEFAULTS.keys())
+        if unknown:
+            raise InputError(f"unknown settings {unknown}; known: {', '.join(DEFAULTS)}")
+        method, perturb = changes.get("method", self.method), changes.get("perturb", self.perturb)
+        dropped = {*foreign_options(method), "nu" if perturb == "center" else "eps"}
+        return replace(self, **({name: DEFAULTS[name] for name in dropped} | _tuples(changes)))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -125,6 +160,19 @@ class TrainConfig:
         if not isinstance(values, dict) or not values.keys() <= known:
             unknown = sorted(values.keys() - known) if isinstance(values, dict) else type(values).__name__
             raise InputError(f"not the configuration of a run of this version of metaprox: unknown {unknown}")
-        if values.get("hidden") is not None:
-            values["hidden"] = tuple(values["hidden"])
-        return cls(**values)
+        return cls(**_tuples(values))
+
+
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainConfig)}
+
+
+def foreign_options(method: str) -> tuple[str, ...]:
+    """The settings of other methods that this one does not have. Raises InputError for an unknown method."""
+    checks.choice("method", method, METHOD_OPTIONS)
+    every = dict.fromkeys(name for own in METHOD_OPTIONS.values() for name in own)
+    return tuple(name for name in every if name not in METHOD_OPTIONS[method])
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where settings have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

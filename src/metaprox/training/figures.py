@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from torch import Tensor
 from torch.func import functional_call
 
 from metaprox.evaluation import adapt
+from metaprox.training import style
 from metaprox.training.folder import RunFolder
 from metaprox.training.setup import Setup
 
@@ -23,7 +22,7 @@ def draw(folder: RunFolder, setup: Setup, initial: dict[str, Tensor]) -> dict[st
     """Write every figure of the run as PNG; returns caption -> file. ``initial``: weights before meta-training."""
     records = folder.read_metrics()
     folder.figures.mkdir(exist_ok=True)
-    figures = {
+    figures: dict[str, tuple[str, Figure | None]] = {
         "Learning curve": ("learning_curve.png", _learning_curve(records)),
         "Health of the inner solves": ("inner_solves.png", _inner_solves(records)),
     }
@@ -31,16 +30,17 @@ def draw(folder: RunFolder, setup: Setup, initial: dict[str, Tensor]) -> dict[st
         figures["Adaptation to an unseen wave"] = ("adaptation.png", _adaptation(setup, initial))
     paths = {}
     for caption, (name, figure) in figures.items():
-        paths[caption] = folder.figures / name
-        figure.savefig(paths[caption], dpi=120)
+        if figure is not None:
+            paths[caption] = folder.figures / name
+            figure.savefig(paths[caption], dpi=120)
     return paths
 
 
 def _learning_curve(records: list[dict[str, Any]]) -> Figure:
     steps = [r for r in records if r["kind"] == "step"]
-    validation = [r for r in records if r["kind"] == "evaluation" and r["split"] == "validation"]
+    held_out = [r for r in records if r["kind"] == "evaluation"][1:-1]  # the first and the last are the final table's
     name, label = ("accuracy", "accuracy") if "accuracy" in steps[0] else ("loss", "mean squared error")
-    figure, axes = _canvas(f"Query {label} after adaptation, while meta-training")
+    figure, axes = style.canvas(f"Query {label} after adaptation, while meta-training")
     axes.plot(
         [r["step"] for r in steps],
         _smooth([r[name] for r in steps]),
@@ -48,32 +48,37 @@ def _learning_curve(records: list[dict[str, Any]]) -> Figure:
         label="training tasks (mean of 25 steps)",
     )
     axes.errorbar(
-        [r["step"] for r in validation],
-        [r[name]["mean"] for r in validation],
-        [_half_width(r[name]) for r in validation],
+        [r["step"] for r in held_out],
+        [r[name]["mean"] for r in held_out],
+        [_half_width(r[name]) for r in held_out],
         color=VALIDATION,
         marker="o",
         markersize=3,
         capsize=2,
-        label=f"validation tasks (n = {validation[0][name]['n']}, 95 % interval)",
+        label=f"{held_out[0]['split']} tasks (n = {held_out[0][name]['n']}, 95 % interval)",
     )
     axes.set_xlabel("meta-steps")
     axes.set_ylabel(label)
     if name == "loss":
-        _log_scale(axes)
+        style.log_scale(axes)
     axes.legend(frameon=False)
     return figure
 
 
-def _inner_solves(records: list[dict[str, Any]]) -> Figure:
+PANELS = {
+    "base_residual": ("residual ||∇(f̂ + prox)(y₀)||", "Base residual"),
+    "gradient_ratio": ("||gᵢ|| / ||vᵢ||", "Meta-gradient against query gradient"),
+}
+
+
+def _inner_solves(records: list[dict[str, Any]]) -> Figure | None:
+    """Residual and ratio of each meta-step, where the method knows them."""
     steps = [r for r in records if r["kind"] == "step"]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rows = (
-        (left, "base_residual", "residual ||∇(f̂ + prox)(y₀)||", "Base residual"),
-        (right, "gradient_ratio", "||gᵢ|| / ||vᵢ||", "Meta-gradient against query gradient"),
-    )
-    for axes, name, label, title in rows:
+    known = [name for name in PANELS if f"{name}_median" in steps[0]]
+    if not known:
+        return None
+    figure = Figure(figsize=(4.5 * len(known), 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(known), squeeze=False)[0], known, strict=True):
         for suffix, color in (("worst", TRAIN), ("median", VALIDATION)):
             axes.plot(
                 [r["step"] for r in steps],
@@ -81,13 +86,13 @@ def _inner_solves(records: list[dict[str, Any]]) -> Figure:
                 color=color,
                 label=f"{suffix} task",
             )
-        _log_scale(axes)
+        if name == "gradient_ratio":
+            axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":", label="limit for convex inner losses")
+        style.log_scale(axes)
         axes.set_xlabel("meta-steps")
-        axes.set_ylabel(label)
-        _tidy(axes, title)
-    right.axhline(1.0, color="black", linewidth=0.8, linestyle=":", label="limit for convex inner losses")
-    left.legend(frameon=False)
-    right.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.95))
+        axes.set_ylabel(PANELS[name][0])
+        axes.legend(frameon=False)
+        style.tidy(axes, PANELS[name][1])
     return figure
 
 
@@ -118,30 +123,10 @@ def _adaptation(setup: Setup, initial: dict[str, Tensor]) -> Figure:
         )
         axes.plot(inputs.cpu(), targets.cpu(), "x", color="black", label="support")
         axes.set_xlabel("input")
-        _tidy(axes, title)
+        style.tidy(axes, title)
     figure.axes[0].set_ylabel("output")
     figure.axes[1].legend(frameon=False, fontsize="small")
     return figure
-
-
-def _canvas(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    _tidy(axes, title)
-    return figure, axes
-
-
-def _tidy(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize="medium")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _log_scale(axes: Axes) -> None:
-    """Logarithmic, with plain numbers also where the range is less than a decade."""
-    axes.set_yscale("log")
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
 
 
 def _smooth(values: Sequence[float], window: int = 25) -> list[float]:

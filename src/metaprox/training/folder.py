@@ -58,6 +58,10 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def test_values(self) -> Path:
+        return self.path / "test_tasks.json"
+
+    @property
     def figures(self) -> Path:
         return self.path / "figures"
 
@@ -79,6 +83,17 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    def write_test_values(self, values: Mapping[str, list[float]]) -> None:
+        """The result on every test task, in the order of their ids: name -> a number for each task."""
+        self.write_text(self.test_values.name, json.dumps(values) + "\n")
+
+    def read_test_values(self) -> dict[str, list[float]]:
+        """What ``write_test_values`` wrote. Raises RunFolderError where the run has not finished."""
+        if not self.test_values.is_file():
+            raise RunFolderError(f"{self.test_values} is missing: the run in {self.path} has not finished")
+        values: dict[str, list[float]] = json.loads(self.test_values.read_text(encoding="utf-8"))
+        return values
 
     def metrics_size(self) -> int:
         return self.metrics.stat().st_size if self.metrics.exists() else 0

@@ -33,9 +33,9 @@ class Progress:
 def train(config: TrainConfig, out: Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
     """Run ``config`` in the new folder ``out``.
 
-    Writes config.json (every default resolved), metrics.jsonl (a line for each meta-step and each evaluation),
-    checkpoint.safetensors and, at the end, weights.safetensors. Torch's global generators and thread count are
-    put back afterwards.
+    Writes config.json (every default resolved), metrics.jsonl (a line for each meta-step and each evaluation; seconds
+    count the meta-steps alone), checkpoint.safetensors and, at the end, test_tasks.json (the result on each test task)
+    and weights.safetensors. Torch's global generators and thread count are put back afterwards.
 
     Raises:
         InputError: a setting is wrong, before the folder is made. RunFolderError: the folder is not empty.
@@ -77,20 +77,21 @@ def _run(setup: Setup, folder: RunFolder, start: int, seconds: float, watch: Cal
     assert config.meta_steps is not None  # resolved
     if start == 0:
         folder.append_metrics(_evaluation_record(0, "test", setup.evaluate("test", config.test_tasks)))
-    began = time.perf_counter() - seconds
     for step in range(start, config.meta_steps):
+        began = time.perf_counter()
         out = _meta_step(setup, step)
+        seconds += time.perf_counter() - began
         done = step + 1
-        elapsed = time.perf_counter() - began
-        folder.append_metrics(_step_record(done, out, float(setup.scheduler.get_last_lr()[0]), elapsed))
+        folder.append_metrics(_step_record(done, out, float(setup.scheduler.get_last_lr()[0]), seconds))
         if done % config.eval_every == 0 or done == config.meta_steps:
-            folder.append_metrics(
-                _evaluation_record(done, "validation", setup.evaluate("validation", config.eval_tasks))
-            )
+            result = setup.evaluate(config.eval_split, config.eval_tasks)
+            folder.append_metrics(_evaluation_record(done, config.eval_split, result))
         if done % config.checkpoint_every == 0:
-            checkpoint.save(folder, setup, done, elapsed)
+            checkpoint.save(folder, setup, done, seconds)
         watch(Progress(done, config.meta_steps, float(out.query_loss.mean()), _means(out)))
-    folder.append_metrics(_evaluation_record(config.meta_steps, "test", setup.evaluate("test", config.test_tasks)))
+    final = setup.evaluate("test", config.test_tasks)
+    folder.append_metrics(_evaluation_record(config.meta_steps, "test", final))
+    folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
     weights.save(folder.weights, WEIGHTS, setup.model.state_dict(), {"config": asdict(config)})
 
 

@@ -1,15 +1,17 @@
 """One self-contained HTML page about a run."""
 
 import base64
-from importlib import resources
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from metaprox.gradients import Counts
 from metaprox.training.figures import draw
 from metaprox.training.folder import RunFolder
 from metaprox.training.loop import load_weights
+from metaprox.training.methods import NAMES
 from metaprox.training.setup import build
 
 
@@ -22,25 +24,24 @@ def write_report(folder: RunFolder) -> Path:
     figures = draw(folder, setup, initial)
     records = folder.read_metrics()
     steps = [r for r in records if r["kind"] == "step"]
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(resources.files("metaprox.training").joinpath("report.html.jinja").read_text(encoding="utf-8"))
-    page = template.render(
+    page = render(
+        "run.html.jinja",
         config=config,
-        settings={name: _shown(value) for name, value in vars(config).items()},
+        settings={name: shown(value) for name, value in vars(config).items()},
         table=final_table(records),
         transductive=next(r for r in records if r["kind"] == "evaluation")["transductive"],
-        figures={caption: _data_url(path) for caption, path in figures.items()},
+        figures={caption: data_url(path) for caption, path in figures.items()},
         minutes=f"{steps[-1]['seconds'] / 60:.1f}",
-        support_gradients=steps[-1]["support_gradients"] // config.meta_batch,
-        query_gradients=steps[-1]["query_gradients"] // config.meta_batch,
+        method=NAMES[config.method],
+        cost=_cost(steps[-1], config.meta_batch or 1),
     )
     return folder.write_text("report.html", page)
 
 
 def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval."""
-    before, after = (r for r in records if r["kind"] == "evaluation" and r["split"] == "test")
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    before, after = evaluations[0], evaluations[-1]
     names = [name for name, value in before.items() if isinstance(value, dict)]
     return [
         {
@@ -60,11 +61,30 @@ def show(name: str, statistic: dict[str, float]) -> str:
     return f"{statistic['mean']:.3f} ± {statistic['ci95']:.3f}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A setting as text."""
     if value is None:
         return "default"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _data_url(path: Path) -> str:
+def _cost(step: dict[str, Any], tasks: int) -> str:
+    """What one task of a meta-step costs: ``29 support gradients, 19 query gradients``."""
+    names = [field.name for field in fields(Counts) if step[field.name]]
+    return ", ".join(f"{step[name] // tasks} {name.replace('_', ' ')}" for name in names)
+
+
+def render(template: str, **values: Any) -> str:
+    """An HTML page from one of the templates; every value is escaped, and a missing one is an error."""
+    environment = Environment(
+        loader=PackageLoader("metaprox.training"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def data_url(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
-from metaprox.estimators import FOBMAML
+from metaprox.estimators import Estimator
 from metaprox.evaluation import Evaluation, evaluate
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.optim import ClippedSGD, NormalizedSGD
@@ -18,6 +18,7 @@ from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
 from metaprox.tasks import MNIST1D, Sinusoid, Split, TaskFamily
 from metaprox.training.config import TrainConfig
+from metaprox.training.methods import method
 
 SOLVERS = {
     "gd": GradientDescent,
@@ -36,7 +37,7 @@ class Setup:
     model: nn.Module
     problem: ProximalProblem
     solver: InnerSolver
-    estimator: FOBMAML
+    estimator: Estimator
     optimizer: Optimizer
     scheduler: LinearLR
 
@@ -69,19 +70,7 @@ def build(config: TrainConfig) -> Setup:
     optimizer = _optimizer(config, model)
     loss = mean_squared_error if config.tasks == "sinusoid" else cross_entropy
     problem = ProximalProblem.from_module(model, loss, config.lam)
-    estimator = FOBMAML(
-        solver,
-        config.steps,
-        scheme=config.scheme,
-        perturb=config.perturb,
-        nu=config.nu,
-        eps=config.eps,
-        branch_solver=branch_solver,
-        branch_steps=config.branch_steps,
-        residual_correction=config.residual_correction,
-        backend=config.backend,
-        chunk_size=config.chunk_size,
-    )
+    estimator = method(config, solver, branch_solver)
     estimator.check(problem)
     assert config.meta_steps is not None  # resolved
     schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.meta_steps)

@@ -1,0 +1,65 @@
+"""How figures look: plain axes, readable log scales, and one colour for each method everywhere."""
+
+from itertools import cycle
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from metaprox.training.methods import NAMES
+
+BLUE, LIGHT_BLUE, BLACK, GREEN, ORANGE, GREY, PURPLE = (
+    "#0b6e99",
+    "#55b3d9",
+    "#1b1f24",
+    "#2e8540",
+    "#c2571a",
+    "#9aa5b1",
+    "#7b4fa3",
+)
+METHODS: dict[str, dict[str, Any]] = {
+    "fobmaml": {"color": BLUE, "linestyle": "-"},
+    "fobmaml-center": {"color": BLUE, "linestyle": "--"},
+    "fobmaml-forward": {"color": LIGHT_BLUE, "linestyle": "-"},
+    "fobmaml-forward-center": {"color": LIGHT_BLUE, "linestyle": "--"},
+    "tangent": {"color": PURPLE, "linestyle": ":"},
+    "imaml": {"color": GREEN, "linestyle": "-"},
+    "maml": {"color": BLACK, "linestyle": "-"},
+    "fomaml": {"color": ORANGE, "linestyle": "-"},
+    "reptile": {"color": GREY, "linestyle": "-"},
+}
+OTHERS = ("#b8860b", "#a23b72", "#00827f", "#6b4226")
+
+
+def method_styles(labels: list[str]) -> dict[str, dict[str, Any]]:
+    """Colour, line and name of each method; the same in every figure for the methods that have a name here."""
+    spare = cycle(OTHERS)
+    return {label: METHODS.get(label) or {"color": next(spare), "linestyle": "-."} for label in labels}
+
+
+def method_name(label: str) -> str:
+    """The name in tables and figures."""
+    return NAMES.get(label, label)
+
+
+def canvas(title: str) -> tuple[Figure, Axes]:
+    """A figure of one panel. The title says what it shows, as a sentence."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    tidy(axes, title)
+    return figure, axes
+
+
+def tidy(axes: Axes, title: str) -> None:
+    """Title at the left, no box."""
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def log_scale(axes: Axes) -> None:
+    """A logarithmic y axis, with plain numbers also where the range is less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")

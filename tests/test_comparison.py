@@ -1,0 +1,257 @@
+"""metaprox compare: same tasks, same starts, honest budgets, paired differences, and nothing run twice."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import metaprox as mp
+from metaprox import training
+from metaprox.cli import main
+from metaprox.training.cost import Cost, measure, peak_memory
+from metaprox.training.methods import PRESETS
+
+SHARED = training.TrainConfig(
+    tasks="sinusoid",
+    hidden=(8,),
+    meta_steps=6,
+    meta_batch=3,
+    eval_every=3,
+    eval_tasks=4,
+    eval_split="test",
+    test_tasks=5,
+    steps=3,
+)
+VARIANTS = {name: PRESETS[name] for name in ("fobmaml", "maml", "fomaml")}
+
+
+def plan(budget="steps", seeds=(0, 1), variants=VARIANTS, **changes):
+    return training.Plan.of(replace(SHARED, **changes), variants, seeds, budget)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    return out, training.compare(plan(), out)
+
+
+def values(out, label, seed):
+    return training.RunFolder.open(out / label / f"seed_{seed}").read_test_values()["loss"]
+
+
+def test_runs_differ_in_the_method_alone(done):
+    out, results = done
+    for label, method in results["methods"].items():
+        for seed in (0, 1):
+            config = training.RunFolder.open(out / label / f"seed_{seed}").config()
+            assert config == replace(SHARED, seed=seed).variant(PRESETS[label]).resolved()
+        first = method["curve"][0]
+        assert first["step"] == 0
+        assert first["loss"] == results["methods"]["fobmaml"]["curve"][0]["loss"]  # same tasks, same start
+
+
+def test_statistics_are_those_of_the_test_tasks(done):
+    out, results = done
+    mine = torch.tensor([values(out, "maml", seed) for seed in (0, 1)], dtype=torch.float64)
+    first = torch.tensor([values(out, "fobmaml", seed) for seed in (0, 1)], dtype=torch.float64)
+    method = results["methods"]["maml"]
+    assert method["test"]["mean"] == pytest.approx(float(mine.mean()))
+    assert method["test"]["n"] == 10
+    difference = (mine - first).flatten()
+    assert method["minus_first"]["all"]["mean"] == pytest.approx(float(difference.mean()))
+    assert method["minus_first"]["all"]["ci95"] == pytest.approx(1.96 * float(difference.std()) / 10**0.5)
+    assert method["minus_first"]["by_seed"]["1"]["mean"] == pytest.approx(float((mine - first)[1].mean()))
+    assert results["methods"]["fobmaml"]["minus_first"] is None
+
+
+def test_costs_are_counted(done):
+    _, results = done
+    costs = {label: method["cost"] for label, method in results["methods"].items()}
+    counts = {label: cost["per_task_and_meta_step"] for label, cost in costs.items()}
+    assert counts["fobmaml"] == {"support_gradients": 8, "query_gradients": 5, "hessian_vector_products": 0}
+    assert counts["maml"] == {"support_gradients": 3, "query_gradients": 1, "hessian_vector_products": 3}
+    evaluations = {label: cost["gradient_evaluations"] for label, cost in costs.items()}
+    assert evaluations == {"fobmaml": 6 * 3 * 13, "maml": 6 * 3 * 10, "fomaml": 6 * 3 * 4}
+    assert costs["fobmaml"]["time_to_first"] == 1.0
+
+
+def test_comparison_goes_on_where_it_was_and_runs_nothing_twice(done, tmp_path, monkeypatch):
+    out, _ = done
+    again = tmp_path / "again"
+    seen = []
+
+    def stop_at_second(line):
+        seen.append(line)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.compare(plan(), again, say=stop_at_second)
+    assert not (again / "comparison.json").exists()
+    half = again / "fomaml" / "seed_0"
+    half.mkdir(parents=True)
+    (half / "config.json").write_text(plan().runs()[2][2].to_json())  # killed before its first checkpoint
+    trained = []
+    train = training.loop.train
+    monkeypatch.setattr(
+        training.loop, "train", lambda config, place: trained.append(place.parent.name) or train(config, place)
+    )
+    training.compare(plan(), again)
+    assert trained == ["fomaml", "fobmaml", "maml", "fomaml"]
+    for label in VARIANTS:
+        for seed in (0, 1):
+            assert values(again, label, seed) == values(out, label, seed)
+
+
+def test_several_jobs_give_the_same_numbers(done, tmp_path):
+    out, _ = done
+    training.compare(plan(seeds=(0,)), tmp_path / "two", jobs=2)
+    for label in VARIANTS:
+        assert values(tmp_path / "two", label, 0) == values(out, label, 0)
+
+
+def test_equal_gradients_scale_the_meta_steps(tmp_path):
+    results = training.compare(plan("gradients", seeds=(0,)), tmp_path / "out")
+    steps = {label: method["meta_steps"] for label, method in results["methods"].items()}
+    assert steps == {"fobmaml": 6, "maml": round(6 * 13 / 10), "fomaml": round(6 * 13 / 4)}
+    assert training.RunFolder.open(tmp_path / "out" / "fomaml" / "seed_0").config().meta_steps == 20
+
+
+def test_a_diverging_run_is_a_result(tmp_path, capsys):
+    variants = VARIANTS | {"wild": {"method": "fomaml", "inner_lr": 1.0, "steps": 40}}
+    results = training.compare(plan(seeds=(0,), variants=variants), tmp_path / "out")
+    wild = results["methods"]["wild"]
+    assert wild["test"] is None
+    assert "the gradient of the base solve became non-finite at step" in wild["failures"]["0"]
+    page = training.write_comparison(results, tmp_path / "out").read_text()
+    assert "Runs that diverged" in page
+    assert "wild, seed 0" in page
+    assert "none finished (1 of 1 seeds diverged)" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_other_settings_and_strange_folders_are_refused_untouched(done, tmp_path):
+    out, _ = done
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(mp.RunFolderError, match=r"with other settings \(lam: 0.5 there, 0.7 here\): choose another"):
+        training.compare(plan(lam=0.7), out)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(mp.RunFolderError, match=r"holds mine.txt, which is not of this comparison"):
+        training.compare(plan(), tmp_path)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"variants": {"maml": PRESETS["maml"]}}, r"at least two methods, got \['maml'\]"),
+        ({"seeds": ()}, r"seeds must be given, each once, got \[\]"),
+        ({"seeds": (1, 1)}, r"seeds must be given, each once, got \[1, 1\]"),
+        ({"budget": "time"}, "unknown budget 'time'; known: steps, gradients"),
+        ({"variants": VARIANTS | {"a/b": {}}}, "'a/b' names a folder"),
+        ({"variants": VARIANTS | {"x": {"seed": 3}}}, "x: seed and tasks are the same for all methods"),
+        ({"variants": VARIANTS | {"x": {"colour": 3}}}, r"unknown settings \['colour'\]; known: tasks, ways"),
+        ({"variants": VARIANTS | {"x": {"method": "sgd"}}}, "unknown method 'sgd'; known: fobmaml, tangent"),
+        ({"variants": VARIANTS | {"x": {"lam": 0.0}}}, "lam must be a finite number > 0"),
+        ({"seed": 5}, "seed=5 can't be shared by all methods: give --seeds"),
+        ({"method": "maml"}, "method='maml' can't be shared by all methods: name methods in --methods"),
+    ],
+)
+def test_bad_plans_are_refused(settings, message):
+    with pytest.raises(mp.InputError, match=message):
+        plan(**settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "maml", "scheme": "forward"}, "scheme='forward' is a setting of fobmaml, but method='maml'"),
+        ({"method": "fomaml", "branch_steps": 3}, "branch_steps=3 is a setting of fobmaml and tangent"),
+        ({"cg_steps": 9}, "cg_steps=9 is a setting of imaml, but method='fobmaml'"),
+    ],
+)
+def test_settings_of_another_method_are_refused(changes, message):
+    with pytest.raises(mp.InputError, match=message):
+        replace(SHARED, **changes)
+
+
+def test_variants_drop_what_their_method_does_not_have():
+    shared = replace(SHARED, nu=0.02, branch_steps=2)
+    assert shared.variant({"method": "maml"}) == replace(SHARED, method="maml")
+    center = shared.variant({"perturb": "center"})
+    assert (center.nu, center.branch_steps) == (None, 2)
+
+
+def test_command_line_takes_variants_and_writes_the_report(tmp_path, capsys):
+    (tmp_path / "variants.json").write_text(json.dumps({"soft": {"method": "maml", "lam": 0.1}}))
+    small = ["--tasks", "sinusoid", "--hidden", "8", "--meta-steps", "4", "--meta-batch", "2", "--eval-every", "2"]
+    small += ["--eval-tasks", "3", "--test-tasks", "4", "--steps", "2", "--seeds", "0"]
+    out = tmp_path / "out"
+    main(
+        [
+            "compare",
+            "--out",
+            str(out),
+            "--methods",
+            "fomaml",
+            "soft",
+            "--variants",
+            str(tmp_path / "variants.json"),
+            *small,
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "run 2 of 2: soft, seed 0: done" in printed
+    results = json.loads((out / "comparison.json").read_text())
+    assert results["methods"]["soft"]["settings"]["lam"] == 0.1
+    table = (out / "table.md").read_text()
+    assert table.splitlines()[0].startswith(
+        "| method | unseen tasks | difference | support | query | HVP | MiB | time |"
+    )
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1
+    assert "<code>lam</code>" in page  # among the settings that differ
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "--out", str(out), "--methods", "fomaml", "harsh", *small])
+    assert caught.value.code == 2
+    assert "unknown method 'harsh'; known: fobmaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_memory_is_flat_in_the_inner_steps_and_that_of_maml_is_not(backend):
+    """Deterministic: it is counted by the allocator, not read off the process."""
+    setup = training.build(replace(SHARED, hidden=(64, 64), meta_batch=4))
+    tasks = setup.batch("train", range(4))
+
+    def peak(meta):
+        setup.optimizer.zero_grad()
+        return peak_memory(lambda: meta.backward(setup.problem, tasks), torch.device("cpu"))
+
+    solver = mp.GradientDescent(0.01)
+    flat = [peak(mp.FOBMAML(solver, steps, nu=0.05, backend=backend)) for steps in (4, 8, 40)]
+    assert max(flat) <= 1.02 * min(flat)
+    unrolled = [peak(mp.MAML(solver, steps, backend=backend)) for steps in (4, 8, 40)]
+    growth = (unrolled[2] - unrolled[1]) / (unrolled[1] - unrolled[0])
+    assert growth == pytest.approx(8, rel=0.1)  # linear in the steps
+    assert unrolled[2] > 3 * flat[2]
+
+
+def test_measured_peak_is_what_was_allocated():
+    def work():
+        a = torch.empty(1_000_000)
+        del a
+        b, c = torch.empty(300_000), torch.empty(300_000)
+        return b, c
+
+    peak = peak_memory(work, torch.device("cpu"))
+    assert 4_000_000 <= peak <= 4_001_000
+
+
+def test_measuring_says_why_it_failed():
+    with pytest.raises(mp.MetaproxError, match=r"failed:\n(.|\n)*device 'gpu9' can't be used here"):
+        measure({"x": replace(SHARED, device="gpu9").resolved()})
+
+
+def test_a_hessian_vector_product_counts_as_two_gradients():
+    assert Cost(mp.Counts(3, 2, 4), 0, 0.0).gradients == 13
