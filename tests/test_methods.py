@@ -8,8 +8,8 @@ import torch
 import metaprox as mp
 from conftest import LAM, SOLVERS, relative_error
 from metaprox.estimators.implicit import conjugate_gradients
-from metaprox.models import cross_entropy, mlp
-from metaprox.tasks import MNIST1D, Quadratic
+from metaprox.models import cross_entropy, mean_squared_error, mlp
+from metaprox.tasks import MNIST1D, Quadratic, Sinusoid
 from metaprox.tasks import quadratic as closed_form
 from test_oracle import Logistic
 
@@ -201,3 +201,27 @@ def test_imaml_checks_its_settings(settings):
     name = next(iter(settings))
     with pytest.raises(mp.InputError, match=f"{name} must be"):
         mp.IMAML(mp.GradientDescent(0.1), 3, **settings)
+
+
+class Attention(torch.nn.Module):
+    """Fused attention, whose backward pass torch cannot differentiate on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Linear(1, 24), torch.nn.Linear(8, 1)
+
+    def forward(self, inputs):
+        q, k, v = self.embed(inputs).view(1, 1, -1, 24).split(8, -1)
+        return self.head(torch.nn.functional.scaled_dot_product_attention(q, k, v))[0, 0]
+
+
+@pytest.mark.parametrize("method", [mp.MAML, mp.IMAML, mp.Tangent])
+def test_what_needs_second_derivatives_says_so_where_there_are_none(method):
+    torch.manual_seed(0)
+    problem = mp.ProximalProblem.from_module(Attention(), mean_squared_error, lam=0.5)
+    tasks = Sinusoid().batch(range(2))
+    with pytest.raises(RuntimeError, match=r"scaled_dot_product.*is not implemented") as caught:
+        method(mp.GradientDescent(0.01), 3, backend="loop").backward(problem, tasks)
+    assert "differentiated twice; FOBMAML, FOMAML and Reptile never do that" in caught.value.__notes__[0]
+    out = mp.FOBMAML(mp.GradientDescent(0.01), 3, backend="loop").backward(problem, tasks)
+    assert out.grad["embed.weight"].abs().max() > 0

@@ -117,9 +117,9 @@ class Compare:
         results = training.compare(plan, self.out, self.jobs, lambda line: print(line, flush=True))
         report = training.write_comparison(results, self.out)
         title = f"{self.config.tasks}, seeds {', '.join(map(str, self.seeds))}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE)
-        for column in training.COLUMNS.values():
-            table.add_column(column)
+        table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+        for key, column in training.COLUMNS.items():
+            table.add_column(column, no_wrap=key != "method", justify="left" if key == "method" else "right")
         for row in training.comparison_table(results):
             table.add_row(*(row[key] for key in training.COLUMNS))
         console.print(table)

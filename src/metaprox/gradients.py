@@ -1,6 +1,7 @@
 """Gradients of the two losses at T x B points, counted and with coupled noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -102,7 +103,8 @@ class Gradients:
             return self._engine.inner_gradient(self._inner, flat, data) @ direction, {}
 
         joined = self._engine.join(self._data.support, p.squeeze(1))
-        return self._evaluate(product, y, joined, (0, *noise_ids)).grad
+        with _second_derivatives_explained():
+            return self._evaluate(product, y, joined, (0, *noise_ids)).grad
 
     def mixed_product(self, y: Tensor, p: Tensor, *noise_ids: int) -> Tensor:
         """d/dw <grad_y fhat, p> [T, 1, W] for y and p [T, 1, P]. Costs a Hessian-vector product, nothing if W is 0."""
@@ -117,7 +119,8 @@ class Gradients:
             return self._engine.inner_gradient(at_w, z[:size], data) @ direction, {}
 
         joined = self._engine.join(self._data.support, p.squeeze(1))
-        return self._evaluate(product, self._parameters.at(y), joined, (0, *noise_ids)).grad[..., size:]
+        with _second_derivatives_explained():
+            return self._evaluate(product, self._parameters.at(y), joined, (0, *noise_ids)).grad[..., size:]
 
     def through(self, solve: Unrolled, x: Tensor) -> Evaluation:
         """The gradient of f_i(solve(x)) with respect to z = (x, w) [T, 1, P + W], through all that ``solve`` does.
@@ -143,9 +146,10 @@ class Gradients:
 
         tasks, size = x.shape[0], x.shape[-1]
         self.counts.query_gradients += tasks
-        return self._engine.evaluate(
-            objective, self._parameters.at(x), self._engine.join(*self._data), lambda task: None
-        )
+        with _second_derivatives_explained():
+            return self._engine.evaluate(
+                objective, self._parameters.at(x), self._engine.join(*self._data), lambda task: None
+            )
 
     @property
     def _shared(self) -> bool:
@@ -164,6 +168,17 @@ class Gradients:
 
     def _seed(self, noise_ids: Sequence[int]) -> Callable[[int], None]:
         return lambda task: self._noise.set(*noise_ids, self.start + task)
+
+
+@contextmanager
+def _second_derivatives_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        error.add_note(
+            "metaprox: raised while the inner loss was differentiated twice; FOBMAML, FOMAML and Reptile never do that"
+        )
+        raise
 
 
 def _at_y(loss: FlatLoss, parameters: Parameters) -> FlatLoss:
