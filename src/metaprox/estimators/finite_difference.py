@@ -1,23 +1,22 @@
 """FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from metaprox import checks
 from metaprox.errors import InputError
-from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio, require_finite
+from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
+from metaprox.estimators.branched import Branched
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.problem import ProximalProblem
 from metaprox.solve import Solution, solve
-from metaprox.solvers.protocol import InnerSolver
 from metaprox.stencil import Stencil, stencil
 
 
 @dataclass(frozen=True)
-class FOBMAML(Estimator):
+class FOBMAML(Branched):
     """First-order B-MAML: grad F(x) = -lam d y_nu / d nu at nu = 0, by a finite difference over coupled branches.
 
         y_nu = argmin_y  fhat(y) + nu f(y) + (lam/2) ||y - x||^2            perturb="loss", the paper's
@@ -72,30 +71,18 @@ class FOBMAML(Estimator):
 
     _: KW_ONLY
     scheme: str = "symmetric"
-    perturb: Literal["loss", "center"] = "loss"
     nu: float | None = None
     eps: float | None = None
-    branch_solver: InnerSolver | None = None
-    branch_steps: int | None = None
-    residual_correction: bool = False
-    start: Literal["base", "predictor"] = "base"
 
     def __post_init__(self) -> None:
-        self._check_base()
+        super().__post_init__()
         stencil(self.scheme)
-        checks.choice("perturb", self.perturb, ("loss", "center"))
-        checks.choice("start", self.start, ("base", "predictor"))
         for name, value, goes_with in (("nu", self.nu, "loss"), ("eps", self.eps, "center")):
             if value is None:
                 continue
             checks.positive(name, value, "it is the step of a finite difference")
             if self.perturb != goes_with:
                 raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
-        if self.branch_steps is not None:
-            checks.count("branch_steps", self.branch_steps, least=0 if self.start == "predictor" else 1)
-
-    def check(self, problem: ProximalProblem) -> None:
-        checks.positive("lam", problem.lam, "FOBMAML differentiates a proximal solve, which needs a proximal term")
 
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
         base = self._solve_base(problem, x, gradients)
@@ -140,15 +127,13 @@ class FOBMAML(Estimator):
                 grad = grad + tilt * gradients.query(y, BRANCH_NOISE, noise).grad
             return grad.add(y - center, alpha=lam).sub_(shift)
 
-        max_steps = self.steps or self.max_steps if self.branch_steps is None else self.branch_steps
-        assert max_steps is not None  # Stopping has checked
         at_y0 = y0.expand(-1, len(nodes), -1)
         predicted = self.start == "predictor"
         return solve(
             gradient,
             at_y0 - (tilt / lam) * v if predicted else at_y0,
-            self.branch_solver or self.solver,
-            max_steps,
+            self._solver_of_branches,
+            self._steps_of_branches,
             tol=None if self.tol is None else self.tol * nu.flatten(),
             first=None if predicted else (residual - shift) + tilt * v,
             describe="branch solve",

@@ -1,22 +1,20 @@
 """The derivative that FO-B-MAML's difference approximates, by forward mode through the same solve."""
 
-from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaprox import checks
-from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio, require_finite
+from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
+from metaprox.estimators.branched import Branched
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.problem import ProximalProblem
 from metaprox.solve import Solution, solve
-from metaprox.solvers.protocol import InnerSolver
 
 
 @dataclass(frozen=True)
-class Tangent(Estimator):
+class Tangent(Branched):
     """g = -lam d y_nu / d nu at nu = 0, differentiated through the branch solve in forward mode.
 
     It is the limit of ``FOBMAML`` for nu -> 0 with the same settings: no truncation error, no rounding divided by
@@ -34,23 +32,6 @@ class Tangent(Estimator):
     Raises:
         InputError: an argument is out of range, or lam is 0. NonFiniteError: a solve overflowed.
     """
-
-    _: KW_ONLY
-    perturb: Literal["loss", "center"] = "loss"
-    branch_solver: InnerSolver | None = None
-    branch_steps: int | None = None
-    residual_correction: bool = False
-    start: Literal["base", "predictor"] = "base"
-
-    def __post_init__(self) -> None:
-        self._check_base()
-        checks.choice("perturb", self.perturb, ("loss", "center"))
-        checks.choice("start", self.start, ("base", "predictor"))
-        if self.branch_steps is not None:
-            checks.count("branch_steps", self.branch_steps, least=0 if self.start == "predictor" else 1)
-
-    def check(self, problem: ProximalProblem) -> None:
-        checks.positive("lam", problem.lam, "Tangent differentiates a proximal solve, which needs a proximal term")
 
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
         base = self._solve_base(problem, x, gradients)
@@ -84,8 +65,8 @@ class Tangent(Estimator):
         return solve(
             lambda z, step: gradients.hessian_vector(y0, z, BRANCH_NOISE, 0).add(z, alpha=lam).add(v),
             start,
-            self.branch_solver or self.solver,
-            self._branch_steps(),
+            self._solver_of_branches,
+            self._steps_of_branches,
             first=v if self.start == "base" else None,
             describe="branch solve",
             first_task=gradients.start,
@@ -106,16 +87,11 @@ class Tangent(Estimator):
             branch = solve(
                 gradient,
                 forward_ad.make_dual(y0, start),
-                self.branch_solver or self.solver,
-                self._branch_steps(),
+                self._solver_of_branches,
+                self._steps_of_branches,
                 describe="branch solve",
                 first_task=gradients.start,
             )
             y, tangent = forward_ad.unpack_dual(branch.y)
             sizes = forward_ad.unpack_dual(branch.step_sizes).primal
         return Solution(y, None, branch.steps, sizes), tangent
-
-    def _branch_steps(self) -> int:
-        steps = self.steps or self.max_steps if self.branch_steps is None else self.branch_steps
-        assert steps is not None  # Stopping has checked
-        return steps

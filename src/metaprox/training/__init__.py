@@ -1,7 +1,7 @@
 """Meta-training runs: configuration, loop, checkpoints, figures, report. Needs the extra ``metaprox[experiments]``."""
 
 from metaprox.training.comparison import Budget, Plan, compare
-from metaprox.training.comparison_report import COLUMNS, comparison_table, legend, write_comparison
+from metaprox.training.comparison.report import COLUMNS, comparison_table, legend, write_comparison
 from metaprox.training.config import TrainConfig
 from metaprox.training.folder import RunFolder
 from metaprox.training.loop import Progress, load_weights, resume, train

@@ -1,0 +1,40 @@
+"""What the estimators share whose branches are perturbed proximal solves from y_0."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+from metaprox import checks
+from metaprox.estimators.base import Estimator
+from metaprox.problem import ProximalProblem
+from metaprox.solvers.protocol import InnerSolver
+
+
+@dataclass(frozen=True)
+class Branched(Estimator):
+    """Settings of the branches. The subclasses' docstrings say what they do."""
+
+    _: KW_ONLY
+    perturb: Literal["loss", "center"] = "loss"
+    branch_solver: InnerSolver | None = None
+    branch_steps: int | None = None
+    residual_correction: bool = False
+    start: Literal["base", "predictor"] = "base"
+
+    def __post_init__(self) -> None:
+        self._check_base()
+        checks.choice("perturb", self.perturb, ("loss", "center"))
+        checks.choice("start", self.start, ("base", "predictor"))
+        if self.branch_steps is not None:
+            checks.count("branch_steps", self.branch_steps, least=0 if self.start == "predictor" else 1)
+
+    def check(self, problem: ProximalProblem) -> None:
+        name = type(self).__name__
+        checks.positive("lam", problem.lam, f"{name} differentiates a proximal solve, which needs a proximal term")
+
+    @property
+    def _solver_of_branches(self) -> InnerSolver:
+        return self.branch_solver or self.solver
+
+    @property
+    def _steps_of_branches(self) -> int:
+        return self._stopping().max_steps if self.branch_steps is None else self.branch_steps

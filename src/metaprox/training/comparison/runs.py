@@ -1,0 +1,98 @@
+"""Runs of a comparison: what is missing is run, what is there is kept."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from metaprox import checks
+from metaprox.errors import NonFiniteError, RunFolderError
+from metaprox.training import loop
+from metaprox.training.comparison.plan import Plan, run_path
+from metaprox.training.comparison.results import collect
+from metaprox.training.config import TrainConfig
+from metaprox.training.cost import measure
+from metaprox.training.folder import RunFolder
+
+
+def compare(plan: Plan, out: Path, jobs: int = 1, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Run what ``plan`` says in ``out``/label/seed_N, and write comparison.json. Returns what it holds.
+
+    A comparison that was stopped goes on where it was: finished runs are kept, others resume from their last
+    checkpoint. A run that diverges is a result, and is shown as one.
+
+    Args:
+        jobs: how many runs at once, each in a process and with the threads of its own.
+        say: gets a line after each run.
+
+    Raises:
+        RunFolderError: ``out`` holds something else, such as runs with other settings; nothing is touched.
+    """
+    checks.count("jobs", jobs)
+    _refuse_strangers(plan, out)
+    costs = measure(plan.configs)
+    if plan.budget == "gradients":
+        plan = plan.with_equal_gradients(costs)
+    _refuse_other_settings(plan, out)
+    failures: dict[str, dict[int, str]] = {label: {} for label in plan.configs}
+    runs = plan.runs()
+    for done, (label, seed, failure) in enumerate(_run_all(runs, out, jobs), start=1):
+        if failure:
+            failures[label][seed] = failure
+        say(f"run {done} of {len(runs)}: {label}, seed {seed}: {failure or 'done'}")
+    results = collect(plan, costs, failures, out)
+    RunFolder(out).write_text("comparison.json", json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def _refuse_strangers(plan: Plan, out: Path) -> None:
+    known = {"comparison.json", "report.html", "table.md", "figures", *plan.configs}
+    strange = sorted(path.name for path in out.iterdir() if path.name not in known) if out.exists() else []
+    if strange:
+        raise RunFolderError(f"{out} holds {', '.join(strange)}, which is not of this comparison: choose another --out")
+
+
+def _refuse_other_settings(plan: Plan, out: Path) -> None:
+    for label, seed, config in plan.runs():
+        path = run_path(out, label, seed)
+        if not (path / "config.json").exists():
+            continue
+        there = asdict(RunFolder.open(path).config())
+        odd = [f"{n}: {there[n]!r} there, {v!r} here" for n, v in asdict(config).items() if there[n] != v]
+        if odd:
+            raise RunFolderError(f"{path} is a run with other settings ({'; '.join(odd)}): choose another --out")
+
+
+def _run_all(runs: list[tuple[str, int, TrainConfig]], out: Path, jobs: int) -> Iterator[tuple[str, int, str | None]]:
+    """(label, seed, failure) of each run as it ends."""
+    if jobs == 1:
+        for label, seed, config in runs:
+            yield label, seed, _run(config, run_path(out, label, seed))
+        return
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_run, config, run_path(out, label, seed)): (label, seed) for label, seed, config in runs}
+        for future in as_completed(futures):
+            yield (*futures[future], future.result())
+
+
+def _run(config: TrainConfig, path: Path) -> str | None:
+    """Start a run, or go on with it; returns why it failed, if it did."""
+    try:
+        if (path / "checkpoint.safetensors").exists():
+            loop.resume(path)
+        else:
+            _forget_a_run_without_checkpoint(path)
+            loop.train(config, path)
+    except NonFiniteError as error:
+        return " ".join([str(error), *getattr(error, "__notes__", ())])
+    return None
+
+
+def _forget_a_run_without_checkpoint(path: Path) -> None:
+    """A run that was killed before its first checkpoint left nothing but its configuration."""
+    if path.exists() and {child.name for child in path.iterdir()} <= {"config.json", "config.json.partial"}:
+        for child in path.iterdir():
+            child.unlink()
