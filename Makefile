@@ -3,18 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS_READY := $(VENV)/.peers
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sinusoid-stability logistic-accuracy mnist1d clean
+.PHONY: help demo test lint sinusoid-stability logistic-accuracy mnist1d peers clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "metaprox needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,dev]'
+	touch $@
+
+$(PEERS_READY): $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,dev,peers]'
 	touch $@
 
 demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures and a report in runs/demo
@@ -38,6 +43,9 @@ logistic-accuracy: $(READY)  ## accuracy of the meta-gradient against its cost: 
 mnist1d: $(READY)  ## the run behind the README's figures, as demo but kept: results/mnist1d
 	rm -rf results/mnist1d
 	$(BIN)/metaprox train --tasks mnist1d --out results/mnist1d
+
+peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
+	$(BIN)/python benchmarks/peers.py --out results/peers
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
