@@ -21,6 +21,7 @@ LAYERS = (
     {"__init__"},
     {"tasks", "models"},
     {"training"},
+    {"experiments"},
     {"cli"},
 )
 CORE = set().union(*LAYERS[:9])

@@ -1,4 +1,4 @@
-"""The command line: ``metaprox train``, ``resume``, ``evaluate``, ``compare``."""
+"""The command line: ``metaprox train``, ``resume``, ``evaluate``, ``compare``, ``reproduce``."""
 
 import json
 import math
@@ -131,12 +131,54 @@ class Compare:
         return {label: own[label] if label in own else training.preset(label) for label in self.methods}
 
 
-Command = Train | Resume | Evaluate | Compare
+@dataclass(frozen=True)
+class Reproduce:
+    """Run an experiment of the documentation again: raw numbers, a figure, and checks against what is expected."""
+
+    name: tyro.conf.Positional[str] = "all"
+    """Experiment, or all. --list shows them."""
+    list: bool = False
+    """List the experiments and what they show."""
+    quick: bool = False
+    """Small sizes: all in about ten minutes on two cores."""
+    out: Path = Path("reproduced")
+    """Folder for the results; each experiment has one of its own in it."""
+    seed: int = 0
+    """Seed of whatever is random."""
+
+    def run(self, console: Console) -> None:
+        """Print pass or fail for each check; status 1 if one failed."""
+        from metaprox.experiments import EXPERIMENTS, reproduce, write_summary
+
+        if self.list:
+            for name, experiment in EXPERIMENTS.items():
+                console.print(f"{name:22} {experiment.claim}", highlight=False, soft_wrap=True)
+            return
+        if self.name not in {"all", *EXPERIMENTS}:
+            raise InputError(f"unknown experiment {self.name!r}; known: all, {', '.join(EXPERIMENTS)}")
+        outcomes = []
+        for name in EXPERIMENTS if self.name == "all" else (self.name,):
+            outcome = reproduce(EXPERIMENTS[name], self.out, "quick" if self.quick else "full", self.seed)
+            outcomes.append(outcome)
+            for check in outcome.checks:
+                verdict = "pass" if check.passed else "FAIL"
+                print(
+                    f"{verdict}  {name}: {check.name}: {check.value:.3g} ({check.low:.3g} to {check.high:.3g})",
+                    flush=True,
+                )
+        print(f"report: {write_summary(outcomes, self.out)}")
+        failed = [outcome.experiment.name for outcome in outcomes if not outcome.passed]
+        if failed:
+            raise MetaproxError(f"checks failed in: {', '.join(failed)}")
+
+
+Command = Train | Resume | Evaluate | Compare | Reproduce
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
     "resume": Resume,
     "evaluate": Evaluate,
     "compare": Compare,
+    "reproduce": Reproduce,
 }
 
 

@@ -1,0 +1,136 @@
+"""What an experiment is, and how one is run: raw numbers, figures, checks against what is expected."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+
+from metaprox import checks
+from metaprox.training import RunFolder
+
+Size = Literal["quick", "full"]
+Remember = Callable[[str, Callable[[], Any]], Any]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One claim, and what it takes to see it.
+
+    name: as in ``metaprox reproduce NAME``. claim: a sentence. run: (size, seed, remember) -> the raw numbers, as JSON;
+    ``remember(part, compute)`` gives a part of them from an earlier run that was stopped, or computes and keeps it.
+    draw: raw numbers -> file name -> figure. measure: raw numbers -> the few that the claim is judged by. table: raw
+    numbers -> a Markdown table, where there is one to keep.
+    """
+
+    name: str
+    claim: str
+    run: Callable[[Size, int, Remember], dict[str, Any]]
+    draw: Callable[[dict[str, Any]], dict[str, Figure]]
+    measure: Callable[[dict[str, Any]], dict[str, float]]
+    table: Callable[[dict[str, Any]], str] | None = None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured number and the interval in which it is expected."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def passed(self) -> bool:
+        return self.low <= self.value <= self.high
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of an experiment left in ``folder``."""
+
+    experiment: Experiment
+    size: Size
+    folder: Path
+    figures: dict[str, Path]
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+
+def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int = 0) -> Outcome:
+    """Run an experiment in ``out``/name: results.json, figures and checks.json.
+
+    A run that was stopped goes on with the parts that it had finished; they lie in ``parts`` and are deleted at the
+    end. Runs with one thread, and puts torch's threads and generator back afterwards.
+    """
+    checks.choice("size", size, ("quick", "full"))
+    checks.count("seed", seed, least=0)
+    folder = RunFolder(out / experiment.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_num_threads(1)
+        try:
+            raw = experiment.run(size, seed, _memory(folder.path / "parts", size, seed))
+        finally:
+            torch.set_num_threads(threads)
+    results = {"experiment": experiment.name, "size": size, "seed": seed, "torch": torch.__version__, **raw}
+    folder.write_text("results.json", json.dumps(results, indent=1) + "\n")
+    outcome = judge(experiment, out)
+    _forget(folder.path / "parts")
+    return outcome
+
+
+def judge(experiment: Experiment, out: Path) -> Outcome:
+    """Draw and check again from the results.json of an earlier run."""
+    folder = RunFolder(out / experiment.name)
+    results = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
+    figures = {}
+    for name, figure in experiment.draw(results).items():
+        figures[name] = folder.path / f"{name}.png"
+        figure.savefig(figures[name], dpi=120)
+    if experiment.table:
+        folder.write_text("table.md", experiment.table(results))
+    found = compare_with_expected(experiment.measure(results), expected(experiment.name, results["size"]))
+    rows = [asdict(check) | {"passed": check.passed} for check in found]
+    folder.write_text("checks.json", json.dumps(rows, indent=1) + "\n")
+    return Outcome(experiment, results["size"], folder.path, figures, found)
+
+
+def expected(name: str, size: Size) -> dict[str, list[float]]:
+    """Measure -> [low, high], from the file beside the experiments: what holds for both sizes, and for this one."""
+    file = resources.files("metaprox.experiments").joinpath("expected", f"{name}.json")
+    bounds: dict[str, dict[str, list[float]]] = json.loads(file.read_text(encoding="utf-8"))
+    return bounds.get("both", {}) | bounds.get(size, {})
+
+
+def compare_with_expected(measured: Mapping[str, float], bounds: Mapping[str, list[float]]) -> list[Check]:
+    """A check for each bound. Every measure needs one, and every bound a measure: a name in one alone is an error."""
+    if measured.keys() != bounds.keys():
+        raise KeyError(f"measured and expected differ in {sorted(measured.keys() ^ bounds.keys())}")
+    return [Check(name, float(measured[name]), low, high) for name, (low, high) in bounds.items()]
+
+
+def _memory(parts: Path, size: Size, seed: int) -> Remember:
+    def remember(part: str, compute: Callable[[], Any]) -> Any:
+        name = f"{size}_{seed}_{part}.json".replace(" ", "-").replace("/", "-")
+        if not (parts / name).exists():
+            parts.mkdir(parents=True, exist_ok=True)
+            RunFolder(parts).write_text(name, json.dumps(compute()))
+        return json.loads((parts / name).read_text(encoding="utf-8"))
+
+    return remember
+
+
+def _forget(parts: Path) -> None:
+    if parts.exists():
+        for file in parts.iterdir():
+            file.unlink()
+        parts.rmdir()
