@@ -148,7 +148,7 @@ class Reproduce:
 
     def run(self, console: Console) -> None:
         """Print pass or fail for each check; status 1 if one failed."""
-        from metaprox.experiments import EXPERIMENTS, reproduce, write_summary
+        from metaprox.experiments import EXPERIMENTS, has_results, judge, reproduce, write_summary
 
         if self.list:
             for name, experiment in EXPERIMENTS.items():
@@ -161,12 +161,9 @@ class Reproduce:
             outcome = reproduce(EXPERIMENTS[name], self.out, "quick" if self.quick else "full", self.seed)
             outcomes.append(outcome)
             for check in outcome.checks:
-                verdict = "pass" if check.passed else "FAIL"
-                print(
-                    f"{verdict}  {name}: {check.name}: {check.value:.3g} ({check.low:.3g} to {check.high:.3g})",
-                    flush=True,
-                )
-        print(f"report: {write_summary(outcomes, self.out)}")
+                print(f"{name}: {check}", flush=True)
+        there = [judge(other, self.out) for other in EXPERIMENTS.values() if has_results(other, self.out)]
+        print(f"report of all results in {self.out}: {write_summary(there, self.out)}")
         failed = [outcome.experiment.name for outcome in outcomes if not outcome.passed]
         if failed:
             raise MetaproxError(f"checks failed in: {', '.join(failed)}")

@@ -3,10 +3,11 @@
 from metaprox.errors import needs_extra
 
 with needs_extra("metaprox.experiments"):
-    from metaprox.experiments import bias, logistic_accuracy
-    from metaprox.experiments.base import Experiment, Outcome, judge, reproduce
+    from metaprox.experiments import bias, logistic_accuracy, sinusoid_stability
+    from metaprox.experiments.base import Experiment, Outcome, has_results, judge, reproduce
     from metaprox.experiments.report import write_summary
 
-EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in (bias, logistic_accuracy)}
+MODULES = (bias, logistic_accuracy, sinusoid_stability)
+EXPERIMENTS: dict[str, Experiment] = {module.EXPERIMENT.name: module.EXPERIMENT for module in MODULES}
 
-__all__ = ["EXPERIMENTS", "Experiment", "Outcome", "judge", "reproduce", "write_summary"]
+__all__ = ["EXPERIMENTS", "Experiment", "Outcome", "has_results", "judge", "reproduce", "write_summary"]

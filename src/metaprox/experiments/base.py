@@ -48,6 +48,10 @@ class Check:
     def passed(self) -> bool:
         return self.low <= self.value <= self.high
 
+    def __str__(self) -> str:
+        verdict = "pass" if self.passed else "FAIL"
+        return f"{verdict}: {self.name}: {self.value:.3g}, expected {self.low:.3g} to {self.high:.3g}"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -86,6 +90,11 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     outcome = judge(experiment, out)
     _forget(folder.path / "parts")
     return outcome
+
+
+def has_results(experiment: Experiment, out: Path) -> bool:
+    """Whether ``out`` holds the results of a run of it."""
+    return (out / experiment.name / "results.json").is_file()
 
 
 def judge(experiment: Experiment, out: Path) -> Outcome:

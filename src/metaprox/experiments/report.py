@@ -14,6 +14,7 @@ def write_summary(outcomes: Sequence[Outcome], out: Path) -> Path:
         {
             "name": outcome.experiment.name,
             "claim": outcome.experiment.claim,
+            "size": outcome.size,
             "figures": {name: data_url(path) for name, path in outcome.figures.items()},
             "checks": [
                 {
@@ -28,7 +29,4 @@ def write_summary(outcomes: Sequence[Outcome], out: Path) -> Path:
         for outcome in outcomes
     ]
     failed = sum(not check.passed for outcome in outcomes for check in outcome.checks)
-    size = outcomes[0].size if outcomes else "full"
-    return RunFolder(out).write_text(
-        "report.html", render("reproduction.html.jinja", sections=sections, failed=failed, size=size)
-    )
+    return RunFolder(out).write_text("report.html", render("reproduction.html.jinja", sections=sections, failed=failed))
