@@ -7,7 +7,7 @@ PEERS_READY := $(VENV)/.peers
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sinusoid-stability logistic-accuracy mnist1d peers clean
+.PHONY: help demo test lint experiments experiments-quick mnist1d peers clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -34,11 +34,12 @@ lint: $(READY)  ## ruff, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-sinusoid-stability: $(READY)  ## fixed against adaptive inner steps over 4000 meta-steps: results/sinusoid_stability
-	$(BIN)/python experiments/sinusoid_stability.py --out results/sinusoid_stability
+experiments: $(READY)  ## every experiment at full size, some hours: results/report.html
+	$(BIN)/metaprox reproduce all --out results
 
-logistic-accuracy: $(READY)  ## accuracy of the meta-gradient against its cost: results/logistic_accuracy
-	$(BIN)/python experiments/logistic_accuracy.py --out results/logistic_accuracy
+experiments-quick: $(READY)  ## every experiment at small size, ten minutes: runs/quick/report.html
+	rm -rf runs/quick
+	$(BIN)/metaprox reproduce all --quick --out runs/quick
 
 mnist1d: $(READY)  ## the run behind the README's figures, as demo but kept: results/mnist1d
 	rm -rf results/mnist1d

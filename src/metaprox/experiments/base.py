@@ -1,6 +1,7 @@
 """What an experiment is, and how one is run: raw numbers, figures, checks against what is expected."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -14,15 +15,34 @@ from metaprox import checks
 from metaprox.training import RunFolder
 
 Size = Literal["quick", "full"]
-Remember = Callable[[str, Callable[[], Any]], Any]
+
+
+@dataclass(frozen=True)
+class Remember:
+    """Keeps the finished parts of a run in the experiment's folder, so that a stopped run goes on with them."""
+
+    folder: Path
+    run: str
+
+    def __call__(self, part: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returns, as JSON gives it back; computed once."""
+        name = f"{self.run}_{part}.json".replace(" ", "-").replace("/", "-")
+        parts = self.folder / "parts"
+        if not (parts / name).exists():
+            parts.mkdir(parents=True, exist_ok=True)
+            RunFolder(parts).write_text(name, json.dumps(compute()))
+        return json.loads((parts / name).read_text(encoding="utf-8"))
+
+    def forget(self) -> None:
+        """Delete the parts."""
+        shutil.rmtree(self.folder / "parts", ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Experiment:
     """One claim, and what it takes to see it.
 
-    name: as in ``metaprox reproduce NAME``. claim: a sentence. run: (size, seed, remember) -> the raw numbers, as JSON;
-    ``remember(part, compute)`` gives a part of them from an earlier run that was stopped, or computes and keeps it.
+    name: as in ``metaprox reproduce NAME``. claim: a sentence. run: (size, seed, remember) -> the raw numbers, as JSON.
     draw: raw numbers -> file name -> figure. measure: raw numbers -> the few that the claim is judged by. table: raw
     numbers -> a Markdown table, where there is one to keep.
     """
@@ -78,17 +98,18 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     checks.count("seed", seed, least=0)
     folder = RunFolder(out / experiment.name)
     folder.path.mkdir(parents=True, exist_ok=True)
+    remember = Remember(folder.path, f"{size}_{seed}")
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.set_num_threads(1)
         try:
-            raw = experiment.run(size, seed, _memory(folder.path / "parts", size, seed))
+            raw = experiment.run(size, seed, remember)
         finally:
             torch.set_num_threads(threads)
     results = {"experiment": experiment.name, "size": size, "seed": seed, "torch": torch.__version__, **raw}
     folder.write_text("results.json", json.dumps(results, indent=1) + "\n")
     outcome = judge(experiment, out)
-    _forget(folder.path / "parts")
+    remember.forget()
     return outcome
 
 
@@ -125,21 +146,3 @@ def compare_with_expected(measured: Mapping[str, float], bounds: Mapping[str, li
     if measured.keys() != bounds.keys():
         raise KeyError(f"measured and expected differ in {sorted(measured.keys() ^ bounds.keys())}")
     return [Check(name, float(measured[name]), low, high) for name, (low, high) in bounds.items()]
-
-
-def _memory(parts: Path, size: Size, seed: int) -> Remember:
-    def remember(part: str, compute: Callable[[], Any]) -> Any:
-        name = f"{size}_{seed}_{part}.json".replace(" ", "-").replace("/", "-")
-        if not (parts / name).exists():
-            parts.mkdir(parents=True, exist_ok=True)
-            RunFolder(parts).write_text(name, json.dumps(compute()))
-        return json.loads((parts / name).read_text(encoding="utf-8"))
-
-    return remember
-
-
-def _forget(parts: Path) -> None:
-    if parts.exists():
-        for file in parts.iterdir():
-            file.unlink()
-        parts.rmdir()

@@ -24,7 +24,15 @@ METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
 
 # What depends on the family of tasks. Each is a setting of its own; these are the values it takes if not given.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "mnist1d": {"queries": 15, "hidden": (128, 128), "meta_batch": 16, "meta_steps": 1000, "inner_lr": 0.1, "nu": 0.1},
+    "mnist1d": {
+        "queries": 15,
+        "hidden": (128, 128),
+        "meta_batch": 16,
+        "meta_steps": 1000,
+        "inner_lr": 0.1,
+        "nu": 0.1,
+        "eps": 1.0,
+    },
     "sinusoid": {"queries": 10, "hidden": (40, 40), "meta_batch": 25, "meta_steps": 4000, "inner_lr": 0.01, "nu": 0.05},
 }
 
@@ -69,7 +77,7 @@ class TrainConfig:
     nu: float | None = None
     """Finite-difference step of --perturb loss. Default: mnist1d 0.1, sinusoid 0.05."""
     eps: float | None = None
-    """Finite-difference step of --perturb center, a distance. Default: by precision and order."""
+    """Finite-difference step of --perturb center, a distance. Default: mnist1d 1.0, sinusoid by precision and order."""
     residual_correction: bool = False
     """Make the base solution exactly stationary for the branches."""
     cg_steps: int = 5
@@ -133,8 +141,9 @@ class TrainConfig:
             "shots": {"mnist1d": 5, "sinusoid": 10}[self.tasks],
             "lr": optimizer_lr,
         }
-        if self.perturb == "center" or self.method != "fobmaml":
-            del defaults["nu"]
+        for name, perturb in (("nu", "loss"), ("eps", "center")):
+            if self.perturb != perturb or self.method != "fobmaml":
+                defaults.pop(name, None)
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
     def variant(self, changes: Mapping[str, Any]) -> "TrainConfig":

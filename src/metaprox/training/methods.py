@@ -35,13 +35,8 @@ NAMES = {
 PRESETS: dict[str, dict[str, Any]] = {
     "fobmaml": {"method": "fobmaml", "scheme": "symmetric", "perturb": "loss"},
     "fobmaml-center": {"method": "fobmaml", "scheme": "symmetric", "perturb": "center"},
-    "fobmaml-forward": {"method": "fobmaml", "scheme": "forward", "perturb": "loss", "residual_correction": True},
-    "fobmaml-forward-center": {
-        "method": "fobmaml",
-        "scheme": "forward",
-        "perturb": "center",
-        "residual_correction": True,
-    },
+    "fobmaml-forward": {"method": "fobmaml", "scheme": "forward", "perturb": "loss"},
+    "fobmaml-forward-center": {"method": "fobmaml", "scheme": "forward", "perturb": "center"},
     "tangent": {"method": "tangent"},
     "imaml": {"method": "imaml"},
     "maml": {"method": "maml"},

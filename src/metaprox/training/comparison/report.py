@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from metaprox.training import style
+from metaprox.training.config import foreign_options
 from metaprox.training.folder import RunFolder
 from metaprox.training.report import data_url, render, show, shown
 
@@ -136,8 +137,13 @@ def _signed(metric: str, difference: dict[str, float]) -> str:
 
 
 def _differing_settings(results: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """label -> the settings that are not the same for all methods."""
-    settings = {style.method_name(label): method["settings"] for label, method in results["methods"].items()}
+    """label -> the settings that are not the same for all methods; nothing where a method does not have one."""
+    settings = {label: method["settings"] for label, method in results["methods"].items()}
     names = next(iter(settings.values()))
     differing = [name for name in names if len({str(own[name]) for own in settings.values()}) > 1]
-    return {label: {name: shown(own[name]) for name in differing} for label, own in settings.items()}
+    return {
+        style.method_name(label): {
+            name: "" if name in foreign_options(own["method"]) else shown(own[name]) for name in differing
+        }
+        for label, own in settings.items()
+    }

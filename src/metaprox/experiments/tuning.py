@@ -1,0 +1,111 @@
+"""Which settings suit each method on MNIST-1D? The same grid for all, judged on validation classes.
+
+Every method of ``metaprox compare`` meta-trains with every pair of a proximal weight lam and an outer step (normalized
+SGD of four lengths, and Adam), K = 10 inner steps of 0.1, 400 meta-steps of 16 tasks (quick: 10, of two candidates),
+from the seed 10 plus the seed given, which no other experiment uses. Finite differences take nu = 0.1 or eps = 1, the
+defaults of the family. A setting is judged by its accuracy on 400 tasks of the validation classes; neither the test
+digits nor their tasks are looked at. The tangent estimator takes the settings of FO-B-MAML, whose limit it is. The best
+settings of each method are in expected/mnist1d-variants.json, from where the accuracy experiment takes them; a check
+compares. Takes about 75 minutes on one core (quick: one).
+"""
+
+import json
+import tempfile
+from functools import partial
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from metaprox.errors import NonFiniteError
+from metaprox.experiments.base import Experiment, Remember, Size
+from metaprox.training import TrainConfig, style, train
+from metaprox.training.methods import PRESETS
+
+LABELS = [label for label in PRESETS if label != "tangent"]
+LAMS = (0.1, 0.5)
+OUTER = (("normalized", 0.05), ("normalized", 0.1), ("normalized", 0.2), ("normalized", 0.4), ("adam", 0.001))
+CANDIDATES = [{"lam": lam, "optimizer": name, "lr": lr} for lam, (name, lr) in product(LAMS, OUTER)]
+CHOSEN = ("lam", "optimizer", "lr")
+
+
+def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
+    meta_steps, candidates = (400, CANDIDATES) if size == "full" else (10, CANDIDATES[2:4])
+    rows = []
+    for candidate, label in product(candidates, LABELS):
+        part = "_".join([label, *map(str, candidate.values())])
+        found = remember(part, partial(_validation_accuracy, label, candidate, meta_steps, 10 + seed))
+        rows.append({"method": label, **candidate, "validation_accuracy": found})
+    return {"meta_steps": meta_steps, "rows": rows}
+
+
+def _validation_accuracy(label: str, candidate: dict[str, Any], meta_steps: int, seed: int) -> float:
+    """At the end of a run; 0 for one that diverged."""
+    shared = TrainConfig(
+        tasks="mnist1d", seed=seed, meta_steps=meta_steps, eval_every=meta_steps, eval_tasks=400, test_tasks=1
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = train(shared.variant(PRESETS[label] | candidate), Path(folder) / "run")
+        except NonFiniteError:
+            return 0.0
+        (found,) = [record for record in done.read_metrics() if record.get("split") == "validation"]
+    return float(found["accuracy"]["mean"])
+
+
+def chosen() -> dict[str, dict[str, Any]]:
+    """The best settings of each method, as ``metaprox compare --variants`` takes them."""
+    file = resources.files("metaprox.experiments").joinpath("expected", "mnist1d-variants.json")
+    variants: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return variants
+
+
+def best(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same from the raw numbers of a search."""
+    top: dict[str, dict[str, Any]] = {}
+    for row in sorted(results["rows"], key=lambda row: row["validation_accuracy"]):
+        top[row["method"]] = {name: row[name] for name in CHOSEN}
+    return {label: PRESETS[label] | top["fobmaml" if label == "tangent" else label] for label in PRESETS}
+
+
+def draw(results: dict[str, Any]) -> dict[str, Figure]:
+    """Validation accuracy against the length of the outer step, a panel for each lam."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    styles = style.method_styles(LABELS)
+    panels = figure.subplots(1, len(LAMS), sharey=True)
+    for axes, lam in zip(panels, LAMS, strict=True):
+        for label in LABELS:
+            rows = [row for row in results["rows"] if row["method"] == label and row["lam"] == lam]
+            steps = [row for row in rows if row["optimizer"] == "normalized"]
+            accuracies = [100 * row["validation_accuracy"] for row in steps]
+            axes.plot([row["lr"] for row in steps], accuracies, label=style.method_name(label), **styles[label])
+            adam = [100 * row["validation_accuracy"] for row in rows if row["optimizer"] == "adam"]
+            axes.plot([0.7] * len(adam), adam, "x", color=styles[label]["color"])
+        axes.set_xscale("log")
+        ticks = sorted({lr for name, lr in OUTER if name == "normalized"})
+        axes.set_xticks([*ticks, 0.7], [*map(str, ticks), "Adam"])
+        axes.minorticks_off()
+        axes.set_xlabel("length of the outer step")
+        style.tidy(axes, f"lam = {lam}")
+    panels[0].set_ylabel("accuracy on validation tasks, %")
+    panels[-1].legend(frameon=False, fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
+    figure.suptitle(f"What suits each method on MNIST-1D, after {results['meta_steps']} meta-steps", x=0.01, ha="left")
+    return {"tuning": figure}
+
+
+def measure(results: dict[str, Any]) -> dict[str, float]:
+    top = max(row["validation_accuracy"] for row in results["rows"])
+    if results["size"] == "quick":
+        return {"best accuracy on validation tasks": top}
+    found = best(results)
+    differing = sum(found[label] != variant for label, variant in chosen().items())
+    return {
+        "best accuracy on validation tasks": top,
+        "methods whose best settings are not those of the accuracy experiment": float(differing),
+    }
+
+
+CLAIM = "Each method gets the settings that suit it, from the same grid, on validation classes"
+EXPERIMENT = Experiment("mnist1d-tuning", CLAIM, run, draw, measure)

@@ -1,0 +1,157 @@
+"""Experiments: parts of a stopped run are kept, checks can fail, kept results still pass."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import metaprox as mp
+from metaprox import experiments
+from metaprox.cli import main
+from metaprox.experiments import EXPERIMENTS, base, bias, problems
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def toy(fail_at=None, value=2.0):
+    """Three parts; ``calls`` says which were computed."""
+    calls = []
+
+    def run(size, seed, remember):
+        def part(number):
+            if number == fail_at:
+                raise KeyboardInterrupt
+            calls.append(number)
+            return {"number": number, "noise": float(torch.rand(()))}
+
+        torch.manual_seed(seed)
+        return {"parts": [remember(f"part {n}", lambda n=n: part(n)) for n in range(3)], "value": value}
+
+    def draw(results):
+        figure = Figure()
+        figure.subplots().plot([part["number"] for part in results["parts"]])
+        return {"toy": figure}
+
+    return base.Experiment("toy", "A toy is a toy", run, draw, lambda results: {"value": results["value"]}), calls
+
+
+@pytest.fixture
+def bounds(monkeypatch):
+    monkeypatch.setattr(base, "expected", lambda name, size: {"value": [1.0, 3.0]})
+
+
+def test_stopped_run_keeps_its_finished_parts(tmp_path, bounds):
+    experiment, calls = toy(fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        experiments.reproduce(experiment, tmp_path)
+    assert calls == [0, 1]
+    kept = [json.loads(path.read_text())["noise"] for path in sorted((tmp_path / "toy" / "parts").iterdir())]
+    experiment, calls = toy()
+    outcome = experiments.reproduce(experiment, tmp_path)
+    assert calls == [2]
+    results = json.loads((outcome.folder / "results.json").read_text())
+    assert [part["noise"] for part in results["parts"]][:2] == kept
+    assert not (outcome.folder / "parts").exists()
+    assert (results["size"], results["seed"]) == ("full", 0)
+
+
+def test_parts_of_another_size_or_seed_are_not_taken(tmp_path, bounds):
+    for size, seed in (("quick", 0), ("quick", 1), ("full", 0)):
+        experiment, calls = toy(fail_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            experiments.reproduce(experiment, tmp_path, size, seed)
+        assert calls == [0, 1]
+
+
+def test_generators_and_threads_are_put_back(tmp_path, bounds):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    threads = torch.get_num_threads()
+    experiments.reproduce(toy()[0], tmp_path)
+    assert torch.equal(torch.rand(2), expected)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("value", [0.5, 3.5, math.nan])
+def test_a_check_outside_its_interval_fails_and_says_so(tmp_path, bounds, value):
+    outcome = experiments.reproduce(toy(value=value)[0], tmp_path)
+    assert not outcome.passed
+    page = experiments.write_summary([outcome], tmp_path).read_text()
+    assert "1 checks failed" in page
+    assert "FAIL" in page
+    assert str(outcome.checks[0]) == f"FAIL: value: {value:.3g}, expected 1 to 3"
+
+
+def test_a_check_inside_its_interval_passes(tmp_path, bounds):
+    outcome = experiments.reproduce(toy()[0], tmp_path)
+    assert outcome.passed
+    page = experiments.write_summary([outcome], tmp_path).read_text()
+    assert "all checks passed" in page
+    assert "A toy is a toy" in page
+    assert json.loads((outcome.folder / "checks.json").read_text()) == [
+        {"name": "value", "value": 2.0, "low": 1.0, "high": 3.0, "passed": True}
+    ]
+
+
+def test_measures_and_bounds_must_match():
+    with pytest.raises(KeyError, match=r"measured and expected differ in \['other', 'value'\]"):
+        base.compare_with_expected({"value": 1.0}, {"other": [0.0, 1.0]})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_has_bounds_of_both_sizes_and_kept_results_that_pass(name, tmp_path):
+    for size in ("quick", "full"):
+        bounds = base.expected(name, size)
+        assert bounds
+        assert all(low <= high for low, high in bounds.values())
+    kept = RESULTS / name / "results.json"
+    results = json.loads(kept.read_text())
+    assert results["size"] == "full"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "results.json").write_bytes(kept.read_bytes())
+    outcome = experiments.judge(EXPERIMENTS[name], tmp_path)
+    assert outcome.passed, [str(check) for check in outcome.checks]
+    assert all(path.stat().st_size > 5000 for path in outcome.figures.values())
+
+
+def test_reproduce_on_the_command_line(tmp_path, capsys):
+    main(["reproduce", "--list"])
+    listed = capsys.readouterr().out
+    assert all(name in listed and experiment.claim in listed for name, experiment in EXPERIMENTS.items())
+    main(["reproduce", "logistic-accuracy", "--quick", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "logistic-accuracy: pass: error of FO-MAML: 1.35, expected 0.5 to 3" in printed
+    assert (tmp_path / "report.html").exists()
+    with pytest.raises(SystemExit) as caught:
+        main(["reproduce", "logistic-accuracy", "--quick", "--out", str(tmp_path), "--seed", "-1"])
+    assert caught.value.code == 2
+    with pytest.raises(SystemExit) as caught:
+        main(["reproduce", "everything"])
+    assert caught.value.code == 2
+    assert "unknown experiment 'everything'; known: all, bias" in capsys.readouterr().err
+
+
+def test_slope_of_a_power_law():
+    assert bias.slope([(x, 3 * x**0.7) for x in (1e-3, 1e-2, 0.5)]) == pytest.approx(0.7)
+
+
+def test_perturbed_solutions_are_those_of_the_perturbed_problem():
+    """The gradient of fhat + nu f + prox vanishes at y_nu."""
+    tasks = problems.logistic_tasks(0, count=2)
+    x = {"w": torch.zeros(20, dtype=torch.float64)}
+    y = bias._perturbed(x, tasks, 0.3)
+    for i in range(2):
+        w = y[i].clone().requires_grad_()
+        support, query = (tuple(leaf[i] for leaf in part) for part in tasks)
+        value = problems.logistic_loss({"w": w}, support) + 0.3 * problems.logistic_loss({"w": w}, query)
+        value = value + 0.5 * problems.LOGISTIC_LAM * w.square().sum()
+        assert torch.autograd.grad(value, w)[0].norm() < 1e-12
+
+
+def test_unknown_size_is_refused(tmp_path):
+    with pytest.raises(mp.InputError, match="unknown size 'huge'; known: quick, full"):
+        experiments.reproduce(toy()[0], tmp_path, "huge")
