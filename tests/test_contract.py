@@ -43,7 +43,7 @@ class Row:
 
 
 ROWS = {
-    "fobmaml-forward": Row(mp.FOBMAML(GD, STEPS, scheme="forward"), exact, 599, 399, tolerance=3e-7),
+    "fobmaml-forward": Row(mp.FOBMAML(GD, STEPS, scheme="forward"), exact, 599, 200, tolerance=3e-7),
     "fobmaml-symmetric": Row(mp.FOBMAML(GD, STEPS), exact, 599, 399),
     "fobmaml-central4": Row(mp.FOBMAML(GD, STEPS, scheme="central4"), exact, 997, 797),
     "fobmaml-central6": Row(mp.FOBMAML(GD, STEPS, scheme="central6"), exact, 1395, 1195),

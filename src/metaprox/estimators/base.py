@@ -203,7 +203,10 @@ class Estimator(ABC):
             params = problem.live_parameters()
         result = self._run(problem, params, tasks, keep_adapted=False)
         for name, value in params.items():
-            value.grad = result.grad[name].clone() if value.grad is None else value.grad + result.grad[name]
+            if value.grad is None:
+                value.grad = result.grad[name].clone()
+            else:
+                value.grad.add_(result.grad[name])
         return result
 
     @torch.no_grad()

@@ -49,9 +49,9 @@ class FOBMAML(Branched):
         chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
 
     Cost per task, with B branches (forward with residual correction: 1) and J branch steps, from y_0:
-    K + 1 + B (J - 1) support gradients, and 1 query gradient ("center") or 1 + B (J - 1) ("loss"). Parameters w that
-    do not adapt take a further support gradient for each node: grad_w F = grad_w f(y_0) + (1/nu) sum_j a_j
-    grad_w fhat(y_(n_j nu)), by the envelope theorem.
+    K + 1 + B (J - 1) support gradients, and 1 query gradient ("center") or 1 + B (J - 1) ("loss", without the branch of
+    forward at node 0). Parameters w that do not adapt take a further support gradient for each node: grad_w F =
+    grad_w f(y_0) + (1/nu) sum_j a_j grad_w fhat(y_(n_j nu)), by the envelope theorem.
 
     Raises:
         InputError: an argument is out of range, or lam is 0.
@@ -117,6 +117,7 @@ class FOBMAML(Branched):
     ) -> Solution:
         nodes, _ = self._table(stencil(self.scheme), x)
         tilt = nodes * nu  # [T, B, 1]
+        moved = slice(int(nodes[0] == 0), None)  # a node of 0 comes first, and needs no query gradient
         center = x - (tilt / lam) * v if self.perturb == "center" else x
         shift = residual if self.residual_correction else torch.zeros_like(residual)
 
@@ -124,7 +125,7 @@ class FOBMAML(Branched):
             noise = 0 if self.residual_correction else step
             grad = gradients.support(y, BRANCH_NOISE, noise).grad
             if self.perturb == "loss":
-                grad = grad + tilt * gradients.query(y, BRANCH_NOISE, noise).grad
+                grad[:, moved] += tilt[:, moved] * gradients.query(y[:, moved], BRANCH_NOISE, noise).grad
             return grad.add(y - center, alpha=lam).sub_(shift)
 
         at_y0 = y0.expand(-1, len(nodes), -1)
