@@ -30,10 +30,19 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "meta_batch": 16,
         "meta_steps": 1000,
         "inner_lr": 0.1,
+        "lam": 0.1,
         "nu": 0.1,
         "eps": 1.0,
     },
-    "sinusoid": {"queries": 10, "hidden": (40, 40), "meta_batch": 25, "meta_steps": 4000, "inner_lr": 0.01, "nu": 0.05},
+    "sinusoid": {
+        "queries": 10,
+        "hidden": (40, 40),
+        "meta_batch": 25,
+        "meta_steps": 4000,
+        "inner_lr": 0.01,
+        "lam": 0.5,
+        "nu": 0.05,
+    },
 }
 
 
@@ -56,8 +65,9 @@ class TrainConfig:
 
     method: MethodName = "fobmaml"
     """Estimator of the meta-gradient. All take the same tasks, inner solves and outer steps."""
-    lam: float = 0.5
-    """Weight of the proximal term that holds the adapted parameters near the meta-parameters."""
+    lam: float | None = None
+    """Weight of the proximal term that holds adapted parameters near the meta-parameters. Default: mnist1d 0.1,
+    sinusoid 0.5."""
     solver: SolverName = "gd"
     """Inner solver. adaptive: gradient descent with a safeguarded step of its own for each task."""
     inner_lr: float | None = None
@@ -88,7 +98,8 @@ class TrainConfig:
     optimizer: Literal["normalized", "clipped", "adam"] = "normalized"
     """Outer optimizer: normalized SGD with momentum, clipped SGD, or Adam. Its step decays linearly to 0."""
     lr: float | None = None
-    """Outer step: a length for normalized SGD. Default: normalized 0.1, clipped 0.1, adam 0.001."""
+    """Outer step: a length for normalized SGD. Default: normalized 0.4 (mnist1d) or 0.1 (sinusoid), clipped 0.1, adam
+    0.001."""
     momentum: float = 0.9
     """Momentum of normalized SGD."""
     gamma: float = 0.1
@@ -136,7 +147,8 @@ class TrainConfig:
 
     def resolved(self) -> "TrainConfig":
         """The same run with every family default written out."""
-        optimizer_lr = {"normalized": 0.1, "clipped": 0.1, "adam": 0.001}[self.optimizer]
+        length = {"mnist1d": 0.4, "sinusoid": 0.1}[self.tasks]
+        optimizer_lr = {"normalized": length, "clipped": 0.1, "adam": 0.001}[self.optimizer]
         defaults = FAMILY_DEFAULTS[self.tasks] | {
             "shots": {"mnist1d": 5, "sinusoid": 10}[self.tasks],
             "lr": optimizer_lr,

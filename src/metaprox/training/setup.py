@@ -69,6 +69,7 @@ def build(config: TrainConfig) -> Setup:
     solver, branch_solver = _solvers(config)
     optimizer = _optimizer(config, model)
     loss = mean_squared_error if config.tasks == "sinusoid" else cross_entropy
+    assert config.lam is not None  # resolved
     problem = ProximalProblem.from_module(model, loss, config.lam)
     estimator = method(config, solver, branch_solver)
     estimator.check(problem)
