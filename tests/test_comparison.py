@@ -9,6 +9,7 @@ import torch
 import metaprox as mp
 from metaprox import training
 from metaprox.cli import main
+from metaprox.models import mean_squared_error, mlp
 from metaprox.training.cost import Cost, measure, peak_memory
 from metaprox.training.methods import PRESETS
 
@@ -235,6 +236,25 @@ def test_memory_is_flat_in_the_inner_steps_and_that_of_maml_is_not(backend):
     growth = (unrolled[2] - unrolled[1]) / (unrolled[1] - unrolled[0])
     assert growth == pytest.approx(8, rel=0.1)  # linear in the steps
     assert unrolled[2] > 3 * flat[2]
+
+
+@pytest.mark.parametrize(("method", "vectors"), [(mp.FOMAML, 5), (mp.FOBMAML, 9)])
+def test_loop_backend_needs_few_vectors_beyond_a_plain_training_step(method, vectors):
+    """A model that is nearly all parameters: what is alive at the peak, in vectors of P numbers."""
+    model = mlp([16, 256, 256, 256, 1])
+    data = torch.randn(1, 2, 16), torch.randn(1, 2, 1)
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5)
+
+    def plain():
+        mean_squared_error(model, tuple(leaf[0] for leaf in data)).backward()
+
+    meta = method(mp.GradientDescent(0.01), 4, backend="loop")
+    peaks = []
+    for work in (plain, lambda: meta.backward(problem, mp.Task(data, data))):
+        model.zero_grad()
+        peaks.append(peak_memory(work, torch.device("cpu")))
+    size = 4 * sum(p.numel() for p in model.parameters())
+    assert (peaks[1] - peaks[0]) / size < vectors + 0.1
 
 
 def test_measured_peak_is_what_was_allocated():

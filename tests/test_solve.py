@@ -45,18 +45,6 @@ def test_step_sizes_are_those_taken():
     torch.testing.assert_close(out.step_sizes, torch.full((3, 4), 0.25, dtype=torch.float64))
 
 
-def test_first_gradient_is_used_instead_of_an_evaluation():
-    calls = []
-
-    def counted(y, step):
-        calls.append(step)
-        return gradient(y, step)
-
-    given = solve(counted, ones(), mp.GradientDescent(0.5), 4, first=gradient(ones(), 0)).y
-    assert calls == [1, 2, 3]
-    assert torch.equal(given, solve(gradient, ones(), mp.GradientDescent(0.5), 4).y)
-
-
 def test_start_is_not_written_on():
     y = ones()
     solve(gradient, y, mp.GradientDescent(0.5), 4)

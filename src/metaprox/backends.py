@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.batch import TaskBatch
+from metaprox.parameters import Parameters
 from metaprox.problem import Task
 
 Metrics = dict[str, Any]  # of scalar tensors; internally, of any tree of tensors
@@ -26,6 +27,17 @@ class Evaluation:
     grad: Tensor
     value: Tensor
     metrics: Metrics
+
+
+@dataclass(frozen=True)
+class AdaptedLoss:
+    """A checked loss on all parameters, as a function of y [P] at the w there is."""
+
+    loss: Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]
+    parameters: Parameters
+
+    def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+        return self.loss(self.parameters.merge(self.parameters.adapted.unflatten(y)), data)
 
 
 class Backend(Protocol):
@@ -110,12 +122,14 @@ class LoopBackend:
         return Task([task.support for task in tasks], [task.query for task in tasks])
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
-        points = []
-        for task, (branches, task_data) in enumerate(zip(y, data, strict=True)):
-            for point in branches:
+        gradient = torch.zeros_like(y, memory_format=torch.contiguous_format)
+        results = []
+        for task, task_data in enumerate(data):
+            for point, place in zip(y[task], gradient[task], strict=True):
                 seed(task)
-                points.append(_evaluate_point(loss, point, task_data))
-        return Evaluation(*pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(points)))
+                results.append(_evaluate_point(loss, point, task_data, place))
+        value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
+        return Evaluation(gradient, value, metrics)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
         results = []
@@ -138,13 +152,33 @@ def _stack(results: list[Any]) -> Any:
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
-def _evaluate_point(loss: FlatLoss, point: Tensor, data: Any) -> tuple[Tensor, Tensor, Metrics]:
-    """Gradient, value and metrics at one point [P]."""
+def _evaluate_point(loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor) -> tuple[Tensor, Metrics]:
+    """Value and metrics at one point [P]; adds the gradient to ``gradient`` [P]."""
     with torch.enable_grad():
-        leaf = point.detach().requires_grad_()
-        value, metrics = loss(leaf, data)
-        gradient = torch.autograd.grad(value, leaf)[0] if value.requires_grad else torch.zeros_like(point)
-    return gradient, value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
+        if isinstance(loss, AdaptedLoss):
+            value, metrics = _backward_in_place(loss, point, data, gradient)
+        else:
+            leaf = point.detach().requires_grad_()
+            value, metrics = loss(leaf, data)
+            if value.requires_grad:
+                gradient.add_(torch.autograd.grad(value, leaf)[0])
+    return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
+
+
+def _backward_in_place(loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor) -> tuple[Tensor, Metrics]:
+    """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
+    layout = loss.parameters.adapted
+    leaves = {name: part.detach().requires_grad_() for name, part in layout.unflatten(point).items()}
+    places = layout.views(gradient)
+    for name, leaf in leaves.items():
+        if leaf.dtype == gradient.dtype:
+            leaf.grad = places[name]
+    value, metrics = loss.loss(loss.parameters.merge(dict(leaves)), data)
+    value.backward(inputs=list(leaves.values()))
+    for name, leaf in leaves.items():
+        if leaf.dtype != gradient.dtype and leaf.grad is not None:
+            places[name].copy_(leaf.grad)
+    return value, metrics
 
 
 def backend(name: str, chunk_size: int | None) -> Backend:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import Backend, Evaluation, FlatLoss, Metrics
+from metaprox.backends import AdaptedLoss, Backend, Evaluation, FlatLoss, Metrics
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError
 from metaprox.noise import Noise
@@ -52,11 +52,12 @@ class Gradients:
         self._noise = noise
         self._data = engine.take(batch, self.start, self.stop)
         self._parameters = parameters
-        self._inner = _at_y(flat_loss(problem.inner_loss, "inner_loss", parameters), parameters)
-        self._outer = _at_y(flat_loss(problem.outer_loss, "outer_loss", parameters), parameters)
-        self._values = _at_y(flat_loss(problem.outer_loss, "outer_loss", parameters, differentiable=False), parameters)
-        self._inner_z = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
-        self._outer_z = flat_loss(problem.outer_loss, "outer_loss", parameters)
+        inner, outer = ((problem.inner_loss, "inner_loss"), (problem.outer_loss, "outer_loss"))
+        self._inner = AdaptedLoss(checked_loss(*inner), parameters)
+        self._outer = AdaptedLoss(checked_loss(*outer), parameters)
+        self._values = AdaptedLoss(checked_loss(*outer, differentiable=False), parameters)
+        self._inner_z = flat_loss(*inner, parameters, differentiable=False)
+        self._outer_z = flat_loss(*outer, parameters)
 
     def support(self, y: Tensor, *noise_ids: int) -> Evaluation:
         """grad fhat at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
@@ -181,26 +182,29 @@ def _second_derivatives_explained() -> Iterator[None]:
         raise
 
 
-def _at_y(loss: FlatLoss, parameters: Parameters) -> FlatLoss:
-    """A loss of z as one of y, at the w there is."""
-    return lambda y, data: loss(parameters.at(y), data)
-
-
 def flat_loss(loss: Loss, role: str, parameters: Parameters, *, differentiable: bool = True) -> FlatLoss:
-    """``loss`` as a function of z [P + W] that always returns (scalar, metrics).
+    """``loss`` as a checked function of z [P + W]."""
+    checked = checked_loss(loss, role, differentiable=differentiable)
+    return lambda z, data: checked(parameters.unflatten(z), data)
+
+
+def checked_loss(
+    loss: Loss, role: str, *, differentiable: bool = True
+) -> Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]:
+    """``loss`` as a function that always returns (scalar, metrics).
 
     Raises InputError unless the loss is a scalar and, where ``differentiable``, depends on the parameters.
     """
 
-    def call(z: Tensor, data: Any) -> tuple[Tensor, Metrics]:
-        result = loss(parameters.unflatten(z), data)
+    def call(params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
+        result = loss(params, data)
         value, metrics = result if isinstance(result, tuple) else (result, {})
         if not isinstance(value, Tensor) or value.dim() != 0:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{role} must return a scalar tensor, got {got}; reduce it, for example with .mean()")
         if differentiable and not value.requires_grad:
             raise InputError(
-                f"{role} does not depend on the parameters {list(parameters.names)}; is the loss computed from them, "
+                f"{role} does not depend on the parameters {list(params)}; is the loss computed from them, "
                 "and without detach() or no_grad()?"
             )
         return value, dict(metrics)

@@ -49,11 +49,15 @@ class Layout:
         """dict of parameters -> a new vector [P]."""
         return torch.cat([params[name].detach().reshape(-1).to(self.dtype) for name in self.names])
 
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """[..., P] -> dict of views [..., *shape], all of the dtype of ``flat``."""
+        lead = flat.shape[:-1]
+        parts = zip(self.names, self.shapes, torch.split(flat, self.sizes, dim=-1), strict=True)
+        return {name: part.view((*lead, *shape)) for name, shape, part in parts}
+
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> dict of tensors [..., *shape], as views where the dtype allows."""
-        lead = flat.shape[:-1]
-        parts = zip(self.names, self.shapes, self.dtypes, torch.split(flat, self.sizes, dim=-1), strict=True)
-        return {name: part.reshape((*lead, *shape)).to(dtype) for name, shape, dtype, part in parts}
+        return {name: part.to(dtype) for dtype, (name, part) in zip(self.dtypes, self.views(flat).items(), strict=True)}
 
 
 def _check_parameter(name: str, value: Tensor) -> None:

@@ -39,6 +39,13 @@ class Parameters:
         parts = self.adapted.unflatten(y) | (self.shared.unflatten(w) if self.shared else {})
         return {name: parts[name] for name in self.names}
 
+    def merge(self, adapted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the shared ones as they are, in the order they were given in."""
+        if self.shared is None:
+            return adapted
+        parts = adapted | self.shared.unflatten(self.w)
+        return {name: parts[name] for name in self.names}
+
     def at(self, y: Tensor) -> Tensor:
         """y [..., P] -> z = (y, w) [..., P + W]; y itself where everything adapts."""
         if self.shared is None:

@@ -1,5 +1,7 @@
 """The proximal solve that adaptation, evaluation and every estimator's base share."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,8 @@ from metaprox.solvers.protocol import InnerSolver
 def proximal_solve(lam: float, x: Tensor, gradients: Gradients, solver: InnerSolver, stopping: Stopping) -> Solution:
     """argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P]."""
     tasks = gradients.stop - gradients.start
-    return solve(
-        lambda y, step: gradients.support(y, BASE_NOISE, step).grad.add(y - x, alpha=lam),
+    solution = solve(
+        lambda y, step: gradients.support(y, BASE_NOISE, step).grad.add_(y - x, alpha=lam),
         x.expand(tasks, 1, -1),
         solver,
         stopping.max_steps,
@@ -20,3 +22,4 @@ def proximal_solve(lam: float, x: Tensor, gradients: Gradients, solver: InnerSol
         describe="base solve",
         first_task=gradients.start,
     )
+    return replace(solution, grad=None)  # nobody needs it, and it is a vector of P numbers

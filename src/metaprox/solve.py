@@ -56,7 +56,6 @@ def solve(
     max_steps: int,
     *,
     tol: Tensor | None = None,
-    first: Tensor | None = None,
     describe: str = "inner solve",
     first_task: int = 0,
 ) -> Solution:
@@ -65,7 +64,6 @@ def solve(
     Args:
         gradient: (y, step) -> gradient [T, B, P]. Called once a step, which is all the solve costs.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
-        first: the gradient at the starting point, where it is known already: saves one evaluation.
         describe, first_task: what and where this is, for the error message.
 
     Raises:
@@ -78,7 +76,8 @@ def solve(
     moves: list[Tensor] = []
     grad = None
     for step in range(max_steps):
-        grad = first if step == 0 and first is not None else gradient(y, step)
+        grad = None  # the old one is freed before the new one is made
+        grad = gradient(y, step)
         norm = torch.linalg.vector_norm(grad, dim=-1)
         norms.append(norm)
         if tol is not None:

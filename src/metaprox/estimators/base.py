@@ -217,17 +217,18 @@ class Estimator(ABC):
         parameters = Parameters.of(problem, params)
         batch = TaskBatch.of(tasks)
         engine = self._backend()
-        total = torch.zeros_like(parameters.at(parameters.x))
+        total: Tensor | None = None
         chunks: list[ChunkResult] = []
         adapted: list[Tensor] = []
-        with coupled_noise(total.device) as noise:
+        with coupled_noise(parameters.x.device) as noise:
             for span in engine.chunks(batch.size):
                 gradients = Gradients(problem, parameters, engine, noise, batch, span)
                 chunk = self._estimate(problem, parameters.x, gradients)
-                total += chunk.grad.sum(0)
+                total = chunk.grad.sum(0) if total is None else total.add_(chunk.grad.sum(0))
                 if keep_adapted:
                     adapted.append(chunk.adapted)
                 chunks.append(_without_vectors(chunk))
+        assert total is not None  # a batch has at least one task
         return MetaGradient(
             grad=parameters.unflatten(total / batch.size),
             query_loss=torch.cat([c.query_loss for c in chunks]),

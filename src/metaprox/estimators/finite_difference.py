@@ -1,6 +1,7 @@
 """FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
 
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,9 +25,10 @@ class FOBMAML(Branched):
         g    = -(lam/nu) sum_j a_j y_(n_j nu)                               nodes n_j, weights a_j of the scheme
 
     The base solve goes from x to y_0; then all branches start at y_0 together and share steps, step sizes and
-    noise, so that what they have in common cancels in the difference. Memory: P numbers for each task and
-    branch in the chunk being solved, whatever the number of steps. With forward and symmetric differences of
-    exact solves the error is O(nu) and O(nu^2); see ``scheme``.
+    noise, so that what they have in common cancels in the difference. Memory does not grow with the steps. In the
+    loop backend it is that of a plain training step on one batch and 9 vectors of P numbers (symmetric, "loss");
+    under vmap, P numbers and an evaluation's memory for each task and branch of the chunk at hand. With forward and
+    symmetric differences of exact solves the error is O(nu) and O(nu^2); see ``scheme``.
 
     Args:
         solver: the inner solver of the base solve.
@@ -87,21 +89,33 @@ class FOBMAML(Branched):
     def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
         base = self._solve_base(problem, x, gradients)
         y0 = base.y
-        residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=problem.lam)
+        residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add_(y0 - x, alpha=problem.lam)
         query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
-        v = query.grad
-        norm_v = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-        require_finite(residual, v, gradients.start)
+        norm_residual, norm_v = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (residual, query.grad))
+        require_finite(norm_residual, norm_v, gradients.start)
         rule = stencil(self.scheme)
         nu = self._step(rule, problem.lam, norm_v)
-        branches = self._solve_branches(problem.lam, x, gradients, y0, residual, v, nu)
-        _, weights = self._table(rule, x)
-        scale = -problem.lam / nu
-        grad = scale * (weights * (branches.y - y0)).sum(1, keepdim=True)
+        nodes, weights = self._table(rule, x)
+        gradient = self._branch_gradient(problem.lam, x, gradients, y0, residual, query.grad, nodes * nu)
+        start = y0.expand(-1, len(nodes), -1)
+        if self.start == "predictor":
+            start = start - (nodes * nu / problem.lam) * query.grad
+        del residual  # vectors of P numbers that only ``gradient`` may still need
+        query = replace(query, grad=norm_v)
+        branches = solve(
+            gradient,
+            start,
+            self._solver_of_branches,
+            self._steps_of_branches,
+            tol=None if self.tol is None else self.tol * nu.flatten(),
+            describe="branch solve",
+            first_task=gradients.start,
+        )
+        grad = (-problem.lam / nu) * (weights * (branches.y - y0)).sum(1, keepdim=True)
         info = Info(
-            base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
-            gradient_ratio=ratio(grad, v),
-            error_estimate=ratio(self._linear_residual(branches, residual, weights, nu), v),
+            base_residual=norm_residual.flatten(),
+            gradient_ratio=ratio(grad, norm_v),
+            error_estimate=ratio(self._linear_residual(branches, weights, nu), norm_v),
             nu=nu.flatten(),
             base_steps=base.steps,
             branch_steps=branches.steps,
@@ -112,34 +126,26 @@ class FOBMAML(Branched):
         shared = shared + self._shared_difference(gradients, y0, branches.y, weights) / nu
         return ChunkResult.of(base, grad, shared, query, info, gradients.start)
 
-    def _solve_branches(
-        self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, residual: Tensor, v: Tensor, nu: Tensor
-    ) -> Solution:
-        nodes, _ = self._table(stencil(self.scheme), x)
-        tilt = nodes * nu  # [T, B, 1]
-        moved = slice(int(nodes[0] == 0), None)  # a node of 0 comes first, and needs no query gradient
+    def _branch_gradient(
+        self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, residual: Tensor, v: Tensor, tilt: Tensor
+    ) -> Callable[[Tensor, int], Tensor]:
+        """(y, step) -> gradients [T, B, P] of the branch problems, of query weights ``tilt`` [T, B, 1]."""
         center = x - (tilt / lam) * v if self.perturb == "center" else x
-        shift = residual if self.residual_correction else torch.zeros_like(residual)
+        shift = residual if self.residual_correction else None
+        moved = slice(int(bool((tilt[0, 0] == 0).all())), None)  # a node of 0 comes first, and needs no query gradient
+        known = [tilt * v if self.residual_correction else residual + tilt * v] if self.start == "base" else []
 
         def gradient(y: Tensor, step: int) -> Tensor:
+            if known:  # at y_0
+                return known.pop()
             noise = 0 if self.residual_correction else step
             grad = gradients.support(y, BRANCH_NOISE, noise).grad
             if self.perturb == "loss":
-                grad[:, moved] += tilt[:, moved] * gradients.query(y[:, moved], BRANCH_NOISE, noise).grad
-            return grad.add(y - center, alpha=lam).sub_(shift)
+                grad[:, moved].addcmul_(tilt[:, moved], gradients.query(y[:, moved], BRANCH_NOISE, noise).grad)
+            grad.add_(y - center, alpha=lam)
+            return grad if shift is None else grad.sub_(shift)
 
-        at_y0 = y0.expand(-1, len(nodes), -1)
-        predicted = self.start == "predictor"
-        return solve(
-            gradient,
-            at_y0 - (tilt / lam) * v if predicted else at_y0,
-            self._solver_of_branches,
-            self._steps_of_branches,
-            tol=None if self.tol is None else self.tol * nu.flatten(),
-            first=None if predicted else (residual - shift) + tilt * v,
-            describe="branch solve",
-            first_task=gradients.start,
-        )
+        return gradient
 
     def _table(self, rule: Stencil, like: Tensor) -> tuple[Tensor, Tensor]:
         """Nodes and weights [B, 1] of the branches that are solved.
@@ -166,8 +172,8 @@ class FOBMAML(Branched):
         return total
 
     @staticmethod
-    def _linear_residual(branches: Solution, residual: Tensor, weights: Tensor, nu: Tensor) -> Tensor:
+    def _linear_residual(branches: Solution, weights: Tensor, nu: Tensor) -> Tensor:
         """(lam v - (H + lam I) g) / lam [T, 1, P], as the difference of the branches' last gradients."""
         if branches.grad is None:
-            return torch.full_like(residual, torch.nan)
+            return torch.full_like(branches.y[:, :1], torch.nan)
         return (weights * branches.grad).sum(1, keepdim=True) / nu

@@ -62,12 +62,16 @@ class Tangent(Branched):
         return ChunkResult.of(base, g, shared, query, info, gradients.start)
 
     def _solve_linear(self, lam: float, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
+        def gradient(z: Tensor, step: int) -> Tensor:
+            if step == 0 and self.start == "base":
+                return v  # z is 0
+            return gradients.hessian_vector(y0, z, BRANCH_NOISE, 0).add(z, alpha=lam).add(v)
+
         return solve(
-            lambda z, step: gradients.hessian_vector(y0, z, BRANCH_NOISE, 0).add(z, alpha=lam).add(v),
+            gradient,
             start,
             self._solver_of_branches,
             self._steps_of_branches,
-            first=v if self.start == "base" else None,
             describe="branch solve",
             first_task=gradients.start,
         )

@@ -1,11 +1,11 @@
 """Accuracy on unseen classes: all methods on the same MNIST-1D tasks, with equal inner and outer steps.
 
-5-way 5-shot on the ten digits, which meta-training does not see; MLP 40-128-128-5, K = 10 inner steps of 0.1, 1000
+5-way 5-shot on the ten digits, which meta-training does not see; MLP 40-128-128-5, K = 10 inner steps of 0.1, 400
 meta-steps of 16 tasks (quick: 100, four methods, one seed), seeds 0, 1, 2, counted from the seed given; 600 test tasks
 a seed. lam and the outer step of each method are the best of the same grid on validation classes (experiment
-mnist1d-tuning). This is ``metaprox compare`` with ``--variants expected/mnist1d-variants.json``; the runs stay in the
-folder ``runs``, so that a stopped comparison goes on. One run for each core at once; takes about an hour on one core
-(quick: two minutes).
+mnist1d-tuning, of the same length). This is ``metaprox compare`` with ``--variants expected/mnist1d-variants.json``;
+the runs stay in a folder, so that a stopped comparison goes on. One run for each core at once; takes about half an hour on
+one core (quick: two minutes).
 """
 
 import os
@@ -22,7 +22,7 @@ QUICK = ("fobmaml", "maml", "fomaml", "reptile")
 
 
 def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
-    shared = TrainConfig(tasks="mnist1d", eval_split="test")
+    shared = TrainConfig(tasks="mnist1d", eval_split="test", meta_steps=400, eval_every=50)
     variants, seeds = tuning.chosen(), range(seed, seed + 3)
     if size == "quick":
         shared = TrainConfig(tasks="mnist1d", eval_split="test", meta_steps=100, eval_every=50, eval_tasks=100)

@@ -16,7 +16,7 @@ from metaprox.errors import InputError, needs_extra
 from metaprox.problem import Task
 from metaprox.tasks.base import SPLITS, Split, generator
 
-CLASSES: dict[Split, int] = {"train": 40, "validation": 20, "test": 10}
+CLASSES: dict[Split, int] = {"train": 200, "validation": 20, "test": 10}
 EXAMPLES = 100
 
 
@@ -24,7 +24,7 @@ EXAMPLES = 100
 class MNIST1D:
     """Tasks of ``ways`` classes with ``shots`` support and ``queries`` query examples each.
 
-    The classes of the test split are the ten digits of MNIST-1D; those of the train and validation splits (40 and
+    The classes of the test split are the ten digits of MNIST-1D; those of the train and validation splits (200 and
     20) come from random templates put through the same generator, so that no digit is ever trained on. Every
     class has 100 examples of 40 numbers. Labels are 0..ways-1 in a random order in each task.
 
