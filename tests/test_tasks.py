@@ -105,7 +105,7 @@ def test_test_classes_are_the_digits_of_mnist1d():
     ("settings", "message"),
     [
         ({"ways": 11, "split": "test"}, "11-way tasks need 11 classes, but the test split has 10"),
-        ({"ways": 41}, "41-way tasks need 41 classes, but the train split has 40"),
+        ({"ways": 201}, "201-way tasks need 201 classes, but the train split has 200"),
         ({"shots": 90, "queries": 15}, "90 shots and 15 queries need 105 examples of a class, but there are 100"),
         ({"ways": 0}, "ways must be an integer >= 1, got 0"),
         ({"shots": 0}, "shots must be an integer >= 1, got 0"),

@@ -4,8 +4,8 @@
 meta-steps of 16 tasks (quick: 100, four methods, one seed), seeds 0, 1, 2, counted from the seed given; 600 test tasks
 a seed. lam and the outer step of each method are the best of the same grid on validation classes (experiment
 mnist1d-tuning, of the same length). This is ``metaprox compare`` with ``--variants expected/mnist1d-variants.json``;
-the runs stay in a folder, so that a stopped comparison goes on. One run for each core at once; takes about half an hour on
-one core (quick: two minutes).
+the runs stay in a folder, so that a stopped comparison goes on. One run for each core at once; takes about half an hour
+on one core (quick: two minutes).
 """
 
 import os
