@@ -132,7 +132,7 @@ def test_reproduce_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["reproduce", "everything"])
     assert caught.value.code == 2
-    assert "unknown experiment 'everything'; known: all, bias" in capsys.readouterr().err
+    assert "unknown experiment 'everything'; known: all, convergence" in capsys.readouterr().err
 
 
 def test_slope_of_a_power_law():
