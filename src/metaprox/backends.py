@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -41,7 +41,9 @@ class AdaptedLoss:
 
 
 class Backend(Protocol):
-    """How gradients at many points are evaluated."""
+    """How gradients at many points are evaluated. ``sequential``: one point after another."""
+
+    sequential: ClassVar[bool]
 
     def chunks(self, size: int) -> list[tuple[int, int]]:
         """The ranges [start, stop) in which ``size`` tasks are processed."""
@@ -49,8 +51,20 @@ class Backend(Protocol):
     def take(self, batch: TaskBatch, start: int, stop: int) -> Any:
         """Tasks start..stop-1 as ``evaluate`` wants them, as a Task of data."""
 
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
-        """``loss`` at y [T, B, P] on the data of T tasks; ``seed(t)`` fixes the noise of task t of this chunk."""
+    def evaluate(
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        seed: Callable[[int], None],
+        onto: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Evaluation:
+        """``loss`` at y [T, B, P] on the data of T tasks; ``seed(t)`` fixes the noise of task t of this chunk.
+
+        Where ``onto`` [T, B, P] is given, the gradient times ``weight`` [T, B, 1] is added to it in place, and it is
+        what is returned.
+        """
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
         """``loss`` and metrics [T] at y [T, P], without a gradient."""
@@ -67,6 +81,7 @@ class VmapBackend:
     """One vmapped call for all tasks and branches, ``chunk_size`` tasks at a time (None: all)."""
 
     chunk_size: int | None = None
+    sequential: ClassVar[bool] = False
 
     def chunks(self, size: int) -> list[tuple[int, int]]:
         step = self.chunk_size or size
@@ -75,7 +90,21 @@ class VmapBackend:
     def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
         return batch.many(start, stop)
 
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
+    def evaluate(
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        seed: Callable[[int], None],
+        onto: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Evaluation:
+        out = self._evaluate(loss, y, data, seed)
+        if onto is None:
+            return out
+        return replace(out, grad=onto.add_(out.grad) if weight is None else onto.addcmul_(weight, out.grad))
+
+    def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
         seed(0)
         one = grad_and_value(loss, has_aux=True)
         with _vmap_errors_explained():
@@ -114,6 +143,8 @@ def _vmap_errors_explained() -> Iterator[None]:
 class LoopBackend:
     """One plain forward and backward pass per task and branch: works for any model and any data."""
 
+    sequential: ClassVar[bool] = True
+
     def chunks(self, size: int) -> list[tuple[int, int]]:
         return [(task, task + 1) for task in range(size)]
 
@@ -121,13 +152,22 @@ class LoopBackend:
         tasks = [batch.one(task) for task in range(start, stop)]
         return Task([task.support for task in tasks], [task.query for task in tasks])
 
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
-        gradient = torch.zeros_like(y, memory_format=torch.contiguous_format)
+    def evaluate(
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        seed: Callable[[int], None],
+        onto: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Evaluation:
+        gradient = torch.zeros_like(y, memory_format=torch.contiguous_format) if onto is None else onto
         results = []
         for task, task_data in enumerate(data):
-            for point, place in zip(y[task], gradient[task], strict=True):
+            for branch, (point, place) in enumerate(zip(y[task], gradient[task], strict=True)):
                 seed(task)
-                results.append(_evaluate_point(loss, point, task_data, place))
+                scale = None if weight is None else weight[task, branch, 0]
+                results.append(_evaluate_point(loss, point, task_data, place, scale))
         value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
         return Evaluation(gradient, value, metrics)
 
@@ -152,20 +192,25 @@ def _stack(results: list[Any]) -> Any:
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
-def _evaluate_point(loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor) -> tuple[Tensor, Metrics]:
-    """Value and metrics at one point [P]; adds the gradient to ``gradient`` [P]."""
+def _evaluate_point(
+    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Metrics]:
+    """Value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P]."""
     with torch.enable_grad():
         if isinstance(loss, AdaptedLoss):
-            value, metrics = _backward_in_place(loss, point, data, gradient)
+            value, metrics = _backward_in_place(loss, point, data, gradient, weight)
         else:
             leaf = point.detach().requires_grad_()
             value, metrics = loss(leaf, data)
             if value.requires_grad:
-                gradient.add_(torch.autograd.grad(value, leaf)[0])
+                (found,) = torch.autograd.grad(value, leaf, None if weight is None else weight.to(value.dtype))
+                gradient.add_(found)
     return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
 
 
-def _backward_in_place(loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor) -> tuple[Tensor, Metrics]:
+def _backward_in_place(
+    loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Metrics]:
     """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
     layout = loss.parameters.adapted
     leaves = {name: part.detach().requires_grad_() for name, part in layout.unflatten(point).items()}
@@ -174,10 +219,10 @@ def _backward_in_place(loss: AdaptedLoss, point: Tensor, data: Any, gradient: Te
         if leaf.dtype == gradient.dtype:
             leaf.grad = places[name]
     value, metrics = loss.loss(loss.parameters.merge(dict(leaves)), data)
-    value.backward(inputs=list(leaves.values()))
+    value.backward(None if weight is None else weight.to(value.dtype), inputs=list(leaves.values()))
     for name, leaf in leaves.items():
         if leaf.dtype != gradient.dtype and leaf.grad is not None:
-            places[name].copy_(leaf.grad)
+            places[name].add_(leaf.grad)
     return value, metrics
 
 

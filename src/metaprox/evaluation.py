@@ -78,12 +78,12 @@ def adapt(
     """
     stopping = Stopping.of(steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
-    parameters = Parameters.of(problem, x)
+    parameters = Parameters.of(problem, x, as_views=True)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
-    with torch.no_grad(), coupled_noise(parameters.x.device) as noise:
+    with torch.no_grad(), coupled_noise(parameters.device) as noise:
         gradients = Gradients(problem, parameters, backend("loop", None), noise, batch, (0, 1))
-        y = proximal_solve(problem.lam, parameters.x, gradients, solver, stopping).y
+        y = proximal_solve(gradients, solver, stopping).y
     return {name: value.clone() for name, value in parameters.adapted.unflatten(y[0, 0]).items()}
 
 
@@ -153,15 +153,15 @@ def _evaluate_batch(
     stopping: Stopping,
     backend_name: BackendName,
 ) -> tuple[Tensor, Metrics]:
-    parameters = Parameters.of(problem, x)
     checked = TaskBatch.of(tasks)
     engine = backend(backend_name, None)
+    parameters = Parameters.of(problem, x, as_views=engine.sequential)
     results = []
-    with coupled_noise(parameters.x.device) as noise:
+    with coupled_noise(parameters.device) as noise:
         for span in engine.chunks(checked.size):
             gradients = Gradients(problem, parameters, engine, noise, checked, span)
             try:
-                y = proximal_solve(problem.lam, parameters.x, gradients, solver, stopping).y
+                y = proximal_solve(gradients, solver, stopping).y
             except NonFiniteError as error:
                 if error.task is not None:
                     error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")

@@ -47,6 +47,7 @@ class Gradients:
         tasks: tuple[int, int],
     ) -> None:
         self.start, self.stop = tasks
+        self.lam = problem.lam
         self.counts = Counts()
         self._engine = engine
         self._noise = noise
@@ -59,19 +60,35 @@ class Gradients:
         self._inner_z = flat_loss(*inner, parameters, differentiable=False)
         self._outer_z = flat_loss(*outer, parameters)
 
-    def support(self, y: Tensor, *noise_ids: int) -> Evaluation:
-        """grad fhat at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
-        self.counts.support_gradients += y.shape[0] * y.shape[1]
-        return self._evaluate(self._inner, y, self._data.support, (0, *noise_ids))
+    def per_task(self, value: float) -> Tensor:
+        """``value`` for each task [T], in the dtype of the parameters."""
+        return self._parameters.pieces[0].new_full((self.stop - self.start,), value)
 
-    def query(self, y: Tensor, *noise_ids: int) -> Evaluation:
-        """grad f at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
+    def start_at_x(self) -> Tensor:
+        """x for each task [T, 1, P]; not to be written on."""
+        return self._parameters.x.expand(self.stop - self.start, 1, -1)
+
+    def displacement(self, y: Tensor) -> Tensor:
+        """y - x [T, B, P], a new tensor."""
+        return self._parameters.displacement(y)
+
+    def pull(self, y: Tensor) -> Tensor:
+        """lam (y - x) [T, B, P], the gradient of the proximal term: a new tensor, to add other gradients onto."""
+        return self.displacement(y).mul_(self.lam)
+
+    def support(self, y: Tensor, *noise_ids: int, onto: Tensor | None = None) -> Evaluation:
+        """grad fhat at y [T, B, P], added in place to ``onto`` if given; equal ``noise_ids`` mean equal noise."""
+        self.counts.support_gradients += y.shape[0] * y.shape[1]
+        return self._evaluate(self._inner, y, self._data.support, (0, *noise_ids), onto)
+
+    def query(self, y: Tensor, *noise_ids: int, onto: Tensor | None = None, weight: Tensor | None = None) -> Evaluation:
+        """grad f at y [T, B, P], times ``weight`` [T, B, 1] and added in place to ``onto`` if given."""
         self.counts.query_gradients += y.shape[0] * y.shape[1]
-        return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids))
+        return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids), onto, weight)
 
     def query_both(self, y: Tensor, *noise_ids: int) -> tuple[Evaluation, Tensor]:
         """grad f at y with respect to y, as ``query``, and with respect to w [T, B, W], for the price of one."""
-        if not self._shared:
+        if not self.shares:
             return self.query(y, *noise_ids), self._nothing(y)
         self.counts.query_gradients += y.shape[0] * y.shape[1]
         out = self._evaluate(self._outer_z, self._parameters.at(y), self._data.query, (1, *noise_ids))
@@ -80,7 +97,7 @@ class Gradients:
 
     def support_shared(self, y: Tensor, *noise_ids: int) -> Tensor:
         """grad fhat at y [T, B, P] with respect to w [T, B, W]. Costs nothing where W is 0."""
-        if not self._shared:
+        if not self.shares:
             return self._nothing(y)
         self.counts.support_gradients += y.shape[0] * y.shape[1]
         size = y.shape[-1]
@@ -109,7 +126,7 @@ class Gradients:
 
     def mixed_product(self, y: Tensor, p: Tensor, *noise_ids: int) -> Tensor:
         """d/dw <grad_y fhat, p> [T, 1, W] for y and p [T, 1, P]. Costs a Hessian-vector product, nothing if W is 0."""
-        if not self._shared:
+        if not self.shares:
             return self._nothing(y)
         self.counts.hessian_vector_products += y.shape[0]
         size = y.shape[-1]
@@ -153,8 +170,14 @@ class Gradients:
             )
 
     @property
-    def _shared(self) -> bool:
+    def shares(self) -> bool:
+        """Whether there are parameters w that do not adapt."""
         return self._parameters.shared is not None
+
+    @property
+    def one_branch_at_a_time(self) -> bool:
+        """Whether evaluating branches one after another takes less memory than all at once."""
+        return self._engine.sequential
 
     @staticmethod
     def _nothing(y: Tensor) -> Tensor:
@@ -164,8 +187,16 @@ class Gradients:
         """The inner loss as one of y, at another w."""
         return lambda y, data: self._inner_z(torch.cat([y, w]), data)
 
-    def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int]) -> Evaluation:
-        return self._engine.evaluate(loss, y, data, self._seed(noise_ids))
+    def _evaluate(
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        noise_ids: Sequence[int],
+        onto: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Evaluation:
+        return self._engine.evaluate(loss, y, data, self._seed(noise_ids), onto, weight)
 
     def _seed(self, noise_ids: Sequence[int]) -> Callable[[int], None]:
         return lambda task: self._noise.set(*noise_ids, self.start + task)

@@ -45,9 +45,18 @@ class Layout:
     def sizes(self) -> list[int]:
         return [shape.numel() for shape in self.shapes]
 
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(self.sizes)
+
+    def pieces(self, params: Mapping[str, Tensor]) -> list[Tensor]:
+        """dict of parameters -> each as a vector, a view where memory layout and dtype allow."""
+        return [params[name].detach().reshape(-1).to(self.dtype) for name in self.names]
+
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """dict of parameters -> a new vector [P]."""
-        return torch.cat([params[name].detach().reshape(-1).to(self.dtype) for name in self.names])
+        return torch.cat(self.pieces(params))
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> dict of views [..., *shape], all of the dtype of ``flat``."""

@@ -13,29 +13,47 @@ from metaprox.problem import Params, ProximalProblem
 class Parameters:
     """x [P], which every task adapts, and w [W], which all tasks share as it is; W is 0 where everything adapts.
 
-    A point z is the vector (y, w) [P + W].
+    A point z is the vector (y, w) [P + W]. ``pieces`` of x, one after another, are x: one vector, or views of the
+    parameters themselves, which take no memory.
     """
 
     names: tuple[str, ...]
     adapted: Layout
     shared: Layout | None
-    x: Tensor
+    pieces: tuple[Tensor, ...]
     w: Tensor
 
     @classmethod
-    def of(cls, problem: ProximalProblem, params: Params) -> "Parameters":
+    def of(cls, problem: ProximalProblem, params: Params, *, as_views: bool = False) -> "Parameters":
         """Raises InputError where the parameters are not ones that can be adapted, or none of them is to be."""
         everything = Layout.of(params)
         names = problem.adapted_names(everything.names)
         adapted = Layout.of({name: params[name] for name in names}, everything.dtype)
         rest = {name: params[name] for name in params if name not in names}
         shared = Layout.of(rest, everything.dtype) if rest else None
-        x = adapted.flatten(params)
-        return cls(everything.names, adapted, shared, x, shared.flatten(params) if shared else x.new_empty(0))
+        pieces = tuple(adapted.pieces(params)) if as_views else (adapted.flatten(params),)
+        w = shared.flatten(params) if shared else pieces[0].new_empty(0)
+        return cls(everything.names, adapted, shared, pieces, w)
+
+    @property
+    def device(self) -> torch.device:
+        return self.adapted.device
+
+    @property
+    def x(self) -> Tensor:
+        """[P]; a new vector where the pieces are several."""
+        return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces)
+
+    def displacement(self, y: Tensor) -> Tensor:
+        """y - x [..., P], a new tensor."""
+        moved = y.clone(memory_format=torch.contiguous_format)
+        for part, piece in zip(moved.split([piece.numel() for piece in self.pieces], -1), self.pieces, strict=True):
+            part.sub_(piece)
+        return moved
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
         """(y, w) [..., P + W] -> dict of all parameters [..., *shape], in the order they were given in."""
-        y, w = z[..., : self.x.shape[0]], z[..., self.x.shape[0] :]
+        y, w = z[..., : self.adapted.size], z[..., self.adapted.size :]
         parts = self.adapted.unflatten(y) | (self.shared.unflatten(w) if self.shared else {})
         return {name: parts[name] for name in self.names}
 

@@ -1,7 +1,9 @@
 """The loop: T tasks x B coupled branches, one step at a time. It owns stopping, finite checks and step records."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,15 +40,21 @@ class Stopping:
 class Solution:
     """Where a solve ended.
 
-    y: the points [T, B, P]. grad: the last gradient that was evaluated [T, B, P], one step before y where the
-    step count ended the solve, at y where the tolerance did; None if none was. steps: [T].
+    parts: the points, branch after branch, each [T, b, P]. steps: [T].
+    grad: the weighted sum over branches of the last gradients that were evaluated [T, 1, P], one step before the end
+    where the step count ended the solve, at the end where the tolerance did; None where it was not asked for.
     step_sizes: ||y_(k+1) - y_k|| / ||grad_k|| of the first branch [T, K], NaN after a task's last step.
     """
 
-    y: Tensor
+    parts: tuple[Tensor, ...]
     grad: Tensor | None
     steps: Tensor
     step_sizes: Tensor
+
+    @property
+    def y(self) -> Tensor:
+        """The points [T, B, P]; a new tensor where the parts are several."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
 
 
 def solve(
@@ -59,46 +67,124 @@ def solve(
     describe: str = "inner solve",
     first_task: int = 0,
 ) -> Solution:
-    """Take up to ``max_steps`` steps of ``solver`` from y [T, B, P]. No graph is kept, and y is not written on.
+    """``solve_parts`` of all branches y [T, B, P] at once: ``gradient(y, step)`` -> gradient [T, B, P]."""
+    return solve_parts(
+        lambda y, step, branches: gradient(y, step),
+        [y],
+        solver,
+        max_steps,
+        tol=tol,
+        describe=describe,
+        first_task=first_task,
+    )
+
+
+def solve_parts(
+    gradient: Callable[[Tensor, int, slice], Tensor],
+    parts: list[Tensor],
+    solver: InnerSolver,
+    max_steps: int,
+    *,
+    tol: Tensor | None = None,
+    weights: Sequence[float] | None = None,
+    describe: str = "inner solve",
+    first_task: int = 0,
+) -> Solution:
+    """Take up to ``max_steps`` steps of ``solver`` from B branches of T tasks, a part of the branches at a time.
+
+    No graph is kept, and no tensor is written on. Where the branches are in several parts, only one part's gradient is
+    alive at a time; the solver then sees one part at a time too, and there is no early stop.
 
     Args:
-        gradient: (y, step) -> gradient [T, B, P]. Called once a step, which is all the solve costs.
+        gradient: (y, step, branches) -> gradient [T, b, P] at the part y, which holds these branches. Called once a
+            step and part, which is all the solve costs.
+        parts: where to start, [T, b, P] each. The list is emptied, so that no start lives longer than its first step.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
+        weights: of the branches in ``Solution.grad``. None: it is not kept.
         describe, first_task: what and where this is, for the error message.
 
     Raises:
         NonFiniteError: a gradient has a non-finite norm. Without ``tol`` it is looked for once, at the end, so
             that an accelerator never waits for the host; the step named is the first bad one all the same.
     """
-    state = solver.init(y)
-    active = torch.ones(y.shape[0], dtype=torch.bool, device=y.device)
-    norms: list[Tensor] = []
-    moves: list[Tensor] = []
-    grad = None
+    assert tol is None or len(parts) == 1
+    none = parts[0].new_empty(len(parts[0]), 0)
+    progress = _Progress(gradient, solver, weights, tol, none.new_ones(len(none), dtype=torch.bool))
+    current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
+    parts.clear()
     for step in range(max_steps):
-        grad = None  # the old one is freed before the new one is made
-        grad = gradient(y, step)
+        progress.begin(step, last=step == max_steps - 1)
+        for index, where in enumerate(branches):
+            current[index], states[index] = progress.advance(current[index], states[index], where)
+        if progress.stopped:
+            break
+    if progress.norms:
+        check_finite(torch.stack(progress.norms), solver, max_steps, describe, first_task)
+    sizes = torch.stack(progress.step_sizes, 1) if progress.step_sizes else none
+    taken = torch.full_like(progress.active, sizes.shape[1], dtype=torch.int64)
+    return Solution(tuple(current), progress.kept, taken if tol is None else (~sizes.isnan()).sum(1), sizes)
+
+
+def _slices(parts: list[Tensor]) -> list[slice]:
+    """Which branches each part holds."""
+    ends = list(itertools.accumulate(part.shape[1] for part in parts))
+    return [slice(end - part.shape[1], end) for part, end in zip(parts, ends, strict=True)]
+
+
+@dataclass
+class _Progress:
+    """What a solve keeps between its steps; ``advance`` takes one step of one part."""
+
+    gradient: Callable[[Tensor, int, slice], Tensor]
+    solver: InnerSolver
+    weights: Sequence[float] | None
+    tol: Tensor | None
+    active: Tensor
+    step: int = 0
+    last: bool = False
+    stopped: bool = False
+    kept: Tensor | None = None
+    norms: list[Tensor] = field(default_factory=list)  # of each step, [T, B]
+    step_sizes: list[Tensor] = field(default_factory=list)
+
+    def begin(self, step: int, last: bool) -> None:
+        self.step, self.last, self.kept = step, last, None
+
+    def advance(self, y: Tensor, state: Any, where: slice) -> tuple[Tensor, Any]:
+        """The part ``where`` and its solver's state after a step; unchanged where the tolerance ends the solve."""
+        grad = self.gradient(y, self.step, where)
         norm = torch.linalg.vector_norm(grad, dim=-1)
-        norms.append(norm)
-        if tol is not None:
-            active = active & ~(norm.amax(1) <= tol)
-            if not active.any() or not norm.isfinite().all():
-                break
+        self._record(grad, norm, where)
+        if self.tol is not None:
+            self.active = self.active & ~(norm.amax(1) <= self.tol)
+            self.stopped = not self.active.any() or not norm.isfinite().all()
+            if self.stopped:
+                return y, state
         with torch.autocast(y.device.type, enabled=False):
-            proposal, state = solver.step(grad, y, state)
-        if tol is not None:
-            proposal = torch.where(active[:, None, None], proposal, y)
-        moves.append(torch.linalg.vector_norm(proposal[:, 0] - y[:, 0], dim=-1) / norm[:, 0])
-        if tol is not None:
-            moves[-1] = torch.where(active, moves[-1], torch.nan)
-        y = proposal
-    if norms:
-        check_finite(torch.stack(norms), solver, max_steps, describe, first_task)
-    step_sizes = torch.stack(moves, 1) if moves else y.new_empty(y.shape[0], 0)
-    taken = torch.full_like(active, len(moves), dtype=torch.int64)
-    if tol is not None:
-        taken = (~step_sizes.isnan()).sum(1)
-    return Solution(y, grad, taken, step_sizes)
+            new, state = self.solver.step(grad, y, state)
+        if self.tol is not None:
+            new = torch.where(self.active[:, None, None], new, y)
+        if where.start == 0:
+            size = torch.linalg.vector_norm(new[:, 0] - y[:, 0], dim=-1) / norm[:, 0]
+            self.step_sizes.append(size if self.tol is None else torch.where(self.active, size, torch.nan))
+        return new, state
+
+    def _record(self, grad: Tensor, norm: Tensor, where: slice) -> None:
+        if where.start == 0:
+            self.norms.append(norm)
+        else:
+            self.norms[-1] = torch.cat([self.norms[-1], norm], 1)
+        if self.weights is not None and (self.last or self.tol is not None):
+            self.kept = add_weighted(self.kept, grad, self.weights[where])
+
+
+def add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]) -> Tensor:
+    """``total`` + sum_j weights_j vectors_j [T, 1, P] for vectors [T, b, P], in place where there is a total."""
+    for j, weight in enumerate(weights):
+        vector = vectors[:, j : j + 1]
+        total = vector * weight if total is None else total.add_(vector, alpha=weight)
+    assert total is not None
+    return total
 
 
 def check_finite(norms: Tensor, solver: InnerSolver, max_steps: int, describe: str, first_task: int) -> None:

@@ -29,7 +29,7 @@ class Info:
         solves, so that larger values are an alarm.
     error_estimate: ||lam v - (H + lam I) g|| / (lam ||v||) [T], by the same difference of gradients that g is of
         solutions, one step before the end. For convex inner losses it bounds the error of g relative to ||v||
-        that the branch solves cause. NaN where branches took no step.
+        that the branch solves cause. NaN where branches took no step, or it was not asked for.
     nu: the weight of the query loss at a node of 1 [T].
     base_steps, branch_steps: inner steps taken [T].
     base_step_sizes, branch_step_sizes: ||step|| / ||gradient|| of each [T, K], NaN where there was none.
@@ -94,26 +94,26 @@ class MetaGradient:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """An estimate for some of the tasks: gradient [T, P + W], adapted parameters [T, P], and the rest per task."""
+    """An estimate for some of the tasks: gradient [T, P + W], adapted parameters [T, P] if kept, the rest per task."""
 
     grad: Tensor
-    adapted: Tensor
+    adapted: Tensor | None
     query_loss: Tensor
     metrics: Metrics
     info: Info
 
     @classmethod
     def of(
-        cls, base: Solution, grad: Tensor, shared_grad: Tensor, query: Evaluation, info: Info, first_task: int
+        cls, y: Tensor | None, grad: Tensor, shared_grad: Tensor, query: Evaluation, info: Info, first_task: int
     ) -> "ChunkResult":
-        """From tensors [T, 1, ...]: the gradients with respect to x and w, and the query loss at the solution.
+        """From tensors [T, 1, ...]: y_i, the gradients with respect to x and w, and the query loss at y_i.
 
         Raises NonFiniteError, naming the task, where an estimate is not finite.
         """
-        whole = torch.cat([grad, shared_grad], dim=-1)
+        whole = torch.cat([grad, shared_grad], dim=-1) if shared_grad.shape[-1] else grad
         require_finite(whole, query.value[..., None], first_task)
         metrics = {name: metric.squeeze(1) for name, metric in query.metrics.items()}
-        return cls(whole.squeeze(1), base.y.squeeze(1), query.value.squeeze(1), metrics, info)
+        return cls(whole.squeeze(1), None if y is None else y.squeeze(1), query.value.squeeze(1), metrics, info)
 
 
 def ratio(vector: Tensor, reference: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def ratio(vector: Tensor, reference: Tensor) -> Tensor:
 
 def require_finite(one: Tensor, other: Tensor, first_task: int) -> None:
     """Raise NonFiniteError, naming the first task, unless both [T, 1, ...] are finite."""
-    good = (one.isfinite().all(-1) & other.isfinite().all(-1)).flatten()
+    good = (_largest(one).isfinite() & _largest(other).isfinite()).flatten()
     if not bool(good.all()):
         task = first_task + int((~good).int().argmax())
         raise NonFiniteError(
@@ -133,6 +133,11 @@ def require_finite(one: Tensor, other: Tensor, first_task: int) -> None:
             "Lower lr, raise lam, or use mp.AdaptiveGradientDescent.",
             task=task,
         )
+
+
+def _largest(tensor: Tensor) -> Tensor:
+    """Of the absolute values in the last dimension, NaN if there is one; needs no memory of that size."""
+    return torch.linalg.vector_norm(tensor, torch.inf, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -167,16 +172,16 @@ class Estimator(ABC):
     def _backend(self) -> Backend:
         return backend(self.backend, self.chunk_size)
 
-    def _solve_base(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> Solution:
-        return proximal_solve(problem.lam, x, gradients, self.solver, self._stopping())
+    def _solve_base(self, gradients: Gradients) -> Solution:
+        return proximal_solve(gradients, self.solver, self._stopping())
 
     @abstractmethod
     def check(self, problem: ProximalProblem) -> None:
         """Raise InputError where the problem is not one this estimator can treat."""
 
     @abstractmethod
-    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        """The per-task meta-gradients at x [P], and w, for the tasks of ``gradients``."""
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        """The per-task meta-gradients at x [P], and w, for the tasks of ``gradients``; y_i too if it is to be kept."""
 
     def __call__(self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task]) -> MetaGradient:
         """The meta-gradient at ``params``. Pure: nothing is written on, global generators advance by one draw.
@@ -196,15 +201,16 @@ class Estimator(ABC):
     ) -> MetaGradient:
         """Add the meta-gradient at ``params`` to their ``.grad``, as ``loss.backward()`` would.
 
-        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises.
-        The adapted parameters are not kept (``adapted`` is None).
+        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises. Where a
+        ``.grad`` was None, it and the result's ``grad`` are one tensor; the adapted parameters are not kept
+        (``adapted`` is None): a meta-gradient takes no more memory than it must.
         """
         if params is None:
             params = problem.live_parameters()
         result = self._run(problem, params, tasks, keep_adapted=False)
         for name, value in params.items():
             if value.grad is None:
-                value.grad = result.grad[name].clone()
+                value.grad = result.grad[name]
             else:
                 value.grad.add_(result.grad[name])
         return result
@@ -214,23 +220,27 @@ class Estimator(ABC):
         self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
     ) -> MetaGradient:
         self.check(problem)
-        parameters = Parameters.of(problem, params)
-        batch = TaskBatch.of(tasks)
         engine = self._backend()
+        parameters = Parameters.of(problem, params, as_views=engine.sequential)
+        batch = TaskBatch.of(tasks)
         total: Tensor | None = None
         chunks: list[ChunkResult] = []
         adapted: list[Tensor] = []
-        with coupled_noise(parameters.x.device) as noise:
+        with coupled_noise(parameters.device) as noise:
             for span in engine.chunks(batch.size):
                 gradients = Gradients(problem, parameters, engine, noise, batch, span)
-                chunk = self._estimate(problem, parameters.x, gradients)
-                total = chunk.grad.sum(0) if total is None else total.add_(chunk.grad.sum(0))
+                chunk = self._estimate(gradients, keep_adapted)
+                del gradients
+                some = chunk.grad[0] if len(chunk.grad) == 1 else chunk.grad.sum(0)
+                total = some if total is None else total.add_(some)
                 if keep_adapted:
+                    assert chunk.adapted is not None
                     adapted.append(chunk.adapted)
                 chunks.append(_without_vectors(chunk))
+                del chunk, some
         assert total is not None  # a batch has at least one task
         return MetaGradient(
-            grad=parameters.unflatten(total / batch.size),
+            grad=parameters.unflatten(total.div_(batch.size)),
             query_loss=torch.cat([c.query_loss for c in chunks]),
             metrics={name: torch.cat([c.metrics[name] for c in chunks]) for name in chunks[0].metrics},
             adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
@@ -239,8 +249,7 @@ class Estimator(ABC):
 
 
 def _without_vectors(chunk: ChunkResult) -> ChunkResult:
-    nothing = chunk.grad.new_empty(0)
-    return ChunkResult(nothing, nothing, chunk.query_loss, chunk.metrics, chunk.info)
+    return ChunkResult(chunk.grad.new_empty(0), None, chunk.query_loss, chunk.metrics, chunk.info)
 
 
 def _join(infos: list[Info]) -> Info:

@@ -1,18 +1,19 @@
 """FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.backends import Evaluation
 from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
 from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.problem import ProximalProblem
-from metaprox.solve import Solution, solve
+from metaprox.solve import Solution, solve_parts
+from metaprox.solvers.protocol import separates_branches
 from metaprox.stencil import Stencil, stencil
 
 
@@ -26,9 +27,11 @@ class FOBMAML(Branched):
 
     The base solve goes from x to y_0; then all branches start at y_0 together and share steps, step sizes and
     noise, so that what they have in common cancels in the difference. Memory does not grow with the steps. In the
-    loop backend it is that of a plain training step on one batch and 9 vectors of P numbers (symmetric, "loss");
-    under vmap, P numbers and an evaluation's memory for each task and branch of the chunk at hand. With forward and
-    symmetric differences of exact solves the error is O(nu) and O(nu^2); see ``scheme``.
+    loop backend a loss is evaluated with one batch's memory, as in plain training, and (symmetric, "loss", gradient
+    descent) 3 further vectors of P numbers: both branches and a gradient; a fourth at the last step for the error
+    estimate. Between evaluations there are up to 6. Under vmap it is P numbers and an evaluation's memory for each
+    task and branch of the chunk at hand. With forward and symmetric differences of exact solves the error is O(nu) and
+    O(nu^2); see ``scheme``.
 
     Args:
         solver: the inner solver of the base solve.
@@ -47,6 +50,7 @@ class FOBMAML(Branched):
             Noise is then the same at all branch steps.
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
+        estimate_error: whether to compute ``info.error_estimate``. Without it the loop backend saves a vector.
         backend: "vmap", all tasks and branches in one call, or "loop", one after another, for any model.
         chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
 
@@ -75,6 +79,7 @@ class FOBMAML(Branched):
     scheme: str = "symmetric"
     nu: float | None = None
     eps: float | None = None
+    estimate_error: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,75 +91,99 @@ class FOBMAML(Branched):
             if self.perturb != goes_with:
                 raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
 
-    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        base = self._solve_base(problem, x, gradients)
-        y0 = base.y
-        residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add_(y0 - x, alpha=problem.lam)
-        query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
-        norm_residual, norm_v = (torch.linalg.vector_norm(t, dim=-1, keepdim=True) for t in (residual, query.grad))
-        require_finite(norm_residual, norm_v, gradients.start)
-        rule = stencil(self.scheme)
-        nu = self._step(rule, problem.lam, norm_v)
-        nodes, weights = self._table(rule, x)
-        gradient = self._branch_gradient(problem.lam, x, gradients, y0, residual, query.grad, nodes * nu)
-        start = y0.expand(-1, len(nodes), -1)
-        if self.start == "predictor":
-            start = start - (nodes * nu / problem.lam) * query.grad
-        del residual  # vectors of P numbers that only ``gradient`` may still need
-        query = replace(query, grad=norm_v)
-        branches = solve(
-            gradient,
-            start,
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        base = self._solve_base(gradients)
+        adapted = base.y if keep_adapted else None
+        origin, query, shared = self._origin(gradients, base.y)
+        base = replace(base, parts=())  # the origin lets go of y_0 as soon as it can
+        branches = solve_parts(
+            self._branch_gradient(gradients, origin),
+            self._starts(gradients, origin),
             self._solver_of_branches,
             self._steps_of_branches,
-            tol=None if self.tol is None else self.tol * nu.flatten(),
+            tol=None if self.tol is None else self.tol * origin.nu.flatten(),
+            weights=origin.weights if self.estimate_error else None,
             describe="branch solve",
             first_task=gradients.start,
         )
-        grad = (-problem.lam / nu) * (weights * (branches.y - y0)).sum(1, keepdim=True)
+        shared = shared + self._shared_difference(gradients, origin, branches) / origin.nu
+        left = branches.grad  # (lam v - (H + lam I) g) nu / lam
+        error = torch.full_like(origin.nu, torch.nan) if left is None else _norm(left) / origin.nu
+        del left
+        grad = _difference(branches.parts, origin).mul_(-gradients.lam / origin.nu)
         info = Info(
-            base_residual=norm_residual.flatten(),
-            gradient_ratio=ratio(grad, norm_v),
-            error_estimate=ratio(self._linear_residual(branches, weights, nu), norm_v),
-            nu=nu.flatten(),
+            base_residual=origin.norm_residual.flatten(),
+            gradient_ratio=ratio(grad, origin.norm_v),
+            error_estimate=ratio(error, origin.norm_v),
+            nu=origin.nu.flatten(),
             base_steps=base.steps,
             branch_steps=branches.steps,
             base_step_sizes=base.step_sizes,
             branch_step_sizes=branches.step_sizes,
             counts=gradients.counts,
         )
-        shared = shared + self._shared_difference(gradients, y0, branches.y, weights) / nu
-        return ChunkResult.of(base, grad, shared, query, info, gradients.start)
+        return ChunkResult.of(adapted, grad, shared, query, info, gradients.start)
 
-    def _branch_gradient(
-        self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, residual: Tensor, v: Tensor, tilt: Tensor
-    ) -> Callable[[Tensor, int], Tensor]:
-        """(y, step) -> gradients [T, B, P] of the branch problems, of query weights ``tilt`` [T, B, 1]."""
-        center = x - (tilt / lam) * v if self.perturb == "center" else x
-        shift = residual if self.residual_correction else None
-        moved = slice(int(bool((tilt[0, 0] == 0).all())), None)  # a node of 0 comes first, and needs no query gradient
-        known = [tilt * v if self.residual_correction else residual + tilt * v] if self.start == "base" else []
+    def _origin(self, gradients: Gradients, y0: Tensor) -> tuple["_Origin", Evaluation, Tensor]:
+        """What the branches start from; the query loss at y_0, without its gradient; grad_w f."""
+        residual = gradients.support(y0, BRANCH_NOISE, 0, onto=gradients.pull(y0)).grad
+        query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
+        norm_residual, norm_v = _norm(residual), _norm(query.grad)
+        require_finite(norm_residual, norm_v, gradients.start)
+        rule = stencil(self.scheme)
+        nu = self._step(rule, gradients.lam, norm_v)
+        origin = _Origin(*self._table(rule), nu, norm_residual, norm_v, y0, residual, query.grad)
+        return origin, replace(query, grad=norm_v), shared
 
-        def gradient(y: Tensor, step: int) -> Tensor:
-            if known:  # at y_0
-                return known.pop()
+    def _starts(self, gradients: Gradients, origin: "_Origin") -> list[Tensor]:
+        """Where the branches start: in one part, or each in its own where that saves memory and changes nothing."""
+        apart = gradients.one_branch_at_a_time and self.tol is None and separates_branches(self._solver_of_branches)
+        count = len(origin.nodes)
+        parts = [slice(j, j + 1) for j in range(count)] if apart else [slice(0, count)]
+        if self.start == "predictor":
+            return [origin.y0 - (origin.tilt[:, part] / gradients.lam) * origin.v for part in parts]
+        return [origin.y0.expand(-1, part.stop - part.start, -1) for part in parts]
+
+    def _branch_gradient(self, gradients: Gradients, origin: "_Origin") -> Callable[[Tensor, int, slice], Tensor]:
+        """(y, step, branches) -> gradients [T, b, P] of the branch problems."""
+
+        def gradient(y: Tensor, step: int, branches: slice) -> Tensor:
+            tilt = origin.tilt[:, branches]
+            if step == 0 and self.start == "base":  # at y_0, where all is known
+                return tilt * origin.v if self.residual_correction else torch.addcmul(origin.residual, tilt, origin.v)
+            self._release(origin)
             noise = 0 if self.residual_correction else step
-            grad = gradients.support(y, BRANCH_NOISE, noise).grad
-            if self.perturb == "loss":
-                grad[:, moved].addcmul_(tilt[:, moved], gradients.query(y[:, moved], BRANCH_NOISE, noise).grad)
-            grad.add_(y - center, alpha=lam)
-            return grad if shift is None else grad.sub_(shift)
+            grad = gradients.pull(y)
+            if self.residual_correction:
+                grad.sub_(origin.residual)
+            if self.perturb == "center":
+                grad.addcmul_(tilt, origin.v)
+            gradients.support(y, BRANCH_NOISE, noise, onto=grad)
+            moved = slice(1 if origin.nodes[branches][0] == 0 else 0, None)  # a node of 0 comes first, without query
+            if self.perturb == "loss" and y[:, moved].shape[1]:
+                gradients.query(y[:, moved], BRANCH_NOISE, noise, onto=grad[:, moved], weight=tilt[:, moved])
+            return grad
 
         return gradient
 
-    def _table(self, rule: Stencil, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes and weights [B, 1] of the branches that are solved.
+    def _release(self, origin: "_Origin") -> None:
+        """Let go of the vectors that nothing after the first step needs."""
+        nothing = origin.nu.new_empty(0)
+        if len(origin.nodes) > 1:
+            origin.y0 = nothing
+        if not self.residual_correction:
+            origin.residual = nothing
+        if self.perturb == "loss":
+            origin.v = nothing
 
-        With residual correction the branch at node 0 stays at y_0, which the difference is taken from anyway.
+    def _table(self, rule: Stencil) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Nodes and weights of the branches that are solved.
+
+        With residual correction the branch at node 0 stays at y_0: the one left differs from y_0 itself.
         """
         rows = [(n, w) for n, w in zip(rule.nodes, rule.weights, strict=True) if n or not self.residual_correction]
         nodes, weights = zip(*rows, strict=True)
-        return like.new_tensor(nodes)[:, None], like.new_tensor(weights)[:, None]
+        return nodes, weights
 
     def _step(self, rule: Stencil, lam: float, norm_v: Tensor) -> Tensor:
         """nu [T, 1, 1]. Where v = 0 every step gives 0, so any finite one will do."""
@@ -164,16 +193,45 @@ class FOBMAML(Branched):
         eps = self.eps or default
         return torch.where(norm_v > 0, lam * eps / norm_v, 1.0)
 
-    def _shared_difference(self, gradients: Gradients, y0: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    def _shared_difference(self, gradients: Gradients, origin: "_Origin", branches: Solution) -> Tensor:
         """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point."""
-        total = (weights * gradients.support_shared(y, BRANCH_NOISE, 0)).sum(1, keepdim=True)
-        if self.residual_correction and self.scheme == "forward":  # the branch at node 0 is y_0, with weight -1
-            total = total - gradients.support_shared(y0, BRANCH_NOISE, 0)
+        if not gradients.shares:
+            return origin.nu[..., :0]
+        weights = origin.nu.new_tensor(origin.weights)[:, None]
+        total = (weights * gradients.support_shared(branches.y, BRANCH_NOISE, 0)).sum(1, keepdim=True)
+        if len(origin.nodes) == 1:  # the branch at node 0 is y_0, with weight -1
+            total = total - gradients.support_shared(origin.y0, BRANCH_NOISE, 0)
         return total
 
-    @staticmethod
-    def _linear_residual(branches: Solution, weights: Tensor, nu: Tensor) -> Tensor:
-        """(lam v - (H + lam I) g) / lam [T, 1, P], as the difference of the branches' last gradients."""
-        if branches.grad is None:
-            return torch.full_like(branches.y[:, :1], torch.nan)
-        return (weights * branches.grad).sum(1, keepdim=True) / nu
+
+@dataclass
+class _Origin:
+    """The point y_0 that the branches start at, the gradients there, and the difference to take from there."""
+
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+    nu: Tensor
+    norm_residual: Tensor
+    norm_v: Tensor
+    y0: Tensor
+    residual: Tensor
+    v: Tensor
+
+    def __post_init__(self) -> None:
+        self.tilt = self.nu.new_tensor(self.nodes)[:, None] * self.nu
+
+
+def _norm(vector: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+
+
+def _difference(parts: Sequence[Tensor], origin: _Origin) -> Tensor:
+    """sum_j a_j y_j [T, 1, P], as differences to the first branch (a single one: to y_0), because sum_j a_j = 0."""
+    branches = [part[:, j : j + 1] for part in parts for j in range(part.shape[1])]
+    if len(branches) == 1:
+        return (branches[0] - origin.y0).mul_(origin.weights[0])
+    first, *others = branches
+    total = torch.zeros_like(first, memory_format=torch.contiguous_format)
+    for branch, weight in zip(others, origin.weights[1:], strict=True):
+        total.add_(branch - first, alpha=weight)
+    return total

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from metaprox.backends import Evaluation
 from metaprox.errors import InputError
@@ -31,11 +30,11 @@ class FOMAML(Estimator):
     def check(self, problem: ProximalProblem) -> None:
         return None
 
-    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        base = self._solve_base(problem, x, gradients)
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        base = self._solve_base(gradients)
         query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
         info = Info.of_base(base, gradients.counts, gradient_ratio=ratio(query.grad, query.grad))
-        return ChunkResult.of(base, query.grad, shared, query, info, gradients.start)
+        return ChunkResult.of(base.y, query.grad, shared, query, info, gradients.start)
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,12 @@ class Reptile(Estimator):
                 "meta-gradient. Freeze them, or use another method"
             )
 
-    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        base = self._solve_base(problem, x, gradients)
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        base = self._solve_base(gradients)
         with torch.no_grad():
             loss, metrics = gradients.query_values(base.y.squeeze(1), BRANCH_NOISE, 0)
-        moved = x - base.y
+        moved = gradients.displacement(base.y).neg_()
         query = Evaluation(moved, loss.unsqueeze(1), {name: metric.unsqueeze(1) for name, metric in metrics.items()})
-        return ChunkResult.of(base, moved, moved[..., :0], query, Info.of_base(base, gradients.counts), gradients.start)
+        return ChunkResult.of(
+            base.y, moved, moved[..., :0], query, Info.of_base(base, gradients.counts), gradients.start
+        )

@@ -45,12 +45,12 @@ class IMAML(Estimator):
     def check(self, problem: ProximalProblem) -> None:
         checks.positive("lam", problem.lam, "IMAML differentiates a proximal solve, which needs a proximal term")
 
-    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        base = self._solve_base(problem, x, gradients)
-        residual = gradients.support(base.y, BRANCH_NOISE, 0).grad.add(base.y - x, alpha=problem.lam)
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        base, lam = self._solve_base(gradients), gradients.lam
+        residual = gradients.support(base.y, BRANCH_NOISE, 0, onto=gradients.pull(base.y)).grad
         query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
-        shift = problem.lam + self.damping
-        right = problem.lam * query.grad
+        shift = lam + self.damping
+        right = lam * query.grad
         g, left = conjugate_gradients(
             lambda p: gradients.hessian_vector(base.y, p, BRANCH_NOISE, 0).add(p, alpha=shift),
             right,
@@ -64,8 +64,8 @@ class IMAML(Estimator):
             gradient_ratio=ratio(g, query.grad),
             error_estimate=ratio(left.add(g, alpha=self.damping), right),
         )
-        shared = shared - gradients.mixed_product(base.y, g / problem.lam, BRANCH_NOISE, 0)
-        return ChunkResult.of(base, g, shared, query, info, gradients.start)
+        shared = shared - gradients.mixed_product(base.y, g / lam, BRANCH_NOISE, 0)
+        return ChunkResult.of(base.y, g, shared, query, info, gradients.start)
 
 
 def conjugate_gradients(

@@ -9,7 +9,6 @@ from torch.autograd import forward_ad
 from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
 from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.problem import ProximalProblem
 from metaprox.solve import Solution, solve
 
 
@@ -33,18 +32,18 @@ class Tangent(Branched):
         InputError: an argument is out of range, or lam is 0. NonFiniteError: a solve overflowed.
     """
 
-    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        base = self._solve_base(problem, x, gradients)
-        y0, lam = base.y, problem.lam
-        residual = gradients.support(y0, BRANCH_NOISE, 0).grad.add(y0 - x, alpha=lam)
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        base = self._solve_base(gradients)
+        y0, lam = base.y, gradients.lam
+        residual = gradients.support(y0, BRANCH_NOISE, 0, onto=gradients.pull(y0)).grad
         query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
         require_finite(residual, query.grad, gradients.start)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
         if self.residual_correction:
-            branch = self._solve_linear(lam, gradients, y0, query.grad, start)
+            branch = self._solve_linear(gradients, y0, query.grad, start)
             end, tangent = y0, branch.y
         else:
-            branch, tangent = self._solve_dual(lam, x, gradients, y0, query.grad, start)
+            branch, tangent = self._solve_dual(gradients, y0, query.grad, start)
             end = branch.y
         g = -lam * tangent
         info = Info(
@@ -59,13 +58,13 @@ class Tangent(Branched):
             counts=gradients.counts,
         )
         shared = shared + gradients.mixed_product(end, tangent, BRANCH_NOISE, 0)
-        return ChunkResult.of(base, g, shared, query, info, gradients.start)
+        return ChunkResult.of(base.y, g, shared, query, info, gradients.start)
 
-    def _solve_linear(self, lam: float, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
+    def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:
             if step == 0 and self.start == "base":
                 return v  # z is 0
-            return gradients.hessian_vector(y0, z, BRANCH_NOISE, 0).add(z, alpha=lam).add(v)
+            return gradients.hessian_vector(y0, z, BRANCH_NOISE, 0).add(z, alpha=gradients.lam).add(v)
 
         return solve(
             gradient,
@@ -76,14 +75,12 @@ class Tangent(Branched):
             first_task=gradients.start,
         )
 
-    def _solve_dual(
-        self, lam: float, x: Tensor, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor
-    ) -> tuple[Solution, Tensor]:
+    def _solve_dual(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> tuple[Solution, Tensor]:
         def gradient(dual: Tensor, step: int) -> Tensor:
             """The gradient of the branch problem at nu = 0, and its derivative along the solution's."""
             y, tangent = forward_ad.unpack_dual(dual)
-            grad = gradients.support(y, BRANCH_NOISE, step).grad.add(y - x, alpha=lam)
-            turned = gradients.hessian_vector(y, tangent, BRANCH_NOISE, step).add(tangent, alpha=lam)
+            grad = gradients.support(y, BRANCH_NOISE, step, onto=gradients.pull(y)).grad
+            turned = gradients.hessian_vector(y, tangent, BRANCH_NOISE, step).add(tangent, alpha=gradients.lam)
             tilt = v if self.perturb == "center" else gradients.query(y, BRANCH_NOISE, step).grad
             return forward_ad.make_dual(grad, turned + tilt)
 
@@ -98,4 +95,4 @@ class Tangent(Branched):
             )
             y, tangent = forward_ad.unpack_dual(branch.y)
             sizes = forward_ad.unpack_dual(branch.step_sizes).primal
-        return Solution(y, None, branch.steps, sizes), tangent
+        return Solution((y,), None, branch.steps, sizes), tangent

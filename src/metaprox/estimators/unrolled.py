@@ -39,19 +39,20 @@ class MAML(Estimator):
     def check(self, problem: ProximalProblem) -> None:
         return None
 
-    def _estimate(self, problem: ProximalProblem, x: Tensor, gradients: Gradients) -> ChunkResult:
-        tasks = gradients.stop - gradients.start
-        out = gradients.through(self._unrolled(problem.lam), x.expand(tasks, 1, -1))
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        x = gradients.start_at_x()
+        tasks = len(x)
+        out = gradients.through(self._unrolled(gradients.lam), x)
         assert self.steps is not None  # __post_init__ has checked
         gradients.counts.hessian_vector_products += tasks * self.steps
         records = out.metrics["records"]
         check_finite(records["norms"].movedim(-1, 0), self.solver, self.steps, "base solve", gradients.start)
         taken = torch.full((tasks,), self.steps, device=x.device)
-        base = Solution(records["y"], None, taken, records["moves"].squeeze(1) / records["norms"].squeeze(1))
+        base = Solution((records["y"],), None, taken, records["moves"].squeeze(1) / records["norms"].squeeze(1))
         info = Info.of_base(base, gradients.counts)
         query = Evaluation(out.grad, out.value, out.metrics["metrics"])
-        size = x.shape[0]
-        return ChunkResult.of(base, out.grad[..., :size], out.grad[..., size:], query, info, gradients.start)
+        size = x.shape[-1]
+        return ChunkResult.of(base.y, out.grad[..., :size], out.grad[..., size:], query, info, gradients.start)
 
     def _unrolled(self, lam: float) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         def solve(x: Tensor, gradient: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

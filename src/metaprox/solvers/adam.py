@@ -1,6 +1,7 @@
 """Adam."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Adam:
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)

@@ -1,6 +1,7 @@
 """Anderson acceleration of gradient descent."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Anderson:
 
     lr: float
     memory: int = 5
+    separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)

@@ -1,6 +1,7 @@
 """Gradient descent."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ class GradientDescent:
     """
 
     lr: float
+    separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)

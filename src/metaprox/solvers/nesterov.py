@@ -1,6 +1,7 @@
 """Nesterov's accelerated gradient."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class Nesterov:
 
     lr: float
     momentum: float | None = None
+    separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)
