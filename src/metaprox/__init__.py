@@ -7,7 +7,15 @@ from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.gradients import Counts
 from metaprox.problem import ProximalProblem, Task
-from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
+from metaprox.solvers import (
+    Adam,
+    AdaptiveGradientDescent,
+    Anderson,
+    GradientDescent,
+    InnerSolver,
+    Nesterov,
+    TorchOptimizer,
+)
 
 __all__ = [
     "FOBMAML",
@@ -36,6 +44,7 @@ __all__ = [
     "Statistic",
     "Tangent",
     "Task",
+    "TorchOptimizer",
     "adapt",
     "evaluate",
     "exact_meta_gradient",

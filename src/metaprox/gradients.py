@@ -14,6 +14,7 @@ from metaprox.errors import InputError
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
 from metaprox.problem import Loss, ProximalProblem
+from metaprox.solvers.protocol import InnerSolver, for_parameters
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
 BASE_NOISE, BRANCH_NOISE = 0, 1
@@ -59,6 +60,10 @@ class Gradients:
         self._values = AdaptedLoss(checked_loss(*outer, differentiable=False), parameters)
         self._inner_z = flat_loss(*inner, parameters, differentiable=False)
         self._outer_z = flat_loss(*outer, parameters)
+
+    def for_parameters(self, solver: InnerSolver) -> InnerSolver:
+        """``solver``, told of the parameters' shapes if it wants to know."""
+        return for_parameters(solver, self._parameters.adapted.views)
 
     def per_task(self, value: float) -> Tensor:
         """``value`` for each task [T], in the dtype of the parameters."""

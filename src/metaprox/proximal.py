@@ -10,7 +10,7 @@ def proximal_solve(gradients: Gradients, solver: InnerSolver, stopping: Stopping
     return solve_parts(
         lambda y, step, branches: gradients.support(y, BASE_NOISE, step, onto=gradients.pull(y)).grad,
         [gradients.start_at_x()],
-        solver,
+        gradients.for_parameters(solver),
         stopping.max_steps,
         tol=None if stopping.tol is None else gradients.per_task(stopping.tol),
         describe="base solve",

@@ -99,7 +99,7 @@ class FOBMAML(Branched):
         branches = solve_parts(
             self._branch_gradient(gradients, origin),
             self._starts(gradients, origin),
-            self._solver_of_branches,
+            gradients.for_parameters(self._solver_of_branches),
             self._steps_of_branches,
             tol=None if self.tol is None else self.tol * origin.nu.flatten(),
             weights=origin.weights if self.estimate_error else None,

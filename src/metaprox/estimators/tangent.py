@@ -10,6 +10,7 @@ from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.solve import Solution, solve
+from metaprox.solvers.protocol import check_differentiable
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Tangent(Branched):
     Raises:
         InputError: an argument is out of range, or lam is 0. NonFiniteError: a solve overflowed.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.residual_correction:
+            check_differentiable(self._solver_of_branches, "Tangent without residual correction")
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         base = self._solve_base(gradients)
@@ -69,7 +75,7 @@ class Tangent(Branched):
         return solve(
             gradient,
             start,
-            self._solver_of_branches,
+            gradients.for_parameters(self._solver_of_branches),
             self._steps_of_branches,
             describe="branch solve",
             first_task=gradients.start,
@@ -88,7 +94,7 @@ class Tangent(Branched):
             branch = solve(
                 gradient,
                 forward_ad.make_dual(y0, start),
-                self._solver_of_branches,
+                gradients.for_parameters(self._solver_of_branches),
                 self._steps_of_branches,
                 describe="branch solve",
                 first_task=gradients.start,

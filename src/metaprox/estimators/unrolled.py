@@ -12,6 +12,7 @@ from metaprox.estimators.base import ChunkResult, Estimator, Info
 from metaprox.gradients import Gradients
 from metaprox.problem import ProximalProblem
 from metaprox.solve import Solution, check_finite
+from metaprox.solvers.protocol import check_differentiable
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class MAML(Estimator):
     about as much as K Hessian-vector products; these are what the counts say.
 
     Raises:
-        InputError: a tolerance instead of a number of steps.
+        InputError: a tolerance instead of a number of steps, or a solver that can't be differentiated.
 
     Source: Finn, Abbeel & Levine, arXiv 1703.03400.
     """
@@ -35,6 +36,7 @@ class MAML(Estimator):
         self._check_base()
         if self.steps is None:
             raise InputError(f"MAML differentiates a fixed number of steps: give steps=K, not tol={self.tol!r}")
+        check_differentiable(self.solver, "MAML")
 
     def check(self, problem: ProximalProblem) -> None:
         return None

@@ -6,5 +6,14 @@ from metaprox.solvers.anderson import Anderson
 from metaprox.solvers.gradient_descent import GradientDescent
 from metaprox.solvers.nesterov import Nesterov
 from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.torch_optimizer import TorchOptimizer
 
-__all__ = ["Adam", "AdaptiveGradientDescent", "Anderson", "GradientDescent", "InnerSolver", "Nesterov"]
+__all__ = [
+    "Adam",
+    "AdaptiveGradientDescent",
+    "Anderson",
+    "GradientDescent",
+    "InnerSolver",
+    "Nesterov",
+    "TorchOptimizer",
+]

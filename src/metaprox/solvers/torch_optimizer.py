@@ -1,0 +1,95 @@
+"""Any optimizer of torch as an inner solver."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from metaprox.errors import InputError
+from metaprox.solvers.protocol import InnerSolver, Views
+
+
+@dataclass
+class OptimizerState:
+    """The optimizer, with the tensors that it steps: for each task and branch, one for each parameter."""
+
+    optimizer: Optimizer
+    params: list[Tensor]
+
+
+@dataclass(frozen=True)
+class TorchOptimizer:
+    """y <- y + the update of a ``torch.optim`` optimizer (AdamW, RMSprop, Muon, ...), fresh for every solve.
+
+    Each task and branch has its own parameters in the optimizer, in their own shapes, so that optimizers that look at
+    whole matrices are what they are elsewhere. The proximal term is part of the gradient that it sees.
+
+    An optimizer whose step does not shrink with the gradient does not converge to the inner solution at a fixed lr,
+    and FO-B-MAML then divides by nu what the branches do not have in common. Give such a base solver a
+    ``branch_solver`` that does converge, such as ``mp.Anderson``, with ``residual_correction=True``.
+
+    Args:
+        factory: parameters -> optimizer, such as ``functools.partial(torch.optim.AdamW, lr=1e-3)``.
+        elementwise: promise that the update of a number depends on that number alone, as in SGD, Adam or RMSprop. All
+            tasks, branches and parameters are then stepped as one tensor, which is faster.
+
+    Raises:
+        InputError: the optimizer's step needs a closure (LBFGS), or ``factory`` does not return an optimizer.
+    """
+
+    factory: Callable[[list[Tensor]], Optimizer]
+    elementwise: bool = False
+    separate_branches: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = False
+
+    def for_parameters(self, views: Views) -> InnerSolver:
+        return self if self.elementwise else _Stepper(self, lambda row: list(views(row).values()))
+
+    def init(self, y: Tensor) -> OptimizerState:
+        return self._on_vectors().init(y)
+
+    def step(self, grad: Tensor, y: Tensor, state: OptimizerState) -> tuple[Tensor, OptimizerState]:
+        return self._on_vectors().step(grad, y, state)
+
+    def _on_vectors(self) -> "_Stepper":
+        """Without shapes of parameters, each task and branch has one: its vector of P numbers."""
+        return _Stepper(self, lambda row: [row])
+
+
+@dataclass(frozen=True)
+class _Stepper:
+    """A TorchOptimizer that knows how to split the vector of a task and branch into parameters."""
+
+    settings: TorchOptimizer
+    split_row: Callable[[Tensor], list[Tensor]]
+    separate_branches: ClassVar[bool] = True
+
+    def init(self, y: Tensor) -> OptimizerState:
+        params = [torch.empty_like(point, requires_grad=False) for point in self._split(y)]
+        optimizer = self.settings.factory(params)
+        if not isinstance(optimizer, Optimizer):
+            raise InputError(f"factory must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise InputError(f"{type(optimizer).__name__} needs a closure at every step, which inner solves have not")
+        return OptimizerState(optimizer, params)
+
+    def step(self, grad: Tensor, y: Tensor, state: OptimizerState) -> tuple[Tensor, OptimizerState]:
+        new = y.clone(memory_format=torch.contiguous_format)
+        for param, point, slope in zip(state.params, self._split(new), self._split(grad), strict=True):
+            param.data, param.grad = point, slope
+        state.optimizer.step()
+        for param in state.params:
+            param.grad = None
+        return new, state
+
+    def _split(self, y: Tensor) -> list[Tensor]:
+        if self.settings.elementwise:
+            return [y]
+        return [part for row in y.flatten(0, 1) for part in self.split_row(row)]
+
+    def __repr__(self) -> str:
+        return repr(self.settings)
