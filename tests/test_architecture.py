@@ -13,7 +13,8 @@ LAYERS = (
     {"errors"},
     {"checks"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
-    {"batch", "solve", "parameters"},
+    {"microbatches", "solve", "parameters"},
+    {"batch"},
     {"backends"},
     {"gradients"},
     {"proximal", "exact"},
@@ -24,7 +25,7 @@ LAYERS = (
     {"experiments"},
     {"cli"},
 )
-CORE = set().union(*LAYERS[:9])
+CORE = set().union(*LAYERS[:10])
 
 
 def part(path):

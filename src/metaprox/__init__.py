@@ -6,6 +6,7 @@ from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, M
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.gradients import Counts
+from metaprox.microbatches import MicroBatches
 from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers import (
     Adam,
@@ -35,6 +36,7 @@ __all__ = [
     "InputError",
     "MetaGradient",
     "MetaproxError",
+    "MicroBatches",
     "MissingExtraError",
     "Nesterov",
     "NonFiniteError",

@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.batch import TaskBatch
+from metaprox.microbatches import weighted_sum
 from metaprox.parameters import Parameters
-from metaprox.problem import Task
+from metaprox.problem import Metrics, Task
 
-Metrics = dict[str, Any]  # of scalar tensors; internally, of any tree of tensors
 FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
 BackendName = Literal["vmap", "loop"]
 
@@ -196,6 +196,17 @@ def _evaluate_point(
     loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Metrics]:
     """Value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P]."""
+
+    def one(batch: Any, share: float) -> tuple[Tensor, Metrics]:
+        scale = weight if share == 1 else gradient.new_tensor(share) if weight is None else share * weight
+        return _evaluate_batch(loss, point, batch, gradient, scale)
+
+    return weighted_sum(one, data)
+
+
+def _evaluate_batch(
+    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Metrics]:
     with torch.enable_grad():
         if isinstance(loss, AdaptedLoss):
             value, metrics = _backward_in_place(loss, point, data, gradient, weight)

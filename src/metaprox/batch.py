@@ -1,6 +1,6 @@
 """A checked batch of tasks, one at a time or in chunks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
+from metaprox.microbatches import MicroBatches
 from metaprox.problem import Task
 
 
@@ -56,6 +57,16 @@ def _leaves(task: Task) -> list[tuple[str, Any]]:
     return [(pytree.keystr(path), leaf) for path, leaf in named]
 
 
+def _leaves_in_pieces(task: Task) -> Iterator[tuple[str, Any]]:
+    """With those of micro-batches that are in a list; others are made when they are read."""
+    for path, leaf in _leaves(task):
+        if isinstance(leaf, MicroBatches) and isinstance(leaf.batches, (list, tuple)):
+            inner, _ = pytree.tree_flatten_with_path(leaf.batches)
+            yield from ((f"{path}.batches{pytree.keystr(key)}", piece) for key, piece in inner)
+        else:
+            yield path, leaf
+
+
 def _leading_size(tasks: Task) -> int:
     sizes: dict[str, int] = {}
     for path, leaf in _leaves(tasks):
@@ -77,7 +88,7 @@ def _leading_size(tasks: Task) -> int:
 
 
 def _check_finite(tasks: Task, index: int | None = None) -> None:
-    for path, leaf in _leaves(tasks):
+    for path, leaf in _leaves_in_pieces(tasks):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
             place = f"tasks[{index}]{path}" if index is not None else f"tasks{path} of task {_first_bad_row(leaf)}"
             raise InputError(f"non-finite value in {place}; clean the data before adapting on it")
@@ -89,9 +100,12 @@ def _first_bad_row(leaf: Tensor) -> int:
 
 def _check_stackable(tasks: Sequence[Task]) -> None:
     first = _leaves(tasks[0])
+    for path, leaf in first:
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"tasks[0]{path} is {_describe(leaf)}, which can't be vmapped; use backend='loop'")
     for index, task in enumerate(tasks[1:], start=1):
         for (path, a), (_, b) in zip(first, _leaves(task), strict=True):
-            if _describe(a) != _describe(b) or not isinstance(a, Tensor):
+            if _describe(a) != _describe(b):
                 raise InputError(
                     f"tasks[0]{path} is {_describe(a)} but tasks[{index}]{path} is {_describe(b)}: tasks of unequal "
                     "shapes can't be vmapped; use backend='loop'"

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.backends import BackendName, Metrics, backend
+from metaprox.backends import BackendName, backend
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.noise import coupled_noise
 from metaprox.parameters import Parameters
-from metaprox.problem import Params, ProximalProblem, Task
+from metaprox.problem import Metrics, Params, ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Stopping
 from metaprox.solvers.protocol import InnerSolver

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import AdaptedLoss, Backend, Evaluation, FlatLoss, Metrics
+from metaprox.backends import AdaptedLoss, Backend, Evaluation, FlatLoss
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError
+from metaprox.microbatches import weighted_sum
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
-from metaprox.problem import Loss, ProximalProblem
+from metaprox.problem import Loss, Metrics, ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, for_parameters
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
@@ -233,6 +234,9 @@ def checked_loss(
     """
 
     def call(params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
+        return weighted_sum(lambda batch, weight: one(params, batch), data)
+
+    def one(params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
         result = loss(params, data)
         value, metrics = result if isinstance(result, tuple) else (result, {})
         if not isinstance(value, Tensor) or value.dim() != 0:

@@ -17,6 +17,7 @@ from metaprox.errors import InputError
 Params = Mapping[str, Tensor]
 LossValue = Tensor | tuple[Tensor, Mapping[str, Tensor]]
 Loss = Callable[[Params, Any], LossValue]
+Metrics = dict[str, Any]  # of scalar tensors; internally, of any tree of tensors
 
 
 class Task(NamedTuple):

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import Backend, BackendName, Evaluation, Metrics, backend
+from metaprox.backends import Backend, BackendName, Evaluation, backend
 from metaprox.batch import TaskBatch
 from metaprox.errors import NonFiniteError
 from metaprox.gradients import Counts, Gradients
 from metaprox.noise import coupled_noise
 from metaprox.parameters import Parameters
-from metaprox.problem import Params, ProximalProblem, Task
+from metaprox.problem import Metrics, Params, ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Solution, Stopping
 from metaprox.solvers.protocol import InnerSolver
