@@ -85,7 +85,6 @@ UNITS = {"cnn": "channels", "transformer": "width d"}
 WITH_WIDTH = {"cnn": "{} channels", "transformer": "d = {}"}
 REFERENCE_WIDTH = {"cnn": 128, "transformer": 256}
 LEAST_STEPS = 2  # At K = 1 the branches of FO-B-MAML evaluate no gradient.
-MARKERS: dict[str, dict[str, Any]] = {"imaml": {"marker": "s", "markersize": 8, "fillstyle": "none"}}
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ def _line(axes: Axes, points: dict[int, float], method: str) -> None:
     if method == PLAIN:
         axes.plot(x, y, ":", color=style.GREY, linewidth=2, label="plain training step", zorder=0)
     elif points:
-        look = style.METHODS[method] | MARKERS.get(method, {"marker": "o", "markersize": 4})
+        look = style.METHODS[method] | {"markevery": None}
         axes.plot(x, y, label=style.method_name(method), **look)
 
 

@@ -41,7 +41,12 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Tensor], float], Optimizer]] = {
     "Adam": lambda params, lr: torch.optim.Adam(params, lr),
 }
 MIDDLE = {"plain SGD": 0, "clipped SGD": 0, "normalized SGD": -1, "Adam": -2}  # log10 of the middle of the grid
-COLORS = {"plain SGD": style.ORANGE, "clipped SGD": style.GREEN, "normalized SGD": style.BLUE, "Adam": style.BLACK}
+LOOKS = {
+    "plain SGD": ("v", style.ORANGE),
+    "clipped SGD": ("s", style.GREEN),
+    "normalized SGD": ("o", style.BLUE),
+    "Adam": ("^", style.BLACK),
+}
 SOLVER, INNER_STEPS = mp.AdaptiveGradientDescent(0.05), 10
 BATCH, HELD_OUT, FACTOR = 10, 200, 2.0
 
@@ -137,10 +142,11 @@ def draw(results: dict[str, Any]) -> dict[str, Figure]:
     for index, (name, rows) in enumerate(results["runs"].items()):
         errors = [row["error"] or math.nan for row in rows]
         label = f"{name}: {width(results, name):.1f} decades, best error {best(results, name):.2g}"
-        axes.plot([row["lr"] for row in rows], errors, "o-", color=COLORS[name], markersize=4, label=label)
+        marker, color = LOOKS[name]
+        axes.plot([row["lr"] for row in rows], errors, f"{marker}-", color=color, markersize=5, label=label)
         crosses = [row["lr"] for row in rows if row["error"] is None]
         height = 1.2 * results["initial"] * 1.12**index  # each its own: no cross hides another of the same step size
-        axes.plot(crosses, [height] * len(crosses), "x", color=COLORS[name])
+        axes.plot(crosses, [height] * len(crosses), "x", color=color)
     _frame(axes, results)
     figure.legend(frameon=False, fontsize="small", loc="outside right upper", title="width of the range that works")
     return {"normalize": figure}

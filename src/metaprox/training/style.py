@@ -1,4 +1,4 @@
-"""How figures look: plain axes, readable log scales, and one colour for each method everywhere."""
+"""How figures look: plain axes, readable log scales, one colour and, for print, one marker for each method."""
 
 from itertools import cycle
 from typing import Any
@@ -18,16 +18,23 @@ BLUE, LIGHT_BLUE, BLACK, GREEN, ORANGE, GREY, PURPLE = (
     "#9aa5b1",
     "#7b4fa3",
 )
+
+
+def _look(color: str, linestyle: str, marker: str, fillstyle: str = "full") -> dict[str, Any]:
+    look = {"color": color, "linestyle": linestyle, "marker": marker, "fillstyle": fillstyle}
+    return look | {"markersize": 5, "markevery": 0.15}
+
+
 METHODS: dict[str, dict[str, Any]] = {
-    "fobmaml": {"color": BLUE, "linestyle": "-"},
-    "fobmaml-center": {"color": BLUE, "linestyle": "--"},
-    "fobmaml-forward": {"color": LIGHT_BLUE, "linestyle": "-"},
-    "fobmaml-forward-center": {"color": LIGHT_BLUE, "linestyle": "--"},
-    "tangent": {"color": PURPLE, "linestyle": ":"},
-    "imaml": {"color": GREEN, "linestyle": "-"},
-    "maml": {"color": BLACK, "linestyle": "-"},
-    "fomaml": {"color": ORANGE, "linestyle": "-"},
-    "reptile": {"color": GREY, "linestyle": "-"},
+    "fobmaml": _look(BLUE, "-", "o"),
+    "fobmaml-center": _look(BLUE, "--", "o", "none"),
+    "fobmaml-forward": _look(LIGHT_BLUE, "-", "D"),
+    "fobmaml-forward-center": _look(LIGHT_BLUE, "--", "D", "none"),
+    "tangent": _look(PURPLE, ":", "P"),
+    "imaml": _look(GREEN, "-", "s", "none"),
+    "maml": _look(BLACK, "-", "^"),
+    "fomaml": _look(ORANGE, "-", "v"),
+    "reptile": _look(GREY, "-", "X"),
 }
 OTHERS = ("#b8860b", "#a23b72", "#00827f", "#6b4226")
 
