@@ -1,5 +1,8 @@
 """Branches share noise, start, steps and step sizes: what they have in common cancels, undivided by nu."""
 
+from collections import Counter
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -110,17 +113,6 @@ def test_correction_saves_the_branch_that_would_cancel_the_residual(quadratic):
     assert corrected.info.counts.support_gradients == 5 * (2 + 1 + 1 * 4)
 
 
-def test_generators_advance_by_one_draw(quadratic):
-    _, params, tasks = quadratic
-    meta = mp.FOBMAML(mp.GradientDescent(0.5), steps=3)
-    torch.manual_seed(7)
-    meta(noisy(own_generator=False), params, tasks)
-    after = torch.rand(4)
-    torch.manual_seed(7)
-    torch.randint(2**63 - 1, ())
-    assert torch.equal(after, torch.rand(4))
-
-
 def test_noise_depends_on_the_callers_seed_alone(quadratic):
     _, params, tasks = quadratic
     meta = mp.FOBMAML(mp.GradientDescent(0.5), steps=3)
@@ -131,3 +123,84 @@ def test_noise_depends_on_the_callers_seed_alone(quadratic):
 
     assert torch.equal(run(0), run(0))
     assert not torch.equal(run(0), run(1))
+
+
+SOURCES = {
+    "rand": lambda x: torch.rand(6, dtype=x.dtype),
+    "dropout": lambda x: torch.nn.functional.dropout(torch.ones(40, dtype=x.dtype), 0.5),
+    "permutation": lambda x: torch.randperm(40).to(x.dtype),
+    "in place": lambda x: torch.empty(6, dtype=x.dtype).normal_(),
+}
+
+
+@pytest.mark.parametrize("correction", [False, True])
+@pytest.mark.parametrize("source", SOURCES)
+def test_draws_inside_the_losses_repeat_in_the_branches_of_a_step_and_nowhere_else(source, correction):
+    """Draws by loss and task, K = 4 base steps, B = 2 branches, J = 3 branch steps of which the first is at y_0."""
+    drawn = {(role, task): [] for role in ("support", "query") for task in (0, 1)}
+
+    def recording(role):
+        def loss(params, data):
+            noise = SOURCES[source](data)
+            drawn[role, int(data)].append(tuple(noise.tolist()))
+            return noise.mean() * (params["y"] - data).square().sum() / 100
+
+        return loss
+
+    problem = mp.ProximalProblem(recording("support"), recording("query"), LAM)
+    meta = mp.FOBMAML(
+        mp.GradientDescent(0.5), steps=4, branch_steps=3, nu=0.1, residual_correction=correction, backend="loop"
+    )
+    for _ in range(2):
+        meta(problem, {"y": torch.zeros(3)}, mp.Task(torch.arange(2.0), torch.arange(2.0)))
+    times = {key: sorted(Counter(draws).values()) for key, draws in drawn.items()}
+    # The gradients at y_0, and two branches at two more steps; with residual correction all of them at the same noise.
+    end = [1 + 2 * 2] if correction else [1, 2, 2]
+    for task in (0, 1):
+        assert times["support", task] == sorted(2 * ([1] * 4 + end))
+        assert times["query", task] == sorted(2 * end)
+    distinct = [set(draws) for draws in drawn.values()]
+    assert len(set.union(*distinct)) == sum(map(len, distinct))  # nothing is shared between tasks, or the two losses
+
+
+def diverging(params, data):
+    return torch.rand(()) * 1e200 * params["y"].square().sum()
+
+
+def raising(params, data):
+    torch.rand(10)
+    raise KeyError("the user's own error")
+
+
+LOSSES = {
+    "success": (noisy(own_generator=False).inner_loss, None),
+    "raising": (raising, KeyError),
+    "diverging": (diverging, mp.NonFiniteError),
+}
+CALLS = {
+    "fobmaml": mp.FOBMAML(mp.GradientDescent(0.5), steps=3),
+    "fobmaml-loop": mp.FOBMAML(mp.GradientDescent(0.5), steps=3, backend="loop"),
+    "tangent": mp.Tangent(mp.GradientDescent(0.5), steps=3),
+    "maml": mp.MAML(mp.GradientDescent(0.5), steps=3),
+    "imaml": mp.IMAML(mp.GradientDescent(0.5), steps=3, backend="loop"),
+    "fomaml": mp.FOMAML(mp.GradientDescent(0.5), steps=3, backend="loop"),
+    "reptile": mp.Reptile(mp.GradientDescent(0.5), steps=3),
+    "adapt": lambda problem, params, tasks: mp.adapt(
+        problem, tuple(leaf[0] for leaf in tasks.support), mp.GradientDescent(0.5), steps=3, params=params
+    ),
+}
+
+
+@pytest.mark.parametrize("outcome", LOSSES)
+@pytest.mark.parametrize("name", CALLS)
+def test_the_global_generator_is_left_as_if_one_number_had_been_drawn(quadratic, name, outcome):
+    _, params, tasks = quadratic
+    loss, error = LOSSES[outcome]
+    problem = mp.ProximalProblem(loss, loss, LAM)
+    torch.manual_seed(3)
+    torch.randint(2**63 - 1, ())
+    one_draw = torch.get_rng_state()
+    torch.manual_seed(3)
+    with pytest.raises(error) if error else nullcontext():
+        CALLS[name](problem, params, tasks)
+    assert torch.equal(torch.get_rng_state(), one_draw)
