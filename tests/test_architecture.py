@@ -20,6 +20,7 @@ LAYERS = (
     {"proximal", "exact"},
     {"estimators", "evaluation"},
     {"__init__"},
+    {"text"},
     {"tasks", "models"},
     {"training"},
     {"experiments"},

@@ -15,7 +15,7 @@ KIND = "a checkpoint"
 def save(folder: RunFolder, setup: Setup, step: int, seconds: float) -> None:
     """State after ``step`` meta-steps and ``seconds`` of training: weights, optimizer, schedule, generators."""
     state = setup.optimizer.state_dict()
-    tensors = {f"model.{name}": tensor for name, tensor in setup.model.state_dict().items()}
+    tensors = {f"model.{name}": tensor for name, tensor in weights.learned(setup.model).items()}
     tensors |= {
         f"optimizer.{index}.{name}": value for index, slot in state["state"].items() for name, value in slot.items()
     }

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.tasks import Split
+from metaprox.text import LEARNED, Learned
 
 SolverName = Literal["gd", "nesterov", "adam", "anderson", "adaptive"]
+TasksName = Literal["mnist1d", "sinusoid", "banking77"]
 MethodName = Literal["fobmaml", "tangent", "imaml", "maml", "fomaml", "reptile"]
 
 # The settings that only some methods have.
@@ -22,9 +24,17 @@ METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
     "reptile": (),
 }
 
+# The settings that only some families of tasks have.
+FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
+    "mnist1d": ("hidden",),
+    "sinusoid": ("hidden",),
+    "banking77": ("data", "encoder", "adapt"),
+}
+
 # What depends on the family of tasks. Each is a setting of its own; these are the values it takes if not given.
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "mnist1d": {
+        "shots": 5,
         "queries": 15,
         "hidden": (128, 128),
         "meta_batch": 16,
@@ -33,8 +43,10 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "lam": 0.1,
         "nu": 0.1,
         "eps": 1.0,
+        "backend": "vmap",
     },
     "sinusoid": {
+        "shots": 10,
         "queries": 10,
         "hidden": (40, 40),
         "meta_batch": 25,
@@ -42,22 +54,47 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "inner_lr": 0.01,
         "lam": 0.5,
         "nu": 0.05,
+        "backend": "vmap",
+    },
+    "banking77": {
+        "shots": 1,
+        "queries": 5,
+        "encoder": "lora",
+        "adapt": "all",
+        "meta_batch": 4,
+        "meta_steps": 100,
+        "inner_lr": 0.1,
+        "lam": 0.1,
+        "nu": 0.1,
+        "eps": 0.1,
+        "backend": "loop",
     },
 }
+# Outer step of normalized SGD.
+LENGTHS = {"mnist1d": 0.4, "sinusoid": 0.1, "banking77": 0.1}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a run. What is not given follows from the family of tasks."""
 
-    tasks: Literal["mnist1d", "sinusoid"] = "mnist1d"
-    """Family of tasks. mnist1d: few-shot classification; sinusoid: few-shot regression."""
+    tasks: TasksName = "mnist1d"
+    """Family of tasks. mnist1d: few-shot classification; sinusoid: few-shot regression; banking77: few-shot
+    classification of questions by intent, with a pretrained sentence encoder."""
+    data: str | None = None
+    """Folder with train.csv and test.csv (banking77 only). Default: banking77 in the folder that the environment
+    variable METAPROX_DATA names."""
     ways: int = 5
-    """Classes per task (mnist1d only)."""
+    """Classes per task (not sinusoid)."""
     shots: int | None = None
-    """Support examples per class (mnist1d, default 5), or per task (sinusoid, default 10)."""
+    """Support examples per class (mnist1d, default 5; banking77, default 1), or per task (sinusoid, default 10)."""
     queries: int | None = None
-    """Query examples per class (mnist1d, default 15), or per task (sinusoid, default 10)."""
+    """Query examples per class (mnist1d, default 15; banking77, default 5), or per task (sinusoid, default 10)."""
+    encoder: Learned | None = None
+    """What of the encoder is meta-learned (banking77 only): nothing, LoRA adapters, or all its weights. Default:
+    lora."""
+    adapt: Literal["head", "all"] | None = None
+    """What adapts to a task (banking77 only): the head alone, or all that is meta-learned. Default: all."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers of the MLP. Default: mnist1d 128 128, sinusoid 40 40."""
     seed: int = 0
@@ -120,8 +157,8 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Meta-steps between checkpoints, from which a stopped run goes on."""
 
-    backend: Literal["vmap", "loop"] = "vmap"
-    """vmap: all tasks and branches at once. loop: one after another."""
+    backend: Literal["vmap", "loop"] | None = None
+    """vmap: all tasks and branches at once. loop: one after another. Default: banking77 loop, others vmap."""
     chunk_size: int | None = None
     """Tasks that the vmap backend takes at once. Default: all."""
     device: str = "cpu"
@@ -136,23 +173,28 @@ class TrainConfig:
         for name in ("shots", "queries", "meta_steps", "meta_batch"):
             if getattr(self, name) is not None:
                 checks.count(name, getattr(self, name))
+        for name, known in (("encoder", LEARNED), ("adapt", ("head", "all"))):
+            if getattr(self, name) is not None:
+                checks.choice(name, getattr(self, name), known)
         for width in self.hidden or ():
             checks.count("hidden", width)
         checks.count("seed", self.seed, least=0)
         checks.choice("method", self.method, METHOD_OPTIONS)
-        for name in foreign_options(self.method):
+        self._refuse_foreign("tasks", FAMILY_OPTIONS)
+        self._refuse_foreign("method", METHOD_OPTIONS)
+
+    def _refuse_foreign(self, kind: str, options: Mapping[str, tuple[str, ...]]) -> None:
+        """A setting that the chosen family or method does not have must be left at its default."""
+        chosen = getattr(self, kind)
+        for name in _foreign(options, chosen):
             if getattr(self, name) != DEFAULTS[name]:
-                owners = " and ".join(owner for owner, own in METHOD_OPTIONS.items() if name in own)
-                raise InputError(f"{name}={getattr(self, name)!r} is a setting of {owners}, but method={self.method!r}")
+                owners = " and ".join(owner for owner, own in options.items() if name in own)
+                raise InputError(f"{name}={getattr(self, name)!r} is a setting of {owners}, but {kind}={chosen!r}")
 
     def resolved(self) -> "TrainConfig":
         """The same run with every family default written out."""
-        length = {"mnist1d": 0.4, "sinusoid": 0.1}[self.tasks]
-        optimizer_lr = {"normalized": length, "clipped": 0.1, "adam": 0.001}[self.optimizer]
-        defaults = FAMILY_DEFAULTS[self.tasks] | {
-            "shots": {"mnist1d": 5, "sinusoid": 10}[self.tasks],
-            "lr": optimizer_lr,
-        }
+        optimizer_lr = {"normalized": LENGTHS[self.tasks], "clipped": 0.1, "adam": 0.001}[self.optimizer]
+        defaults = FAMILY_DEFAULTS[self.tasks] | {"lr": optimizer_lr}
         for name, perturb in (("nu", "loss"), ("eps", "center")):
             if self.perturb != perturb or self.method != "fobmaml":
                 defaults.pop(name, None)
@@ -190,8 +232,12 @@ DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(TrainC
 def foreign_options(method: str) -> tuple[str, ...]:
     """The settings of other methods that this one does not have. Raises InputError for an unknown method."""
     checks.choice("method", method, METHOD_OPTIONS)
-    every = dict.fromkeys(name for own in METHOD_OPTIONS.values() for name in own)
-    return tuple(name for name in every if name not in METHOD_OPTIONS[method])
+    return _foreign(METHOD_OPTIONS, method)
+
+
+def _foreign(options: Mapping[str, tuple[str, ...]], chosen: str) -> tuple[str, ...]:
+    every = dict.fromkeys(name for own in options.values() for name in own)
+    return tuple(name for name in every if name not in options[chosen])
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _run(setup: Setup, folder: RunFolder, start: int, seconds: float, watch: Cal
     final = setup.evaluate("test", config.test_tasks)
     folder.append_metrics(_evaluation_record(config.meta_steps, "test", final))
     folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
-    weights.save(folder.weights, WEIGHTS, setup.model.state_dict(), {"config": asdict(config)})
+    weights.save(folder.weights, WEIGHTS, weights.learned(setup.model), {"config": asdict(config)})
 
 
 def _meta_step(setup: Setup, step: int) -> MetaGradient:

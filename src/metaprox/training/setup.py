@@ -16,7 +16,8 @@ from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.optim import ClippedSGD, NormalizedSGD
 from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
-from metaprox.tasks import MNIST1D, Sinusoid, Split, TaskFamily
+from metaprox.tasks import BANKING77, MNIST1D, Sinusoid, Split, TaskFamily
+from metaprox.text import minilm_classifier
 from metaprox.training.config import TrainConfig
 from metaprox.training.methods import method
 
@@ -49,6 +50,7 @@ class Setup:
     def evaluate(self, split: Split, count: int) -> Evaluation:
         """Adapt to tasks 0 to ``count`` - 1 of a split, as in training."""
         config = self.config
+        assert config.backend is not None  # resolved
         return evaluate(
             self.problem,
             lambda ids: self.batch(split, ids),
@@ -70,7 +72,8 @@ def build(config: TrainConfig) -> Setup:
     optimizer = _optimizer(config, model)
     loss = mean_squared_error if config.tasks == "sinusoid" else cross_entropy
     assert config.lam is not None  # resolved
-    problem = ProximalProblem.from_module(model, loss, config.lam)
+    adapt = "head.*" if config.adapt == "head" else None
+    problem = ProximalProblem.from_module(model, loss, config.lam, adapt=adapt)
     estimator = method(config, solver, branch_solver)
     estimator.check(problem)
     assert config.meta_steps is not None  # resolved
@@ -84,10 +87,15 @@ def family(config: TrainConfig, split: Split) -> TaskFamily:
     assert config.queries is not None
     if config.tasks == "sinusoid":
         return Sinusoid(config.shots, config.queries, config.seed, split)
+    if config.tasks == "banking77":
+        return BANKING77(config.data, config.ways, config.shots, config.queries, config.seed, split)
     return MNIST1D(config.ways, config.shots, config.queries, config.seed, split)
 
 
 def _model(config: TrainConfig) -> nn.Module:
+    if config.tasks == "banking77":
+        assert config.encoder is not None  # resolved
+        return minilm_classifier(config.ways, config.encoder, seed=config.seed)
     inputs, outputs = (1, 1) if config.tasks == "sinusoid" else (40, config.ways)
     return mlp([inputs, *(config.hidden or ()), outputs], config.seed)
 
@@ -110,8 +118,9 @@ def _solvers(config: TrainConfig) -> tuple[InnerSolver, InnerSolver]:
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     assert config.lr is not None  # resolved
+    learned = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "normalized":
-        return NormalizedSGD(model.parameters(), config.lr, config.momentum)
+        return NormalizedSGD(learned, config.lr, config.momentum)
     if config.optimizer == "clipped":
-        return ClippedSGD(model.parameters(), config.lr, config.gamma)
-    return torch.optim.Adam(model.parameters(), config.lr)
+        return ClippedSGD(learned, config.lr, config.gamma)
+    return torch.optim.Adam(learned, config.lr)

