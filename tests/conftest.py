@@ -1,5 +1,8 @@
 """Settings and problems that several tests share."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -27,6 +30,16 @@ def quadratic():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, dtype=torch.float64, generator=generator)
     return family.problem(LAM), {"y": x}, family.batch(range(5))
+
+
+@pytest.fixture(scope="session")
+def banking77():
+    """The folder with BANKING77's files: in METAPROX_DATA, or else in shared/data beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("METAPROX_DATA") or beside) / "banking77"
+    if not (folder / "train.csv").is_file():
+        pytest.skip(f"BANKING77 is not in {folder}; METAPROX_DATA names the folder that holds banking77")
+    return folder
 
 
 def relative_error(estimate, truth):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,11 @@ class Evaluation:
     metrics: dict[str, Statistic]
     values: dict[str, Tensor]
     transductive: bool | None
+
+    def with_metric(self, name: str, values: Tensor) -> "Evaluation":
+        """The same with one more metric, of ``values`` [n]."""
+        metrics = self.metrics | {name: Statistic.of(values)}
+        return replace(self, metrics=metrics, values=self.values | {name: values})
 
 
 def adapt(

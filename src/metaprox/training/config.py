@@ -60,11 +60,11 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "shots": 1,
         "queries": 5,
         "encoder": "lora",
-        "adapt": "all",
+        "adapt": "head",
         "meta_batch": 4,
         "meta_steps": 100,
-        "inner_lr": 0.1,
-        "lam": 0.1,
+        "inner_lr": 0.3,
+        "lam": 0.5,
         "nu": 0.1,
         "eps": 0.1,
         "backend": "loop",
@@ -91,10 +91,11 @@ class TrainConfig:
     queries: int | None = None
     """Query examples per class (mnist1d, default 15; banking77, default 5), or per task (sinusoid, default 10)."""
     encoder: Learned | None = None
-    """What of the encoder is meta-learned (banking77 only): nothing, LoRA adapters, or all its weights. Default:
-    lora."""
+    """What of the encoder is meta-learned (banking77 only): nothing, LoRA adapters, or all its weights. The head starts
+    every task at 0; with a frozen encoder its start is what is learned. Default: lora."""
     adapt: Literal["head", "all"] | None = None
-    """What adapts to a task (banking77 only): the head alone, or all that is meta-learned. Default: all."""
+    """What adapts to a task (banking77 only): the head alone, or also what of the encoder is meta-learned. Default:
+    head."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers of the MLP. Default: mnist1d 128 128, sinusoid 40 40."""
     seed: int = 0
@@ -104,11 +105,12 @@ class TrainConfig:
     """Estimator of the meta-gradient. All take the same tasks, inner solves and outer steps."""
     lam: float | None = None
     """Weight of the proximal term that holds adapted parameters near the meta-parameters. Default: mnist1d 0.1,
-    sinusoid 0.5."""
+    others 0.5."""
     solver: SolverName = "gd"
     """Inner solver. adaptive: gradient descent with a safeguarded step of its own for each task."""
     inner_lr: float | None = None
-    """Inner step size; the first one of solver adaptive. Default: mnist1d 0.1, sinusoid 0.01."""
+    """Inner step size; the first one of solver adaptive. Default: mnist1d 0.1, sinusoid 0.01,
+    banking77 0.3."""
     steps: int = 10
     """Inner steps K, in training and in evaluation."""
     branch_solver: SolverName | None = None
@@ -122,9 +124,10 @@ class TrainConfig:
     perturb: Literal["loss", "center"] = "loss"
     """Where the perturbation enters: the paper's query loss, or the centre of the proximal term."""
     nu: float | None = None
-    """Finite-difference step of --perturb loss. Default: mnist1d 0.1, sinusoid 0.05."""
+    """Finite-difference step of --perturb loss. Default: sinusoid 0.05, others 0.1."""
     eps: float | None = None
-    """Finite-difference step of --perturb center, a distance. Default: mnist1d 1.0, sinusoid by precision and order."""
+    """Finite-difference step of --perturb center, a distance. Default: mnist1d 1.0, banking77 0.1, sinusoid by
+    precision and order."""
     residual_correction: bool = False
     """Make the base solution exactly stationary for the branches."""
     cg_steps: int = 5
@@ -135,16 +138,16 @@ class TrainConfig:
     optimizer: Literal["normalized", "clipped", "adam"] = "normalized"
     """Outer optimizer: normalized SGD with momentum, clipped SGD, or Adam. Its step decays linearly to 0."""
     lr: float | None = None
-    """Outer step: a length for normalized SGD. Default: normalized 0.4 (mnist1d) or 0.1 (sinusoid), clipped 0.1, adam
+    """Outer step: a length for normalized SGD. Default: normalized 0.4 (mnist1d) or 0.1 (others), clipped 0.1, adam
     0.001."""
     momentum: float = 0.9
     """Momentum of normalized SGD."""
     gamma: float = 0.1
     """Longest step of clipped SGD."""
     meta_steps: int | None = None
-    """Meta-training steps. Default: mnist1d 1000, sinusoid 4000."""
+    """Meta-training steps. Default: mnist1d 1000, sinusoid 4000, banking77 100."""
     meta_batch: int | None = None
-    """Tasks per meta-step. Default: mnist1d 16, sinusoid 25."""
+    """Tasks per meta-step. Default: mnist1d 16, sinusoid 25, banking77 4."""
 
     eval_every: int = 100
     """Meta-steps between evaluations during training."""

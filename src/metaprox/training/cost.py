@@ -117,7 +117,7 @@ def _meta_step(setup: Setup) -> Callable[[], Counts]:
     tasks = setup.batch("train", range(setup.config.meta_batch or 1))
 
     def step() -> Counts:
-        setup.optimizer.zero_grad()
+        setup.model.zero_grad()
         counts = setup.estimator.backward(setup.problem, tasks).info.counts
         if setup.config.device != "cpu":
             torch.get_device_module(setup.config.device).synchronize(setup.config.device)

@@ -99,7 +99,7 @@ def _meta_step(setup: Setup, step: int) -> MetaGradient:
     size = setup.config.meta_batch
     assert size is not None  # resolved
     ids = range(size * step, size * (step + 1))
-    setup.optimizer.zero_grad()
+    setup.model.zero_grad()
     try:
         out = setup.estimator.backward(setup.problem, setup.batch("train", ids))
         setup.optimizer.step()

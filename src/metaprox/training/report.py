@@ -56,7 +56,7 @@ def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 def show(name: str, statistic: dict[str, float]) -> str:
     """``61.2 ± 0.8 %`` for an accuracy, ``0.123 ± 0.004`` for anything else."""
-    if name == "accuracy":
+    if name.endswith("accuracy"):
         return f"{100 * statistic['mean']:.1f} ± {100 * statistic['ci95']:.1f} %"
     return f"{statistic['mean']:.3f} ± {statistic['ci95']:.3f}"
 

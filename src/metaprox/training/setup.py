@@ -17,7 +17,7 @@ from metaprox.optim import ClippedSGD, NormalizedSGD
 from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
 from metaprox.tasks import BANKING77, MNIST1D, Sinusoid, Split, TaskFamily
-from metaprox.text import minilm_classifier
+from metaprox.text import EncoderClassifier, minilm_classifier, nearest_mean_accuracy
 from metaprox.training.config import TrainConfig
 from metaprox.training.methods import method
 
@@ -48,10 +48,13 @@ class Setup:
         return pytree.tree_map(lambda leaf: leaf.to(self.config.device), tasks)
 
     def evaluate(self, split: Split, count: int) -> Evaluation:
-        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training."""
+        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training.
+
+        For texts also the accuracy of the nearest mean of the encoder's features as they are, without adaptation.
+        """
         config = self.config
         assert config.backend is not None  # resolved
-        return evaluate(
+        result = evaluate(
             self.problem,
             lambda ids: self.batch(split, ids),
             range(count),
@@ -60,6 +63,10 @@ class Setup:
             batch_size=config.chunk_size or 100,
             backend=config.backend,
         )
+        if not isinstance(self.model, EncoderClassifier):
+            return result
+        tasks = self.batch(split, range(count))
+        return result.with_metric("nearest-mean accuracy", nearest_mean_accuracy(self.model.encoder, tasks))
 
 
 def build(config: TrainConfig) -> Setup:
@@ -118,9 +125,20 @@ def _solvers(config: TrainConfig) -> tuple[InnerSolver, InnerSolver]:
 
 def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
     assert config.lr is not None  # resolved
-    learned = [p for p in model.parameters() if p.requires_grad]
+    learned = [p for p in _learned(config, model).parameters() if p.requires_grad]
     if config.optimizer == "normalized":
         return NormalizedSGD(learned, config.lr, config.momentum)
     if config.optimizer == "clipped":
         return ClippedSGD(learned, config.lr, config.gamma)
     return torch.optim.Adam(learned, config.lr)
+
+
+def _learned(config: TrainConfig, model: nn.Module) -> nn.Module:
+    """The part of the model that meta-learning moves.
+
+    The head of a text classifier starts every task at 0: labels are permuted from task to task, so that what a batch of
+    tasks says about its start is all noise, and more of it than of signal about the encoder.
+    """
+    if isinstance(model, EncoderClassifier) and config.encoder != "frozen":
+        return model.encoder
+    return model
