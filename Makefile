@@ -7,7 +7,7 @@ PEERS_READY := $(VENV)/.peers
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint experiments experiments-quick mnist1d peers clean
+.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 peers clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -44,6 +44,11 @@ experiments-quick: $(READY)  ## every experiment at small size, ten minutes: run
 mnist1d: $(READY)  ## the run behind the README's figures, as demo but kept: results/mnist1d
 	rm -rf results/mnist1d
 	$(BIN)/metaprox train --tasks mnist1d --out results/mnist1d
+
+banking77: $(READY)  ## the run on BANKING77 behind the README's figures; METAPROX_DATA holds the data: results/banking77
+	rm -rf results/banking77
+	$(BIN)/metaprox train --tasks banking77 --perturb center --scheme forward --residual-correction \
+	  --eval-every 25 --eval-tasks 40 --test-tasks 150 --checkpoint-every 5 --out results/banking77
 
 peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
 	$(BIN)/python benchmarks/peers.py --out results/peers

