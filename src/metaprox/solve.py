@@ -162,6 +162,7 @@ class _Progress:
                 return y, state
         with torch.autocast(y.device.type, enabled=False):
             new, state = self.solver.step(grad, y, state)
+        del grad  # so that its memory serves the next lines
         if self.tol is not None:
             new = torch.where(self.active[:, None, None], new, y)
         if where.start == 0:

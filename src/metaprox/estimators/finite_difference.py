@@ -29,7 +29,7 @@ class FOBMAML(Branched):
     noise, so that what they have in common cancels in the difference. Memory does not grow with the steps. In the
     loop backend a loss is evaluated with one batch's memory, as in plain training, and (symmetric, "loss", gradient
     descent) 3 further vectors of P numbers: both branches and a gradient; a fourth at the last step for the error
-    estimate. Between evaluations there are up to 6. Under vmap it is P numbers and an evaluation's memory for each
+    estimate. Between evaluations there are up to 5. Under vmap it is P numbers and an evaluation's memory for each
     task and branch of the chunk at hand. With forward and symmetric differences of exact solves the error is O(nu) and
     O(nu^2); see ``scheme``.
 
@@ -106,6 +106,7 @@ class FOBMAML(Branched):
             describe="branch solve",
             first_task=gradients.start,
         )
+        self._release(origin)
         shared = shared + self._shared_difference(gradients, origin, branches) / origin.nu
         left = branches.grad  # (lam v - (H + lam I) g) nu / lam
         error = torch.full_like(origin.nu, torch.nan) if left is None else _norm(left) / origin.nu
@@ -149,8 +150,8 @@ class FOBMAML(Branched):
 
         def gradient(y: Tensor, step: int, branches: slice) -> Tensor:
             tilt = origin.tilt[:, branches]
-            if step == 0 and self.start == "base":  # at y_0, where all is known
-                return tilt * origin.v if self.residual_correction else torch.addcmul(origin.residual, tilt, origin.v)
+            if step == 0 and self.start == "base":
+                return self._at_y0(origin, branches)
             self._release(origin)
             noise = 0 if self.residual_correction else step
             grad = gradients.pull(y)
@@ -165,6 +166,17 @@ class FOBMAML(Branched):
             return grad
 
         return gradient
+
+    def _at_y0(self, origin: "_Origin", branches: slice) -> Tensor:
+        """The gradients of the branch problems at y_0, where all is known; the last branch's takes over a vector."""
+        tilt = origin.tilt[:, branches]
+        if self.residual_correction:
+            return tilt * origin.v
+        if branches.start == 0 or branches.stop < len(origin.nodes):
+            return torch.addcmul(origin.residual, tilt, origin.v)
+        last = origin.residual.addcmul_(tilt, origin.v)
+        self._release(origin)
+        return last
 
     def _release(self, origin: "_Origin") -> None:
         """Let go of the vectors that nothing after the first step needs."""
