@@ -203,6 +203,23 @@ def sine_by_hand(model, p, x):
     return (x @ p["0.weight"].T + p["0.bias"]).sin() @ p["1.weight"].T + p["1.bias"]
 
 
+class Branching(nn.Sequential):
+    """Takes another branch of Python where the inputs say so."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 4), nn.Linear(4, 1))
+
+    def forward(self, x):
+        h = self[0](x)
+        return self[1](h.tanh() if x.mean().item() > 0 else h.sigmoid())
+
+
+def branching_by_hand(model, p, x):
+    h = x @ p["0.weight"].T + p["0.bias"]
+    h = torch.where(x.mean() > 0, h.tanh(), h.sigmoid())
+    return h @ p["1.weight"].T + p["1.bias"]
+
+
 def compiled():
     torch.compiler.reset()
     return torch.compile(nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 1)), backend="aot_eager", dynamic=False)
@@ -251,6 +268,7 @@ ZOO = {
     ),
     "parametrized": Entry(parametrized, (3,), parametrized_by_hand),
     "first-derivatives-only": Entry(SineNet, (3,), sine_by_hand, vmap=False),
+    "data-dependent": Entry(Branching, (3,), branching_by_hand, vmap=False),
     "compiled": Entry(compiled, (3,), compiled_by_hand),
 }
 CASES = [(name, backend) for name, entry in ZOO.items() for backend in ("loop", "vmap")[: 1 + entry.vmap]]
