@@ -1,5 +1,6 @@
 """The policy for a module's state: a snapshot of its buffers for every evaluation, its modes as the user sets them."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -134,6 +135,23 @@ def test_a_diverging_solve_leaves_all_of_the_module_as_it_was(meta, model, tasks
         replace(meta, steps=20).backward(mp.ProximalProblem.from_module(model, steep, LAM), tasks)
     assert_same(state(model), before)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), kept, strict=True))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_nets_keep_no_weights_of_a_solve(kind, backend):
+    """They cache their weights in a list, which functional_call leaves behind; a copy or a pass renews it."""
+
+    def loss(module, batch):
+        return module(batch)[0].square().mean()
+
+    model = kind(2, 3, batch_first=True).double()
+    batch = torch.randn(2, 4, 5, 2, dtype=torch.float64)
+    outputs = model(batch[0])[0]
+    meta = replace(META, backend=backend)
+    meta.backward(mp.ProximalProblem.from_module(model, loss, LAM), mp.Task(batch, batch))
+    assert torch.equal(copy.deepcopy(model)(batch[0])[0], outputs)
+    assert torch.equal(model(batch[0])[0], outputs)
+    assert all(cached is p for cached, p in zip(model._flat_weights, model.parameters(), strict=True))
 
 
 def test_adapt_and_evaluate_leave_all_of_the_module_as_it_was(model, tasks, backend):
