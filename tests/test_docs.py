@@ -1,5 +1,6 @@
 """Every Python block of the README and the docs runs; every command in them is one that the program takes."""
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -16,14 +17,30 @@ def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+@functools.cache
+def run_blocks(page):
+    """The names that the Python blocks of a page, run one after another, leave behind."""
+    namespace = {"__name__": "__main__"}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), namespace)
+    return namespace
+
+
+def test_examples_of_models_learn_and_leave_the_running_statistics_alone():
+    names = run_blocks(ROOT / "docs" / "models.md")
+    for losses in (names["pictures_losses"], names["waves_losses"]):
+        assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    norm = names["conv"][1]
+    assert norm.training
+    assert int(norm.num_batches_tracked) == norm.running_mean.abs().max() == 0
+    assert names["forecast"].shape == (4, 12, 1)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = blocks(page, "python")
-    namespace = {"__name__": "__main__"}
-    for block in code:
-        exec(compile(block, str(page), "exec"), namespace)
-    assert len(code) == page.read_text().count("```python")
+    run_blocks(page)
+    assert len(blocks(page, "python")) == page.read_text().count("```python")
 
 
 def test_commands_are_ones_that_exist():

@@ -1,0 +1,113 @@
+"""Losses in bfloat16 by autocast: what stays in float32, and the step that is then right."""
+
+import importlib
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import metaprox as mp
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+SEEDS = range(3)
+# Median errors over five seeds at the step of bfloat16, (2^-7)^(1/(p+1)): 3.8, 0.86 and 0.66 %.
+BOUNDS = {"forward": 0.08, "symmetric": 0.02, "central4": 0.015}
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("mixed_precision")
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+@pytest.mark.parametrize("scheme", BOUNDS)
+def test_the_step_of_bfloat16_is_right_and_that_of_float32_too_small(study, scheme, backend):
+    def median(dtype):
+        step = study.default_step(scheme, dtype)
+        return statistics.median(study.error(seed, scheme, "center", step, backend=backend) for seed in SEEDS)
+
+    right, too_small = median(torch.bfloat16), median(torch.float32)
+    assert right < BOUNDS[scheme]
+    assert too_small > 2 * right
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+@pytest.mark.parametrize("around", ["the model", "the call"])
+def test_solutions_and_their_difference_stay_in_float32(study, backend, around):
+    """In bfloat16 a step of 1e-4 would be lost on parameters of size 1; here the solver sees all of it."""
+    dtypes, outputs = set(), set()
+
+    class Watching:
+        def init(self, y):
+            return ()
+
+        def step(self, grad, y, state):
+            dtypes.update((grad.dtype, y.dtype))
+            return y - 1e-4 * grad, state
+
+    def loss(model, batch):
+        inputs, targets = batch
+        with torch.autocast(
+            "cpu", dtype=torch.bfloat16, enabled=around == "the model" or torch.is_autocast_enabled("cpu")
+        ):
+            out = model(inputs)
+        outputs.add(out.dtype)
+        return nn.functional.mse_loss(out.float(), targets)
+
+    model, tasks = study.case(0)
+    problem = mp.ProximalProblem.from_module(model, loss, study.LAM)
+    meta = mp.FOBMAML(Watching(), steps=3, nu=0.1, backend=backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=around == "the call"):
+        out = meta(problem, problem.live_parameters(), tasks)
+    assert outputs == {torch.bfloat16}
+    assert dtypes == {torch.float32}
+    for name, p in model.named_parameters():
+        assert out.grad[name].dtype == out.adapted[name].dtype == torch.float32
+        moved = (out.adapted[name] - p.detach()).abs()
+        assert 0 < moved.max() < 2e-3  # 2^-8, half the spacing of bfloat16 below 1, is 4e-3
+
+
+def test_autocast_around_the_call_is_autocast_inside_the_loss(study):
+    model, tasks = study.case(0)
+    params = dict(model.named_parameters())
+    meta = mp.FOBMAML(study.SOLVER, study.STEPS, nu=0.1, backend="loop")
+    inside = meta(mp.ProximalProblem.from_module(model, study.autocast_loss, study.LAM), params, tasks)
+
+    def plain(module, batch):
+        return nn.functional.mse_loss(module(batch[0]).float(), batch[1])
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        around = meta(mp.ProximalProblem.from_module(model, plain, study.LAM), params, tasks)
+    for name, grad in inside.grad.items():
+        torch.testing.assert_close(around.grad[name], grad, rtol=0, atol=0)
+
+
+def test_parameters_in_bfloat16_are_refused():
+    model = nn.Linear(2, 1).bfloat16()
+    problem = mp.ProximalProblem.from_module(model, lambda m, b: m(b).float().sum(), 0.5)
+    with pytest.raises(mp.InputError, match=r"'weight' has dtype torch.bfloat16.*torch.autocast inside the loss"):
+        mp.FOBMAML(mp.GradientDescent(0.1), steps=1).backward(problem, mp.Task(torch.ones(1, 2), torch.ones(1, 2)))
+
+
+def test_kept_table_is_that_of_the_kept_numbers_and_the_page_has_it(study):
+    root = BENCHMARKS.parent
+    rows = json.loads((root / "results" / "mixed-precision" / "results.json").read_text())["rows"]
+    rows = [row | {"median": float("inf") if row["median"] is None else row["median"]} for row in rows]
+    table = study.markdown(rows)
+    assert (root / "results" / "mixed-precision" / "table.md").read_text() == table + "\n"
+    assert table in (root / "docs" / "models.md").read_text()
+
+
+def test_benchmark_writes_its_numbers(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(study, "SCHEMES", ("symmetric",))
+    monkeypatch.setattr(study, "PERTURB", ("loss",))
+    study.main(["--out", str(tmp_path), "--seed", "1", "--seeds", "1"])
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["seeds"] == [1]
+    assert len(record["rows"]) == 3 + len(study.GRID)
+    assert (tmp_path / "table.md").read_text() == capsys.readouterr().out
+    assert record["rows"][1]["errors"] == [study.error(1, "symmetric", "loss", record["rows"][1]["step"])]
