@@ -33,7 +33,8 @@ def test_examples_of_models_learn_and_leave_the_running_statistics_alone():
     norm = names["conv"][1]
     assert norm.training
     assert int(norm.num_batches_tracked) == norm.running_mean.abs().max() == 0
-    assert names["forecast"].shape == (4, 12, 1)
+    series = names["unseen"].query[0]
+    assert (names["forecast"][:, :-1] - series[:, 1:]).square().mean() < 0.2  # the series' variance is 0.5
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
