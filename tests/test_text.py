@@ -368,6 +368,7 @@ def test_run_on_real_files_writes_its_report(tmp_path, banking77):
         ({"hidden": (8,)}, r"hidden=\(8,\) is a setting of mnist1d and sinusoid, but tasks='banking77'"),
         ({"tasks": "sinusoid", "encoder": "lora"}, "encoder='lora' is a setting of banking77, but tasks='sinusoid'"),
         ({"encoder": "half"}, "unknown encoder 'half'; known: frozen, lora, full"),
+        ({"backend": "vmap"}, "backend='vmap' can't take the encoder of tasks='banking77': use backend='loop'"),
         ({"adapt": "body"}, "unknown adapt 'body'; known: head, all"),
     ],
 )

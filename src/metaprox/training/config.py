@@ -81,15 +81,15 @@ class TrainConfig:
     tasks: TasksName = "mnist1d"
     """Family of tasks. mnist1d: few-shot classification; sinusoid: few-shot regression; banking77: few-shot
     classification of questions by intent, with a pretrained sentence encoder."""
-    data: str | None = None
-    """Folder with train.csv and test.csv (banking77 only). Default: banking77 in the folder that the environment
-    variable METAPROX_DATA names."""
     ways: int = 5
     """Classes per task (not sinusoid)."""
     shots: int | None = None
     """Support examples per class (mnist1d, default 5; banking77, default 1), or per task (sinusoid, default 10)."""
     queries: int | None = None
     """Query examples per class (mnist1d, default 15; banking77, default 5), or per task (sinusoid, default 10)."""
+    data: str | None = None
+    """Folder with train.csv and test.csv (banking77 only). Default: banking77 in the folder that the environment
+    variable METAPROX_DATA names."""
     encoder: Learned | None = None
     """What of the encoder is meta-learned (banking77 only): nothing, LoRA adapters, or all its weights. The head starts
     every task at 0; with a frozen encoder its start is what is learned. Default: lora."""
@@ -183,6 +183,8 @@ class TrainConfig:
             checks.count("hidden", width)
         checks.count("seed", self.seed, least=0)
         checks.choice("method", self.method, METHOD_OPTIONS)
+        if self.tasks == "banking77" and self.backend == "vmap":
+            raise InputError("backend='vmap' can't take the encoder of tasks='banking77': use backend='loop'")
         self._refuse_foreign("tasks", FAMILY_OPTIONS)
         self._refuse_foreign("method", METHOD_OPTIONS)
 
