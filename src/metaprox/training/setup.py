@@ -136,8 +136,8 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
 def _learned(config: TrainConfig, model: nn.Module) -> nn.Module:
     """The part of the model that meta-learning moves.
 
-    The head of a text classifier starts every task at 0: labels are permuted from task to task, so that what a batch of
-    tasks says about its start is all noise, and more of it than of signal about the encoder.
+    The head of a text classifier starts every task at 0: labels are permuted from task to task, so that by symmetry its
+    expected meta-gradient prefers no class, and what a batch of tasks says of it is noise that outweighs the rest.
     """
     if isinstance(model, EncoderClassifier) and config.encoder != "frozen":
         return model.encoder
