@@ -153,7 +153,7 @@ def test_other_settings_and_strange_folders_are_refused_untouched(done, tmp_path
         ({"budget": "time"}, "unknown budget 'time'; known: steps, gradients"),
         ({"variants": VARIANTS | {"a/b": {}}}, "'a/b' names a folder"),
         ({"variants": VARIANTS | {"x": {"seed": 3}}}, "x: seed and tasks are the same for all methods"),
-        ({"variants": VARIANTS | {"x": {"colour": 3}}}, r"unknown settings \['colour'\]; known: tasks, data, ways"),
+        ({"variants": VARIANTS | {"x": {"colour": 3}}}, r"unknown settings \['colour'\]; known: tasks, ways"),
         ({"variants": VARIANTS | {"x": {"method": "sgd"}}}, "unknown method 'sgd'; known: fobmaml, tangent"),
         ({"variants": VARIANTS | {"x": {"lam": 0.0}}}, "lam must be a finite number > 0"),
         ({"seed": 5}, "seed=5 can't be shared by all methods: give --seeds"),

@@ -275,7 +275,7 @@ CASES = [(name, backend) for name, entry in ZOO.items() for backend in ("loop", 
 
 
 META = {
-    backend: mp.FOBMAML(mp.Anderson(0.2), steps=35, scheme="central4", backend=backend) for backend in ("loop", "vmap")
+    backend: mp.FOBMAML(mp.Anderson(0.2), steps=50, scheme="central4", backend=backend) for backend in ("loop", "vmap")
 }
 
 

@@ -9,8 +9,14 @@ the image and a linear layer: activations outweigh parameters. Channels 16 to 25
 
 transformer: two encoder layers of width d with 4 heads and torch's fused attention on 64 tokens, which are given as
 vectors, then a mean over the tokens and a linear layer: parameters weigh more than in the CNN. d = 128 to 768 at K = 10
-(quick: 128 and 256), and K = 1 to 100 at d = 256 (quick: 1 to 30 at 128). Methods that differentiate a gradient are
-tried once, at that d and K = 10: on the CPU the fused kernel's backward pass has no derivative, and they raise.
+(quick: 128 and 256), and K = 1 to 100 at d = 256 (quick: 1 to 30 at 128).
+
+lora: the first layers of MiniLM, pretrained, with LoRA adapters of rank 8 and a head, which alone are learned, on
+texts of 32 random tokens. 1 to 6 layers at K = 10 (quick: 2), and K = 1 to 100 at 2 layers (quick: 1 to 10). full: all
+weights of the embeddings, 2 layers and the head, K = 10: parameters that a few texts use little of.
+
+Where attention is fused, methods that differentiate a gradient are tried once: on the CPU the kernel's backward pass
+has no derivative, and they raise.
 
 Memory is that of tensors, from what torch's allocator records: the peak of ``backward``, which allocates ``.grad``,
 beyond what was there before; it is exact and does not depend on values, and nothing is warmed up. It is compared with a
@@ -37,18 +43,20 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import metaprox as mp
 from metaprox.errors import MetaproxError
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.models import cross_entropy
+from metaprox.text import minilm_classifier
 from metaprox.training import style
 from metaprox.training.cost import peak_memory
 from metaprox.training.methods import CLASSES
 
 WAYS, QUERIES, STEPS, LR, LAM = 5, 15, 10, 0.01, 0.5
 IMAGE, BLOCKS = 28, 4
-TOKENS, LAYERS, HEADS = 64, 2, 4
+TOKENS, LAYERS, HEADS, TEXT = 64, 2, 4, 32
 PLAIN = "plain"
 METHODS = ("maml", "imaml", "fomaml", "fobmaml")
 SECOND_ORDER = ("maml", "imaml")
@@ -74,16 +82,20 @@ SWEEPS: dict[Size, dict[str, Sweep]] = {
     "quick": {
         "cnn": Sweep((16, 32, 64), (1, 2, 10, 30), 32),
         "transformer": Sweep((128, 256), (1, 2, 10, 30), 128),
+        "lora": Sweep((2,), (1, 2, 10), 2),
+        "full": Sweep((2,), (10,), 2),
     },
     "full": {
         "cnn": Sweep((16, 32, 64, 128, 250), (1, 2, 10, 30, 100), 64),
         "transformer": Sweep((128, 256, 512, 768), (1, 2, 10, 30, 100), 256),
+        "lora": Sweep((1, 2, 4, 6), (1, 2, 10, 30, 100), 2),
+        "full": Sweep((2,), (10,), 2),
     },
 }
-NAMES = {"cnn": "CNN", "transformer": "Transformer"}
-UNITS = {"cnn": "channels", "transformer": "width d"}
-WITH_WIDTH = {"cnn": "{} channels", "transformer": "d = {}"}
-REFERENCE_WIDTH = {"cnn": 128, "transformer": 256}
+NAMES = {"cnn": "CNN", "transformer": "Transformer", "lora": "MiniLM with LoRA"}  # those that are drawn
+UNITS = {"cnn": "channels", "transformer": "width d", "lora": "layers"}
+WITH_WIDTH = {"cnn": "{} channels", "transformer": "d = {}", "lora": "{} layers", "full": "{} layers"}
+REFERENCE_WIDTH = {"cnn": 128, "transformer": 256, "lora": 2, "full": 2}
 LEAST_STEPS = 2  # At K = 1 the branches of FO-B-MAML evaluate no gradient.
 
 
@@ -121,7 +133,7 @@ def _ask(there: Callable[[], Callable[[Job], Row]], job: Job) -> Row:
 def _points(method: str, model: str, sweep: Sweep) -> list[tuple[int, int]]:
     if method == PLAIN:
         return [(width, 0) for width in sweep.widths]
-    if model == "transformer" and method in SECOND_ORDER:
+    if model != "cnn" and method in SECOND_ORDER:  # fused attention
         return [(sweep.steps_width, STEPS)]
     return sweep.points()
 
@@ -173,7 +185,7 @@ def _measure_here(job: Job) -> Row:
 def _train_plainly(model: nn.Module, tasks: mp.Task, job: Job) -> None:
     """Forward, backward and an SGD step on the query, the larger batch."""
     optimizer = torch.optim.SGD(model.parameters(), LR)
-    cross_entropy(model, [leaf[0] for leaf in tasks.query])[0].backward()
+    cross_entropy(model, pytree.tree_map(lambda leaf: leaf[0], tasks.query))[0].backward()
     optimizer.step()
 
 
@@ -183,6 +195,10 @@ def _meta_gradient(model: nn.Module, tasks: mp.Task, job: Job) -> None:
 
 
 def _model(name: str, width: int, seed: int) -> nn.Module:
+    if name == "lora":
+        return minilm_classifier(WAYS, "lora", layers=width, seed=seed)
+    if name == "full":
+        return minilm_classifier(WAYS, "full", layers=width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _cnn(width) if name == "cnn" else _transformer(width)
@@ -203,7 +219,7 @@ def _transformer(d: int) -> nn.Module:
 
 
 def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _task(job: Job) -> mp.Task:
@@ -211,20 +227,24 @@ def _task(job: Job) -> mp.Task:
     rng = torch.Generator().manual_seed(job.seed)
     shape = (1, IMAGE, IMAGE) if job.model == "cnn" else (TOKENS, job.width)
 
-    def data(count: int) -> tuple[Tensor, Tensor]:
-        return torch.randn(1, count, *shape, generator=rng), torch.arange(count)[None] % WAYS
+    def data(count: int) -> tuple[Any, Tensor]:
+        labels = torch.arange(count)[None] % WAYS
+        if job.model in ("lora", "full"):
+            words = torch.randint(1000, 30000, (1, count, TEXT), generator=rng)
+            return {"input_ids": words, "attention_mask": torch.ones_like(words)}, labels
+        return torch.randn(1, count, *shape, generator=rng), labels
 
     return mp.Task(data(WAYS), data(QUERIES))
 
 
 def draw(results: dict[str, Any]) -> dict[str, Figure]:
     """A row of panels for each model: against its width, and against K."""
-    figure = Figure(figsize=(10, 7.4), layout="constrained")
+    figure = Figure(figsize=(10, 10.5), layout="constrained")
     figure.suptitle(
         "Memory of FO-B-MAML does not grow with inner steps, and it runs where MAML cannot", x=0.01, ha="left"
     )
-    for panels, (model, sweep) in zip(figure.subplots(2, 2, sharey="row"), results["sweeps"].items(), strict=True):
-        left, right = panels
+    for (left, right), model in zip(figure.subplots(len(NAMES), 2, sharey="row"), NAMES, strict=True):
+        sweep = results["sweeps"][model]
         for method in (*METHODS, PLAIN):
             _line(left, _against_width(results, model, method), method)
             _line(right, _against_steps(results, model, method), method)
@@ -296,9 +316,10 @@ def table(results: dict[str, Any]) -> str:
 
 def measure(results: dict[str, Any]) -> dict[str, float]:
     numbers = {}
-    for model in NAMES:
+    for model in results["sweeps"]:
         flat = [mib for k, mib in _against_steps(results, model, "fobmaml").items() if k >= LEAST_STEPS]
-        numbers[f"{model}: FO-B-MAML, largest / smallest peak over K >= {LEAST_STEPS}"] = max(flat) / min(flat)
+        if len(flat) > 1:
+            numbers[f"{model}: FO-B-MAML, largest / smallest peak over K >= {LEAST_STEPS}"] = max(flat) / min(flat)
         plain, peaks = (_against_width(results, model, method) for method in (PLAIN, "fobmaml"))
         width = min(plain, key=lambda width: abs(width - REFERENCE_WIDTH[model]))
         name = f"{model}, {WITH_WIDTH[model].format(width)}: FO-B-MAML / plain training step"
