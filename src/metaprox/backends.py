@@ -184,7 +184,25 @@ class LoopBackend:
     def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
         value, _ = loss(y, data)
         (gradient,) = torch.autograd.grad(value, y, create_graph=True)
+        _require_second_derivatives(gradient, y)
         return gradient
+
+
+def _require_second_derivatives(gradient: Tensor, y: Tensor) -> None:
+    """Raise RuntimeError where a function between y and its gradient is ``once_differentiable``.
+
+    torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input: a term
+    of the second derivative would be missing, and nobody told.
+    """
+    seen, left = {y.grad_fn}, [gradient.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":  # what torch leaves in place of the second derivative
+            raise RuntimeError("the inner loss has a function that is marked with @once_differentiable")
+        seen.add(node)
+        left += [parent for parent, _ in node.next_functions]
 
 
 def _stack(results: list[Any]) -> Any:
