@@ -17,6 +17,7 @@ from metaprox.parameters import Parameters
 from metaprox.problem import Metrics, Task
 
 FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
+Seed = Callable[[int], None]  # fixes the noise of that task of a chunk
 BackendName = Literal["vmap", "loop"]
 
 
@@ -27,6 +28,14 @@ class Evaluation:
     grad: Tensor
     value: Tensor
     metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Onto:
+    """Where a gradient goes: it is added in place to ``total`` [T, B, P], times ``weight`` [T, B, 1] if given."""
+
+    total: Tensor
+    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,22 +60,10 @@ class Backend(Protocol):
     def take(self, batch: TaskBatch, start: int, stop: int) -> Any:
         """Tasks start..stop-1 as ``evaluate`` wants them, as a Task of data."""
 
-    def evaluate(
-        self,
-        loss: FlatLoss,
-        y: Tensor,
-        data: Any,
-        seed: Callable[[int], None],
-        onto: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Evaluation:
-        """``loss`` at y [T, B, P] on the data of T tasks; ``seed(t)`` fixes the noise of task t of this chunk.
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, onto: Onto | None = None) -> Evaluation:
+        """``loss`` at y [T, B, P] on the data of T tasks; the gradient in the result is that of ``onto`` if given."""
 
-        Where ``onto`` [T, B, P] is given, the gradient times ``weight`` [T, B, 1] is added to it in place, and it is
-        what is returned.
-        """
-
-    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
+    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         """``loss`` and metrics [T] at y [T, P], without a gradient."""
 
     def join(self, *parts: Any) -> Any:
@@ -90,21 +87,15 @@ class VmapBackend:
     def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
         return batch.many(start, stop)
 
-    def evaluate(
-        self,
-        loss: FlatLoss,
-        y: Tensor,
-        data: Any,
-        seed: Callable[[int], None],
-        onto: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Evaluation:
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, onto: Onto | None = None) -> Evaluation:
         out = self._evaluate(loss, y, data, seed)
         if onto is None:
             return out
-        return replace(out, grad=onto.add_(out.grad) if weight is None else onto.addcmul_(weight, out.grad))
+        if onto.weight is None:
+            return replace(out, grad=onto.total.add_(out.grad))
+        return replace(out, grad=onto.total.addcmul_(onto.weight, out.grad))
 
-    def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> Evaluation:
+    def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
         seed(0)
         one = grad_and_value(loss, has_aux=True)
         with _vmap_errors_explained():
@@ -118,7 +109,7 @@ class VmapBackend:
             gradient, (value, metrics) = vmap(branches, randomness="different")(y, shared)
         return Evaluation(gradient, value, metrics)
 
-    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
+    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         seed(0)
         with _vmap_errors_explained():
             return vmap(loss, randomness="different")(y, data)
@@ -152,26 +143,18 @@ class LoopBackend:
         tasks = [batch.one(task) for task in range(start, stop)]
         return Task([task.support for task in tasks], [task.query for task in tasks])
 
-    def evaluate(
-        self,
-        loss: FlatLoss,
-        y: Tensor,
-        data: Any,
-        seed: Callable[[int], None],
-        onto: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Evaluation:
-        gradient = torch.zeros_like(y, memory_format=torch.contiguous_format) if onto is None else onto
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, onto: Onto | None = None) -> Evaluation:
+        onto = onto or Onto(torch.zeros_like(y, memory_format=torch.contiguous_format))
         results = []
         for task, task_data in enumerate(data):
-            for branch, (point, place) in enumerate(zip(y[task], gradient[task], strict=True)):
+            for branch, (point, place) in enumerate(zip(y[task], onto.total[task], strict=True)):
                 seed(task)
-                scale = None if weight is None else weight[task, branch, 0]
+                scale = None if onto.weight is None else onto.weight[task, branch, 0]
                 results.append(_evaluate_point(loss, point, task_data, place, scale))
         value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
-        return Evaluation(gradient, value, metrics)
+        return Evaluation(onto.total, value, metrics)
 
-    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Callable[[int], None]) -> tuple[Tensor, Metrics]:
+    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         results = []
         for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
             seed(task)

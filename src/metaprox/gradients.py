@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import AdaptedLoss, Backend, Evaluation, FlatLoss
+from metaprox.backends import AdaptedLoss, Backend, Evaluation, FlatLoss, Onto, Seed
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError
 from metaprox.microbatches import weighted_sum
@@ -78,19 +78,19 @@ class Gradients:
         """y - x [T, B, P], a new tensor."""
         return self._parameters.displacement(y)
 
-    def pull(self, y: Tensor) -> Tensor:
-        """lam (y - x) [T, B, P], the gradient of the proximal term: a new tensor, to add other gradients onto."""
-        return self.displacement(y).mul_(self.lam)
+    def pull(self, y: Tensor) -> Onto:
+        """lam (y - x) [T, B, P], the gradient of the proximal term, to add other gradients onto: a new tensor."""
+        return Onto(self.displacement(y).mul_(self.lam))
 
-    def support(self, y: Tensor, *noise_ids: int, onto: Tensor | None = None) -> Evaluation:
-        """grad fhat at y [T, B, P], added in place to ``onto`` if given; equal ``noise_ids`` mean equal noise."""
+    def support(self, y: Tensor, *noise_ids: int, onto: Onto | None = None) -> Evaluation:
+        """grad fhat at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
         self.counts.support_gradients += y.shape[0] * y.shape[1]
         return self._evaluate(self._inner, y, self._data.support, (0, *noise_ids), onto)
 
-    def query(self, y: Tensor, *noise_ids: int, onto: Tensor | None = None, weight: Tensor | None = None) -> Evaluation:
-        """grad f at y [T, B, P], times ``weight`` [T, B, 1] and added in place to ``onto`` if given."""
+    def query(self, y: Tensor, *noise_ids: int, onto: Onto | None = None) -> Evaluation:
+        """grad f at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
         self.counts.query_gradients += y.shape[0] * y.shape[1]
-        return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids), onto, weight)
+        return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids), onto)
 
     def query_both(self, y: Tensor, *noise_ids: int) -> tuple[Evaluation, Tensor]:
         """grad f at y with respect to y, as ``query``, and with respect to w [T, B, W], for the price of one."""
@@ -194,17 +194,11 @@ class Gradients:
         return lambda y, data: self._inner_z(torch.cat([y, w]), data)
 
     def _evaluate(
-        self,
-        loss: FlatLoss,
-        y: Tensor,
-        data: Any,
-        noise_ids: Sequence[int],
-        onto: Tensor | None = None,
-        weight: Tensor | None = None,
+        self, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int], onto: Onto | None = None
     ) -> Evaluation:
-        return self._engine.evaluate(loss, y, data, self._seed(noise_ids), onto, weight)
+        return self._engine.evaluate(loss, y, data, self._seed(noise_ids), onto)
 
-    def _seed(self, noise_ids: Sequence[int]) -> Callable[[int], None]:
+    def _seed(self, noise_ids: Sequence[int]) -> Seed:
         return lambda task: self._noise.set(*noise_ids, self.start + task)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.backends import Evaluation
+from metaprox.backends import Evaluation, Onto
 from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
@@ -154,15 +154,15 @@ class FOBMAML(Branched):
                 return self._at_y0(origin, branches)
             self._release(origin)
             noise = 0 if self.residual_correction else step
-            grad = gradients.pull(y)
+            grad = gradients.pull(y).total
             if self.residual_correction:
                 grad.sub_(origin.residual)
             if self.perturb == "center":
                 grad.addcmul_(tilt, origin.v)
-            gradients.support(y, BRANCH_NOISE, noise, onto=grad)
+            gradients.support(y, BRANCH_NOISE, noise, onto=Onto(grad))
             moved = slice(1 if origin.nodes[branches][0] == 0 else 0, None)  # a node of 0 comes first, without query
             if self.perturb == "loss" and y[:, moved].shape[1]:
-                gradients.query(y[:, moved], BRANCH_NOISE, noise, onto=grad[:, moved], weight=tilt[:, moved])
+                gradients.query(y[:, moved], BRANCH_NOISE, noise, onto=Onto(grad[:, moved], tilt[:, moved]))
             return grad
 
         return gradient
