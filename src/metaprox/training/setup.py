@@ -79,7 +79,7 @@ def build(config: TrainConfig) -> Setup:
     optimizer = _optimizer(config, model)
     loss = mean_squared_error if config.tasks == "sinusoid" else cross_entropy
     assert config.lam is not None  # resolved
-    adapt = "head.*" if config.adapt == "head" else None
+    adapt = "head.*" if config.adapt == "head" and config.encoder != "frozen" else None  # frozen: there is only a head
     problem = ProximalProblem.from_module(model, loss, config.lam, adapt=adapt)
     estimator = method(config, solver, branch_solver)
     estimator.check(problem)
