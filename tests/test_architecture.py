@@ -14,7 +14,7 @@ LAYERS = (
     {"errors"},
     {"checks"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
-    {"microbatches", "solve", "parameters"},
+    {"microbatches", "solve", "parameters", "compiled"},
     {"batch"},
     {"backends"},
     {"gradients"},

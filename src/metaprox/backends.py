@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -12,8 +12,10 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.batch import TaskBatch
+from metaprox.compiled import CompiledEvaluation
+from metaprox.errors import InputError
 from metaprox.microbatches import weighted_sum
-from metaprox.parameters import Parameters
+from metaprox.parameters import Structure
 from metaprox.problem import Metrics, Task
 
 FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
@@ -40,13 +42,38 @@ class Onto:
 
 @dataclass(frozen=True)
 class AdaptedLoss:
-    """A checked loss on all parameters, as a function of y [P] at the w there is."""
+    """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it."""
 
     loss: Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]
-    parameters: Parameters
+    structure: Structure
+    w: Tensor
+    cache: dict[Any, CompiledEvaluation] = field(default_factory=dict)
 
     def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
-        return self.loss(self.parameters.merge(self.parameters.adapted.unflatten(y)), data)
+        return self.loss(self.structure.unflatten(y, self.w), data)
+
+    def compiled(self) -> CompiledEvaluation:
+        """Gradients, values and metrics at (y [T, B, P], w [W]), compiled; kept in the cache."""
+        if self.structure not in self.cache:
+            loss, structure = self.loss, self.structure  # no tensors
+
+            def evaluate(y: Tensor, w: Tensor, data: Any) -> Any:
+                return evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
+
+            self.cache[self.structure] = CompiledEvaluation(evaluate)
+        return self.cache[self.structure]
+
+
+def evaluate_all(loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+    """Gradient [T, B, P], value and metrics [T, B] of ``loss`` at y [T, B, P] on the data of T tasks, vmapped."""
+    one = grad_and_value(loss, has_aux=True)
+    if y.shape[1] == 1:  # a second vmap level would cost as much overhead as the first
+        results = vmap(one, randomness="different")(y.squeeze(1), data)
+        return pytree.tree_map(lambda leaf: leaf.unsqueeze(1), results)
+    # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
+    # vmap when one argument has only one of them.
+    shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
+    return vmap(vmap(one, randomness="same"), randomness="different")(y, shared)
 
 
 class Backend(Protocol):
@@ -75,9 +102,10 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class VmapBackend:
-    """One vmapped call for all tasks and branches, ``chunk_size`` tasks at a time (None: all)."""
+    """One vmapped call for all tasks and branches, ``chunk_size`` tasks at a time (None: all), compiled or not."""
 
     chunk_size: int | None = None
+    compile: bool = False
     sequential: ClassVar[bool] = False
 
     def chunks(self, size: int) -> list[tuple[int, int]]:
@@ -97,16 +125,11 @@ class VmapBackend:
 
     def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
         seed(0)
-        one = grad_and_value(loss, has_aux=True)
         with _vmap_errors_explained():
-            if y.shape[1] == 1:  # a second vmap level would cost as much overhead as the first
-                gradient, (value, metrics) = vmap(one, randomness="different")(y.squeeze(1), data)
-                return Evaluation(*pytree.tree_map(lambda leaf: leaf.unsqueeze(1), (gradient, value, metrics)))
-            # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
-            # vmap when one argument has only one of them.
-            shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
-            branches = vmap(one, randomness="same")
-            gradient, (value, metrics) = vmap(branches, randomness="different")(y, shared)
+            if self.compile and isinstance(loss, AdaptedLoss):
+                gradient, (value, metrics) = loss.compiled()(y, loss.w, data)
+            else:
+                gradient, (value, metrics) = evaluate_all(loss, y, data)
         return Evaluation(gradient, value, metrics)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
@@ -224,13 +247,13 @@ def _backward_in_place(
     loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Metrics]:
     """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
-    layout = loss.parameters.adapted
+    layout = loss.structure.adapted
     leaves = {name: part.detach().requires_grad_() for name, part in layout.unflatten(point).items()}
     places = layout.views(gradient)
     for name, leaf in leaves.items():
         if leaf.dtype == gradient.dtype:
             leaf.grad = places[name]
-    value, metrics = loss.loss(loss.parameters.merge(dict(leaves)), data)
+    value, metrics = loss.loss(loss.structure.merge(dict(leaves), loss.w), data)
     value.backward(None if weight is None else weight.to(value.dtype), inputs=list(leaves.values()))
     for name, leaf in leaves.items():
         if leaf.dtype != gradient.dtype and leaf.grad is not None:
@@ -238,9 +261,13 @@ def _backward_in_place(
     return value, metrics
 
 
-def backend(name: str, chunk_size: int | None) -> Backend:
+def backend(name: str, chunk_size: int | None, compile: bool = False) -> Backend:  # noqa: A002 - torch's word
     """The backend of that name. The loop backend takes one task at a time whatever the chunk size."""
     checks.choice("backend", name, ("vmap", "loop"))
     if chunk_size is not None:
         checks.count("chunk_size", chunk_size)
-    return VmapBackend(chunk_size) if name == "vmap" else LoopBackend()
+    if name == "vmap":
+        return VmapBackend(chunk_size, compile)
+    if compile:
+        raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
+    return LoopBackend()

@@ -56,9 +56,11 @@ class Gradients:
         self._data = engine.take(batch, self.start, self.stop)
         self._parameters = parameters
         inner, outer = ((problem.inner_loss, "inner_loss"), (problem.outer_loss, "outer_loss"))
-        self._inner = AdaptedLoss(checked_loss(*inner), parameters)
-        self._outer = AdaptedLoss(checked_loss(*outer), parameters)
-        self._values = AdaptedLoss(checked_loss(*outer, differentiable=False), parameters)
+        at_w = (parameters.structure, parameters.w)
+        caches = [problem.compiled.setdefault(role, {}) for role in ("inner", "outer")]
+        self._inner = AdaptedLoss(checked_loss(*inner), *at_w, caches[0])
+        self._outer = AdaptedLoss(checked_loss(*outer), *at_w, caches[1])
+        self._values = AdaptedLoss(checked_loss(*outer, differentiable=False), *at_w)
         self._inner_z = flat_loss(*inner, parameters, differentiable=False)
         self._outer_z = flat_loss(*outer, parameters)
 

@@ -10,6 +10,26 @@ from metaprox.problem import Params, ProximalProblem
 
 
 @dataclass(frozen=True)
+class Structure:
+    """Names, shapes and dtypes of the parameters that adapt and of those that do not; hashable."""
+
+    names: tuple[str, ...]
+    adapted: Layout
+    shared: Layout | None
+
+    def merge(self, adapted: dict[str, Tensor], w: Tensor) -> dict[str, Tensor]:
+        """All parameters [..., *shape], in the order they were given in, from those that adapt and w [..., W]."""
+        if self.shared is None:
+            return adapted
+        parts = adapted | self.shared.unflatten(w)
+        return {name: parts[name] for name in self.names}
+
+    def unflatten(self, y: Tensor, w: Tensor) -> dict[str, Tensor]:
+        """y [..., P] and w [..., W] -> dict of all parameters [..., *shape], in the order they were given in."""
+        return self.merge(self.adapted.unflatten(y), w)
+
+
+@dataclass(frozen=True)
 class Parameters:
     """x [P], which every task adapts, and w [W], which all tasks share as it is; W is 0 where everything adapts.
 
@@ -17,9 +37,7 @@ class Parameters:
     parameters themselves, which take no memory.
     """
 
-    names: tuple[str, ...]
-    adapted: Layout
-    shared: Layout | None
+    structure: Structure
     pieces: tuple[Tensor, ...]
     w: Tensor
 
@@ -33,7 +51,15 @@ class Parameters:
         shared = Layout.of(rest, everything.dtype) if rest else None
         pieces = tuple(adapted.pieces(params)) if as_views else (adapted.flatten(params),)
         w = shared.flatten(params) if shared else pieces[0].new_empty(0)
-        return cls(everything.names, adapted, shared, pieces, w)
+        return cls(Structure(everything.names, adapted, shared), pieces, w)
+
+    @property
+    def adapted(self) -> Layout:
+        return self.structure.adapted
+
+    @property
+    def shared(self) -> Layout | None:
+        return self.structure.shared
 
     @property
     def device(self) -> torch.device:
@@ -53,16 +79,7 @@ class Parameters:
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
         """(y, w) [..., P + W] -> dict of all parameters [..., *shape], in the order they were given in."""
-        y, w = z[..., : self.adapted.size], z[..., self.adapted.size :]
-        parts = self.adapted.unflatten(y) | (self.shared.unflatten(w) if self.shared else {})
-        return {name: parts[name] for name in self.names}
-
-    def merge(self, adapted: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the shared ones as they are, in the order they were given in."""
-        if self.shared is None:
-            return adapted
-        parts = adapted | self.shared.unflatten(self.w)
-        return {name: parts[name] for name in self.names}
+        return self.structure.unflatten(z[..., : self.adapted.size], z[..., self.adapted.size :])
 
     def at(self, y: Tensor) -> Tensor:
         """y [..., P] -> z = (y, w) [..., P + W]; y itself where everything adapts."""

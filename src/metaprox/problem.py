@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +53,8 @@ class ProximalProblem:
         parameters: the live tensors x that ``.backward`` fills the gradients of; ``from_module`` sets it.
         transductive: whether a query example's prediction depends on the other ones; None where unknown.
 
+    ``compiled`` keeps what estimators with ``compile=True`` have compiled of the losses.
+
     Example:
         >>> import torch, metaprox as mp
         >>> def loss(params, data):
@@ -67,6 +69,7 @@ class ProximalProblem:
     adapt: str | Sequence[str] | None = None
     parameters: Callable[[], dict[str, Tensor]] | None = None
     transductive: Callable[[], bool] | None = None
+    compiled: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.nonnegative("lam", self.lam)

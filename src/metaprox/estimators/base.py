@@ -151,6 +151,10 @@ class Estimator(ABC):
         steps: base steps K. Or ``tol`` with ``max_steps``: each task stops once its gradient norm is <= tol.
         backend: "vmap", all tasks at once, or "loop", one after another, for any model.
         chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
+        compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each problem and shape
+            of the data, however many steps are taken; smaller batches of tasks are padded. Takes ten seconds or more,
+            and on the CPU a C++ compiler. Where it fails, a warning says so, and it goes on without. Second
+            derivatives, and gradients of parameters that do not adapt, are not compiled.
     """
 
     solver: InnerSolver
@@ -160,6 +164,7 @@ class Estimator(ABC):
     max_steps: int | None = None
     backend: BackendName = "vmap"
     chunk_size: int | None = None
+    compile: bool = False
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
@@ -170,7 +175,7 @@ class Estimator(ABC):
         return Stopping.of(self.steps, self.tol, self.max_steps)
 
     def _backend(self) -> Backend:
-        return backend(self.backend, self.chunk_size)
+        return backend(self.backend, self.chunk_size, self.compile)
 
     def _solve_base(self, gradients: Gradients) -> Solution:
         return proximal_solve(gradients, self.solver, self._stopping())

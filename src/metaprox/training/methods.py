@@ -69,4 +69,5 @@ def method(config: TrainConfig, solver: InnerSolver, branch_solver: InnerSolver)
     if "branch_solver" in own:
         own["branch_solver"] = branch_solver
     assert config.backend is not None  # resolved
-    return CLASSES[config.method](solver, config.steps, backend=config.backend, chunk_size=config.chunk_size, **own)
+    own |= {name: getattr(config, name) for name in ("backend", "chunk_size", "compile")}
+    return CLASSES[config.method](solver, config.steps, **own)
