@@ -7,7 +7,7 @@ PEERS_READY := $(VENV)/.peers
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 peers clean
+.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-methods peers bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -50,8 +50,20 @@ banking77: $(READY)  ## the run on BANKING77 behind the README's figures; METAPR
 	$(BIN)/metaprox train --tasks banking77 --perturb center --scheme forward --residual-correction \
 	  --eval-every 25 --eval-tasks 40 --test-tasks 150 --checkpoint-every 5 --out results/banking77
 
+BANKING77 := --tasks banking77 --variants benchmarks/banking77_variants.json --budget gradients --seeds 0 \
+  --meta-steps 60 --eval-every 20 --eval-tasks 40 --test-tasks 200 --checkpoint-every 5
+
+banking77-methods: $(READY)  ## methods on BANKING77 at equal gradient evaluations, an hour: results/banking77-*
+	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --adapt all --inner-lr 0.1 --lam 1.0 \
+	  --out results/banking77-lora
+	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml --out results/banking77-lora-head
+	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --encoder frozen --out results/banking77-head
+
 peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
 	$(BIN)/python benchmarks/peers.py --out results/peers
+
+bench: $(READY)  ## time of a meta-gradient in units of plain gradients, compiled and not, ten minutes: results/speed
+	$(BIN)/python benchmarks/speed.py --out results/speed
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
