@@ -2,7 +2,7 @@
 
 The unit: K plain support gradients for each task, tasks one by one in eager mode. The floor: a unit and one query
 gradient for each task. FO-B-MAML here is K base steps, one query gradient and 5 branch steps (forward, residual
-correction, perturb="loss" with nu = 0.05), in the loop, vmapped, and vmapped and compiled; beside it are our FO-MAML,
+correction, perturb="center" with eps = 0.1), in the loop, vmapped, and vmapped and compiled; beside it are our FO-MAML,
 MAML and iMAML (5 steps of conjugate gradients), vmapped. Gradient descent, float32, one thread.
 
     sinusoid     MLP 1-40-40-1, 25 tasks of 10 + 10 points.
@@ -86,7 +86,8 @@ def classes(*shape: int) -> mp.Task:
 def estimators(load: Workload, steps: int) -> dict[str, tuple[mp.Estimator, mp.Estimator | None]]:
     """Name -> the estimator, and the one whose meta-gradient it is to have."""
     solver = mp.GradientDescent(load.lr)
-    ours: dict[str, Any] = {"scheme": "forward", "residual_correction": True, "branch_steps": 5, "nu": 0.05}
+    ours: dict[str, Any] = {"scheme": "forward", "residual_correction": True, "branch_steps": 5}
+    ours |= {"perturb": "center", "eps": 0.1}
     loop = mp.FOBMAML(solver, steps, **ours, backend="loop")
     found: dict[str, tuple[mp.Estimator, mp.Estimator | None]] = {
         "FO-B-MAML, loop": (loop, None),
