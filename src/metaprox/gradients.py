@@ -80,9 +80,13 @@ class Gradients:
         """y - x [T, B, P], a new tensor."""
         return self._parameters.displacement(y)
 
-    def pull(self, y: Tensor) -> Onto:
-        """lam (y - x) [T, B, P], the gradient of the proximal term, to add other gradients onto: a new tensor."""
-        return Onto(self.displacement(y).mul_(self.lam))
+    def pull(self, y: Tensor) -> Tensor:
+        """lam (y - x) [T, B, P], the gradient of the proximal term: a new tensor, to add other gradients onto."""
+        return self.displacement(y).mul_(self.lam)
+
+    def proximal(self, y: Tensor, *noise_ids: int) -> Tensor:
+        """grad fhat(y) + lam (y - x) [T, B, P], the gradient of the inner problem; noise as in ``support``."""
+        return self.support(y, *noise_ids, onto=Onto(self.pull(y))).grad
 
     def support(self, y: Tensor, *noise_ids: int, onto: Onto | None = None) -> Evaluation:
         """grad fhat at y [T, B, P]; equal ``noise_ids`` mean equal noise."""

@@ -8,7 +8,7 @@ from metaprox.solvers.protocol import InnerSolver
 def proximal_solve(gradients: Gradients, solver: InnerSolver, stopping: Stopping) -> Solution:
     """argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P]."""
     return solve_parts(
-        lambda y, step, branches: gradients.support(y, BASE_NOISE, step, onto=gradients.pull(y)).grad,
+        lambda y, step, branches: gradients.proximal(y, BASE_NOISE, step),
         [gradients.start_at_x()],
         gradients.for_parameters(solver),
         stopping.max_steps,

@@ -109,11 +109,11 @@ def solve_parts(
     """
     assert tol is None or len(parts) == 1
     none = parts[0].new_empty(len(parts[0]), 0)
-    progress = _Progress(gradient, solver, weights, tol, none.new_ones(len(none), dtype=torch.bool))
+    progress = _Progress(gradient, solver, max_steps, weights, tol, none.new_ones(len(none), dtype=torch.bool))
     current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
     parts.clear()
     for step in range(max_steps):
-        progress.begin(step, last=step == max_steps - 1)
+        progress.begin(step)
         for index, where in enumerate(branches):
             current[index], states[index] = progress.advance(current[index], states[index], where)
         if progress.stopped:
@@ -137,18 +137,18 @@ class _Progress:
 
     gradient: Callable[[Tensor, int, slice], Tensor]
     solver: InnerSolver
+    max_steps: int
     weights: Sequence[float] | None
     tol: Tensor | None
     active: Tensor
     step: int = 0
-    last: bool = False
     stopped: bool = False
     kept: Tensor | None = None
     norms: list[Tensor] = field(default_factory=list)  # of each step, [T, B]
     step_sizes: list[Tensor] = field(default_factory=list)
 
-    def begin(self, step: int, last: bool) -> None:
-        self.step, self.last, self.kept = step, last, None
+    def begin(self, step: int) -> None:
+        self.step, self.kept = step, None
 
     def advance(self, y: Tensor, state: Any, where: slice) -> tuple[Tensor, Any]:
         """The part ``where`` and its solver's state after a step; unchanged where the tolerance ends the solve."""
@@ -175,7 +175,7 @@ class _Progress:
             self.norms.append(norm)
         else:
             self.norms[-1] = torch.cat([self.norms[-1], norm], 1)
-        if self.weights is not None and (self.last or self.tol is not None):
+        if self.weights is not None and (self.step == self.max_steps - 1 or self.tol is not None):
             self.kept = add_weighted(self.kept, grad, self.weights[where])
 
 

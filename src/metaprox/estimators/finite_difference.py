@@ -12,7 +12,7 @@ from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
 from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.solve import Solution, solve_parts
+from metaprox.solve import Solution, add_weighted, solve_parts
 from metaprox.solvers.protocol import separates_branches
 from metaprox.stencil import Stencil, stencil
 
@@ -127,7 +127,7 @@ class FOBMAML(Branched):
 
     def _origin(self, gradients: Gradients, y0: Tensor) -> tuple["_Origin", Evaluation, Tensor]:
         """What the branches start from; the query loss at y_0, without its gradient; grad_w f."""
-        residual = gradients.support(y0, BRANCH_NOISE, 0, onto=gradients.pull(y0)).grad
+        residual = gradients.proximal(y0, BRANCH_NOISE, 0)
         query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
         norm_residual, norm_v = _norm(residual), _norm(query.grad)
         require_finite(norm_residual, norm_v, gradients.start)
@@ -154,7 +154,7 @@ class FOBMAML(Branched):
                 return self._at_y0(origin, branches)
             self._release(origin)
             noise = 0 if self.residual_correction else step
-            grad = gradients.pull(y).total
+            grad = gradients.pull(y)
             if self.residual_correction:
                 grad.sub_(origin.residual)
             if self.perturb == "center":
@@ -240,10 +240,9 @@ def _norm(vector: Tensor) -> Tensor:
 def _difference(parts: Sequence[Tensor], origin: _Origin) -> Tensor:
     """sum_j a_j y_j [T, 1, P], as differences to the first branch (a single one: to y_0), because sum_j a_j = 0."""
     branches = [part[:, j : j + 1] for part in parts for j in range(part.shape[1])]
-    if len(branches) == 1:
-        return (branches[0] - origin.y0).mul_(origin.weights[0])
-    first, *others = branches
-    total = torch.zeros_like(first, memory_format=torch.contiguous_format)
-    for branch, weight in zip(others, origin.weights[1:], strict=True):
-        total.add_(branch - first, alpha=weight)
+    first, *others = branches if len(branches) > 1 else (origin.y0, *branches)
+    total: Tensor | None = None
+    for branch, weight in zip(others, origin.weights[-len(others) :], strict=True):
+        total = add_weighted(total, branch - first, (weight,))
+    assert total is not None
     return total

@@ -47,7 +47,7 @@ class IMAML(Estimator):
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         base, lam = self._solve_base(gradients), gradients.lam
-        residual = gradients.support(base.y, BRANCH_NOISE, 0, onto=gradients.pull(base.y)).grad
+        residual = gradients.proximal(base.y, BRANCH_NOISE, 0)
         query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
         shift = lam + self.damping
         right = lam * query.grad

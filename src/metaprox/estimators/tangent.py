@@ -41,7 +41,7 @@ class Tangent(Branched):
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         base = self._solve_base(gradients)
         y0, lam = base.y, gradients.lam
-        residual = gradients.support(y0, BRANCH_NOISE, 0, onto=gradients.pull(y0)).grad
+        residual = gradients.proximal(y0, BRANCH_NOISE, 0)
         query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
         require_finite(residual, query.grad, gradients.start)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
@@ -85,7 +85,7 @@ class Tangent(Branched):
         def gradient(dual: Tensor, step: int) -> Tensor:
             """The gradient of the branch problem at nu = 0, and its derivative along the solution's."""
             y, tangent = forward_ad.unpack_dual(dual)
-            grad = gradients.support(y, BRANCH_NOISE, step, onto=gradients.pull(y)).grad
+            grad = gradients.proximal(y, BRANCH_NOISE, step)
             turned = gradients.hessian_vector(y, tangent, BRANCH_NOISE, step).add(tangent, alpha=gradients.lam)
             tilt = v if self.perturb == "center" else gradients.query(y, BRANCH_NOISE, step).grad
             return forward_ad.make_dual(grad, turned + tilt)
