@@ -165,7 +165,7 @@ class TrainConfig:
     chunk_size: int | None = None
     """Tasks that the vmap backend takes at once. Default: all."""
     compile: bool = False
-    """Compile the gradients of the vmap backend: two to three times faster on small models, after ten seconds or more."""
+    """Compile the gradients of the vmap backend: two to three times faster on small models, after some seconds."""
     device: str = "cpu"
     """Device of the model and the tasks, such as cpu or cuda:0."""
     threads: int = 1
