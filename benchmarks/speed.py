@@ -5,11 +5,8 @@ gradient for each task. FO-B-MAML here is K base steps, one query gradient and 5
 correction, perturb="center" with eps = 0.1), in the loop, vmapped, and vmapped and compiled; beside it are our FO-MAML,
 MAML and iMAML (5 steps of conjugate gradients), vmapped. Gradient descent, float32, one thread.
 
-    sinusoid     MLP 1-40-40-1, 25 tasks of 10 + 10 points.
-    conv         4 blocks of a 3x3 convolution with 64 filters, batch norm, ReLU and pooling, on 28x28; 4 tasks, 5-way
-                 1-shot, 15 queries per class.
-    transformer  4 encoder layers, d = 128, 64 positions, without dropout; data as conv. Attention without second
-                 derivatives: MAML and iMAML are left out.
+The workloads are described in workloads.py. Attention in the transformer has no second derivatives: MAML and iMAML are
+left out there.
 
 All are timed in turn, in ``--rounds`` rounds after one that is not counted, so that ratios hold while the machine's
 speed drifts; the median of each, and its quartiles. The first call is timed apart: for compiled rows it is the time to
@@ -21,66 +18,15 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import metaprox as mp
-from metaprox.models import cross_entropy, mean_squared_error, mlp
-from metaprox.tasks import Sinusoid
-
-LAM, WAYS, QUERIES = 0.5, 5, 15
-Loss = Callable[[nn.Module, Any], Any]
-
-
-@dataclass(frozen=True)
-class Workload:
-    """A model, its loss, the tasks, the inner step and the numbers of inner steps."""
-
-    model: nn.Module
-    loss: Loss
-    tasks: mp.Task
-    lr: float
-    steps: tuple[int, ...]
-    second_order: bool = True
-
-
-def sinusoid() -> Workload:
-    return Workload(mlp([1, 40, 40, 1]), mean_squared_error, Sinusoid().batch(range(25)), 0.01, (1, 5, 10, 50))
-
-
-def conv() -> Workload:
-    layers: list[nn.Module] = []
-    for inputs in (1, 64, 64, 64):
-        layers += [nn.Conv2d(inputs, 64, 3, padding=1), nn.BatchNorm2d(64, track_running_stats=False)]
-        layers += [nn.ReLU(), nn.MaxPool2d(2)]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, WAYS))
-    return Workload(model, cross_entropy, classes(1, 28, 28), 0.05, (5, 20))
-
-
-def transformer() -> Workload:
-    layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-    model = nn.Sequential(encoder, nn.AdaptiveAvgPool2d((1, None)), nn.Flatten(), nn.Linear(128, WAYS))
-    return Workload(model, cross_entropy, classes(64, 128), 0.01, (5, 20), second_order=False)
-
-
-WORKLOADS = {"sinusoid": sinusoid, "conv": conv, "transformer": transformer}
-
-
-def classes(*shape: int) -> mp.Task:
-    """4 tasks of random inputs."""
-
-    def data(count: int) -> tuple[Tensor, Tensor]:
-        return torch.randn(4, count, *shape), (torch.arange(count) % WAYS).expand(4, count)
-
-    return mp.Task(data(WAYS), data(WAYS * QUERIES))
+from workloads import LAM, WORKLOADS, Workload, plain_gradients, relative_error, seconds
 
 
 def estimators(load: Workload, steps: int) -> dict[str, tuple[mp.Estimator, mp.Estimator | None]]:
@@ -98,20 +44,6 @@ def estimators(load: Workload, steps: int) -> dict[str, tuple[mp.Estimator, mp.E
     for method in others:
         found[f"{method.__name__}, vmap"] = (method(solver, steps), method(solver, steps, backend="loop"))
     return found
-
-
-def plain_gradients(load: Workload, data: Any, times: int) -> Callable[[], None]:
-    """``times`` gradients on the data of each task, one by one."""
-    tasks = [tuple(leaf[i] for leaf in data) for i in range(len(data[0]))]
-
-    def work() -> None:
-        for task in tasks:
-            for _ in range(times):
-                load.model.zero_grad()
-                value = load.loss(load.model, task)
-                (value[0] if isinstance(value, tuple) else value).backward()
-
-    return work
 
 
 def measure(name: str, steps: int, rounds: int) -> list[dict[str, Any]]:
@@ -146,17 +78,6 @@ def measure(name: str, steps: int, rounds: int) -> list[dict[str, Any]]:
         }
         for label, own in times.items()
     ]
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def relative_error(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    difference = sum(float((one[name] - other[name]).square().sum()) for name in other) ** 0.5
-    return difference / sum(float(value.square().sum()) for value in other.values()) ** 0.5
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
