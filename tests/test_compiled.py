@@ -22,6 +22,7 @@ GD = mp.GradientDescent(0.01)
 @pytest.fixture(autouse=True)
 def forget_graphs():
     torch._dynamo.reset()
+    torch.manual_seed(1)  # of the models
     counters.clear()
 
 

@@ -2,23 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, vmap
+from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.batch import TaskBatch
-from metaprox.compiled import CompiledEvaluation
+from metaprox.compiled import CompiledEvaluation, Graphs
 from metaprox.errors import InputError
 from metaprox.microbatches import weighted_sum
 from metaprox.parameters import Structure
 from metaprox.problem import Metrics, Task
+from metaprox.pull import Pull
+from metaprox.solve import Step
+from metaprox.solvers.protocol import InnerSolver, is_stateless
+from metaprox.vmapped import FlatLoss, evaluate_all
 
-FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
 Seed = Callable[[int], None]  # fixes the noise of that task of a chunk
 BackendName = Literal["vmap", "loop"]
 
@@ -33,14 +37,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Onto:
-    """Where a gradient goes: it is added in place to ``total`` [T, B, P], times ``weight`` [T, B, 1] if given."""
-
-    total: Tensor
-    weight: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class AdaptedLoss:
     """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it."""
 
@@ -52,34 +48,18 @@ class AdaptedLoss:
     def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
         return self.loss(self.structure.unflatten(y, self.w), data)
 
-    def compiled(self) -> CompiledEvaluation:
-        """Gradients, values and metrics at (y [T, B, P], w [W]), compiled; kept in the cache."""
-        if self.structure not in self.cache:
-            loss, structure = self.loss, self.structure  # no tensors
-
-            def evaluate(y: Tensor, w: Tensor, data: Any) -> Any:
-                return evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
-
-            self.cache[self.structure] = CompiledEvaluation(evaluate)
-        return self.cache[self.structure]
-
-
-def evaluate_all(loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, tuple[Tensor, Metrics]]:
-    """Gradient [T, B, P], value and metrics [T, B] of ``loss`` at y [T, B, P] on the data of T tasks, vmapped."""
-    one = grad_and_value(loss, has_aux=True)
-    if y.shape[1] == 1:  # a second vmap level would cost as much overhead as the first
-        results = vmap(one, randomness="different")(y.squeeze(1), data)
-        return pytree.tree_map(lambda leaf: leaf.unsqueeze(1), results)
-    # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
-    # vmap when one argument has only one of them.
-    shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
-    return vmap(vmap(one, randomness="same"), randomness="different")(y, shared)
+    @cached_property
+    def graphs(self) -> Graphs:
+        return Graphs(self.loss, self.structure, self.cache)
 
 
 class Backend(Protocol):
-    """How gradients at many points are evaluated. ``sequential``: one point after another."""
+    """How gradients at many points are evaluated. ``compile``: in compiled graphs. ``sequential``: one by one."""
 
-    sequential: ClassVar[bool]
+    @property
+    def compile(self) -> bool: ...
+    @property
+    def sequential(self) -> bool: ...
 
     def chunks(self, size: int) -> list[tuple[int, int]]:
         """The ranges [start, stop) in which ``size`` tasks are processed."""
@@ -87,8 +67,21 @@ class Backend(Protocol):
     def take(self, batch: TaskBatch, start: int, stop: int) -> Any:
         """Tasks start..stop-1 as ``evaluate`` wants them, as a Task of data."""
 
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, onto: Onto | None = None) -> Evaluation:
-        """``loss`` at y [T, B, P] on the data of T tasks; the gradient in the result is that of ``onto`` if given."""
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
+        """``loss`` at y [T, B, P] on the data of T tasks."""
+
+    def add_gradient(
+        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """``total`` [T, B, P], to which the gradient of ``loss`` at y was added, times ``weight`` [T, B, 1] or 1."""
+
+    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
+        """The gradient of ``loss`` at y and the ``pull`` there, a new tensor [T, B, P]."""
+
+    def step(
+        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, solver: InnerSolver, state: Any
+    ) -> Step | None:
+        """``proximal`` and the step of ``solver`` along it, where both in one are faster; else None."""
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         """``loss`` and metrics [T] at y [T, P], without a gradient."""
@@ -113,24 +106,46 @@ class VmapBackend:
         return [(start, min(start + step, size)) for start in range(0, size, step)]
 
     def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
-        return batch.many(start, stop)
+        tasks = batch.many(start, stop)
+        return pytree.tree_map(torch.Tensor.contiguous, tasks) if self.compile else tasks
 
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, onto: Onto | None = None) -> Evaluation:
-        out = self._evaluate(loss, y, data, seed)
-        if onto is None:
-            return out
-        if onto.weight is None:
-            return replace(out, grad=onto.total.add_(out.grad))
-        return replace(out, grad=onto.total.addcmul_(onto.weight, out.grad))
-
-    def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
         seed(0)
         with _vmap_errors_explained():
             if self.compile and isinstance(loss, AdaptedLoss):
-                gradient, (value, metrics) = loss.compiled()(y, loss.w, data)
+                gradient, (value, metrics) = loss.graphs.evaluate((loss.w,), (y.contiguous(), data), len(y))
             else:
                 gradient, (value, metrics) = evaluate_all(loss, y, data)
         return Evaluation(gradient, value, metrics)
+
+    def add_gradient(
+        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        gradient = self.evaluate(loss, y, data, seed).grad
+        return total.add_(gradient) if weight is None else total.addcmul_(weight, gradient)
+
+    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
+        if self.compile and isinstance(loss, AdaptedLoss):
+            return self._compiled(loss.graphs.proximal, loss, y, data, seed, pull)[0]
+        return self.add_gradient(loss, y, data, seed, pull.at(y))
+
+    def step(
+        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, solver: InnerSolver, state: Any
+    ) -> Step | None:
+        if self.compile and isinstance(loss, AdaptedLoss) and is_stateless(solver):
+            grad, new, norm, size = self._compiled(loss.graphs.step(solver), loss, y, data, seed, pull)
+            return Step(new, state, grad, norm, size)
+        return None
+
+    def _compiled(
+        self, graph: CompiledEvaluation, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull
+    ) -> tuple[Tensor, ...]:
+        seed(0)
+        y = y.contiguous()
+        shift = torch.zeros_like(y) if pull.shift is None else pull.shift.vector
+        with _vmap_errors_explained():
+            out: tuple[Tensor, ...] = graph((loss.w, pull.parameters.x, pull.lam), (y, shift, data), len(y))
+        return out
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         seed(0)
@@ -157,6 +172,7 @@ def _vmap_errors_explained() -> Iterator[None]:
 class LoopBackend:
     """One plain forward and backward pass per task and branch: works for any model and any data."""
 
+    compile: ClassVar[bool] = False
     sequential: ClassVar[bool] = True
 
     def chunks(self, size: int) -> list[tuple[int, int]]:
@@ -166,16 +182,33 @@ class LoopBackend:
         tasks = [batch.one(task) for task in range(start, stop)]
         return Task([task.support for task in tasks], [task.query for task in tasks])
 
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, onto: Onto | None = None) -> Evaluation:
-        onto = onto or Onto(torch.zeros_like(y, memory_format=torch.contiguous_format))
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
+        gradient = torch.zeros_like(y, memory_format=torch.contiguous_format)
         results = []
         for task, task_data in enumerate(data):
-            for branch, (point, place) in enumerate(zip(y[task], onto.total[task], strict=True)):
+            for point, place in zip(y[task], gradient[task], strict=True):
                 seed(task)
-                scale = None if onto.weight is None else onto.weight[task, branch, 0]
-                results.append(_evaluate_point(loss, point, task_data, place, scale))
+                results.append(_evaluate_point(loss, point, task_data, place, None))
         value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
-        return Evaluation(onto.total, value, metrics)
+        return Evaluation(gradient, value, metrics)
+
+    def add_gradient(
+        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        for task, task_data in enumerate(data):
+            for branch, (point, place) in enumerate(zip(y[task], total[task], strict=True)):
+                seed(task)
+                scale = None if weight is None else weight[task, branch, 0]
+                _evaluate_point(loss, point, task_data, place, scale)
+        return total
+
+    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
+        return self.add_gradient(loss, y, data, seed, pull.at(y))
+
+    def step(
+        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, solver: InnerSolver, state: Any
+    ) -> Step | None:
+        return None
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         results = []
@@ -248,7 +281,7 @@ def _backward_in_place(
 ) -> tuple[Tensor, Metrics]:
     """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
     layout = loss.structure.adapted
-    leaves = {name: part.detach().requires_grad_() for name, part in layout.unflatten(point).items()}
+    leaves = {name: part.requires_grad_() for name, part in layout.unflatten(point.detach()).items()}
     places = layout.views(gradient)
     for name, leaf in leaves.items():
         if leaf.dtype == gradient.dtype:

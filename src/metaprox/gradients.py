@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import AdaptedLoss, Backend, Evaluation, FlatLoss, Onto, Seed
+from metaprox.backends import AdaptedLoss, Backend, Evaluation, Seed
 from metaprox.batch import TaskBatch
 from metaprox.errors import InputError
 from metaprox.microbatches import weighted_sum
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
-from metaprox.problem import Loss, Metrics, ProximalProblem
+from metaprox.problem import Loss, Metrics, ModuleLoss, ProximalProblem
+from metaprox.pull import Pull, Shift
+from metaprox.solve import Step
 from metaprox.solvers.protocol import InnerSolver, for_parameters
+from metaprox.vmapped import FlatLoss
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
 BASE_NOISE, BRANCH_NOISE = 0, 1
@@ -56,6 +59,8 @@ class Gradients:
         self._data = engine.take(batch, self.start, self.stop)
         self._parameters = parameters
         inner, outer = ((problem.inner_loss, "inner_loss"), (problem.outer_loss, "outer_loss"))
+        if not engine.compile:  # a graph outlives what is looked up now
+            inner, outer = ((_fixed(loss), role) for loss, role in (inner, outer))
         at_w = (parameters.structure, parameters.w)
         caches = [problem.compiled.setdefault(role, {}) for role in ("inner", "outer")]
         self._inner = AdaptedLoss(checked_loss(*inner), *at_w, caches[0])
@@ -80,23 +85,34 @@ class Gradients:
         """y - x [T, B, P], a new tensor."""
         return self._parameters.displacement(y)
 
-    def pull(self, y: Tensor) -> Tensor:
-        """lam (y - x) [T, B, P], the gradient of the proximal term: a new tensor, to add other gradients onto."""
-        return self.displacement(y).mul_(self.lam)
+    def proximal(self, y: Tensor, *noise_ids: int, shift: Shift | None = None) -> Tensor:
+        """grad fhat(y) + lam (y - x) + shift [T, B, P]: the gradient of the inner problem, a linear term added to it.
 
-    def proximal(self, y: Tensor, *noise_ids: int) -> Tensor:
-        """grad fhat(y) + lam (y - x) [T, B, P], the gradient of the inner problem; noise as in ``support``."""
-        return self.support(y, *noise_ids, onto=Onto(self.pull(y))).grad
-
-    def support(self, y: Tensor, *noise_ids: int, onto: Onto | None = None) -> Evaluation:
-        """grad fhat at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
+        Equal ``noise_ids`` mean equal noise. A new tensor.
+        """
         self.counts.support_gradients += y.shape[0] * y.shape[1]
-        return self._evaluate(self._inner, y, self._data.support, (0, *noise_ids), onto)
+        pull = Pull(self._parameters, self.lam, shift)
+        return self._engine.proximal(self._inner, y, self._data.support, self._seed((0, *noise_ids)), pull)
 
-    def query(self, y: Tensor, *noise_ids: int, onto: Onto | None = None) -> Evaluation:
+    def step(
+        self, solver: InnerSolver, y: Tensor, state: Any, *noise_ids: int, shift: Shift | None = None
+    ) -> Step | None:
+        """``proximal`` and the step of ``solver`` along it in one, where that can be had; None where not."""
+        pull, seed = Pull(self._parameters, self.lam, shift), self._seed((0, *noise_ids))
+        step = self._engine.step(self._inner, y, self._data.support, seed, pull, solver, state)
+        if step is not None:
+            self.counts.support_gradients += y.shape[0] * y.shape[1]
+        return step
+
+    def query(self, y: Tensor, *noise_ids: int) -> Evaluation:
         """grad f at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
         self.counts.query_gradients += y.shape[0] * y.shape[1]
-        return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids), onto)
+        return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids))
+
+    def add_query(self, total: Tensor, weight: Tensor, y: Tensor, *noise_ids: int) -> None:
+        """Add ``weight`` [T, B, 1] times grad f at y to ``total`` [T, B, P] in place; noise as in ``query``."""
+        self.counts.query_gradients += y.shape[0] * y.shape[1]
+        self._engine.add_gradient(self._outer, y, self._data.query, self._seed((1, *noise_ids)), total, weight)
 
     def query_both(self, y: Tensor, *noise_ids: int) -> tuple[Evaluation, Tensor]:
         """grad f at y with respect to y, as ``query``, and with respect to w [T, B, W], for the price of one."""
@@ -199,13 +215,15 @@ class Gradients:
         """The inner loss as one of y, at another w."""
         return lambda y, data: self._inner_z(torch.cat([y, w]), data)
 
-    def _evaluate(
-        self, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int], onto: Onto | None = None
-    ) -> Evaluation:
-        return self._engine.evaluate(loss, y, data, self._seed(noise_ids), onto)
+    def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int]) -> Evaluation:
+        return self._engine.evaluate(loss, y, data, self._seed(noise_ids))
 
     def _seed(self, noise_ids: Sequence[int]) -> Seed:
         return lambda task: self._noise.set(*noise_ids, self.start + task)
+
+
+def _fixed(loss: Loss) -> Loss:
+    return loss.fixed() if isinstance(loss, ModuleLoss) else loss
 
 
 @contextmanager

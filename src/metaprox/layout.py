@@ -1,8 +1,7 @@
 """Named parameters as one flat vector, and back."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,14 +31,27 @@ class Layout:
         if not params:
             raise InputError("there are no parameters to adapt: the dictionary of parameters is empty")
         for name, value in params.items():
-            _check_parameter(name, value)
+            _check_kind(name, value)
         devices = {value.device for value in params.values()}
         if len(devices) > 1:
             raise InputError(f"parameters lie on several devices {sorted(map(str, devices))}; move them to one")
+        _check_finite(params)
         dtypes = tuple(value.dtype for value in params.values())
         widest = torch.float64 if torch.float64 in dtypes else torch.float32
         shapes = tuple(value.shape for value in params.values())
         return cls(tuple(params), shapes, dtypes, devices.pop(), dtype or widest)
+
+    def only(self, names: Collection[str]) -> "Layout | None":
+        """The layout of these parameters alone, None where there are none."""
+        kept = [index for index, name in enumerate(self.names) if name in names]
+        if not kept:
+            return None
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in kept),
+            shapes=tuple(self.shapes[index] for index in kept),
+            dtypes=tuple(self.dtypes[index] for index in kept),
+        )
 
     @property
     def sizes(self) -> list[int]:
@@ -61,15 +73,19 @@ class Layout:
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> dict of views [..., *shape], all of the dtype of ``flat``."""
         lead = flat.shape[:-1]
-        parts = zip(self.names, self.shapes, torch.split(flat, self.sizes, dim=-1), strict=True)
+        parts = zip(self.names, self.shapes, flat.split_with_sizes(self.sizes, -1), strict=True)
         return {name: part.view((*lead, *shape)) for name, shape, part in parts}
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> dict of tensors [..., *shape], as views where the dtype allows."""
-        return {name: part.to(dtype) for dtype, (name, part) in zip(self.dtypes, self.views(flat).items(), strict=True)}
+        parts = self.views(flat)
+        for name, dtype in zip(self.names, self.dtypes, strict=True):
+            if dtype != flat.dtype:
+                parts[name] = parts[name].to(dtype)
+        return parts
 
 
-def _check_parameter(name: str, value: Tensor) -> None:
+def _check_kind(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"parameter {name!r} must be a tensor, got {type(value).__name__}")
     if value.dtype.is_complex or not value.dtype.is_floating_point:
@@ -82,5 +98,11 @@ def _check_parameter(name: str, value: Tensor) -> None:
             f"parameter {name!r} has dtype {value.dtype}, too coarse for differences of solutions; "
             "keep parameters in float32 and use torch.autocast inside the loss"
         )
-    if not math.isfinite(float(value.detach().abs().amax()) if value.numel() else 0.0):
-        raise InputError(f"parameter {name!r} has non-finite values")
+
+
+def _check_finite(params: Mapping[str, Tensor]) -> None:
+    """One look from the host, however many parameters there are."""
+    filled = [name for name, value in params.items() if value.numel()]
+    finite = [torch.linalg.vector_norm(params[name].detach(), torch.inf).isfinite() for name in filled]
+    if finite and not bool(torch.stack(finite).all()):
+        raise InputError(f"parameter {filled[[bool(good) for good in finite].index(False)]!r} has non-finite values")

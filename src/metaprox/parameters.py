@@ -46,9 +46,8 @@ class Parameters:
         """Raises InputError where the parameters are not ones that can be adapted, or none of them is to be."""
         everything = Layout.of(params)
         names = problem.adapted_names(everything.names)
-        adapted = Layout.of({name: params[name] for name in names}, everything.dtype)
-        rest = {name: params[name] for name in params if name not in names}
-        shared = Layout.of(rest, everything.dtype) if rest else None
+        adapted, shared = everything.only(names), everything.only(set(everything.names).difference(names))
+        assert adapted is not None  # patterns that fit nothing were refused
         pieces = tuple(adapted.pieces(params)) if as_views else (adapted.flatten(params),)
         w = shared.flatten(params) if shared else pieces[0].new_empty(0)
         return cls(Structure(everything.names, adapted, shared), pieces, w)
@@ -72,9 +71,10 @@ class Parameters:
 
     def displacement(self, y: Tensor) -> Tensor:
         """y - x [..., P], a new tensor."""
+        if len(self.pieces) == 1:
+            return y - self.pieces[0]
         moved = y.clone(memory_format=torch.contiguous_format)
-        for part, piece in zip(moved.split([piece.numel() for piece in self.pieces], -1), self.pieces, strict=True):
-            part.sub_(piece)
+        torch._foreach_sub_(moved.split_with_sizes(self.adapted.sizes, -1), self.pieces)
         return moved
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """What is being solved: tasks, losses and the proximal weight."""
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -98,8 +98,8 @@ class ProximalProblem:
             return adapted
 
         return cls(
-            _functional(model, loss),
-            _functional(model, outer_loss or loss),
+            ModuleLoss(model, loss),
+            ModuleLoss(model, outer_loss or loss),
             lam,
             adapt,
             parameters,
@@ -138,16 +138,47 @@ class _LossOf(nn.Module):
         return self.loss(self.model, batch)
 
 
-def _functional(model: nn.Module, loss: Callable[[nn.Module, Any], LossValue]) -> Loss:
-    wrapped = _LossOf(model, loss)
+class ModuleLoss:
+    """``loss(model, batch)`` as a function of the model's parameters and a batch."""
 
-    def call(params: Params, batch: Any) -> LossValue:
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], LossValue]) -> None:
+        self.wrapped = _LossOf(model, loss)
+
+    def __call__(self, params: Params, batch: Any) -> LossValue:
         like = next(iter(params.values()))
-        state = {f"model.{name}": _copy(buffer, like) for name, buffer in model.named_buffers()}
+        state = {name: _copy(buffer, like) for name, buffer in self.wrapped.named_buffers()}
         state |= {f"model.{name}": value for name, value in params.items()}
-        return functional_call(wrapped, state, (batch,))
+        return functional_call(self.wrapped, state, (batch,))
 
-    return call
+    def fixed(self) -> Loss:
+        """The same function for as long as the model's modules, ties and buffers stay what they are now.
+
+        It looks them up once, which on small models takes as long as a forward pass.
+        """
+        tied = _tied_names(self.wrapped.named_parameters(remove_duplicate=False))
+        tied_buffers = _tied_names(self.wrapped.named_buffers(remove_duplicate=False))
+        buffers = dict(self.wrapped.named_buffers())
+
+        def call(params: Params, batch: Any) -> LossValue:
+            like = next(iter(params.values()))
+            state: dict[str, Tensor] = {}
+            for name, buffer in buffers.items():
+                state |= dict.fromkeys(tied_buffers[name], _copy(buffer, like))
+            for name, value in params.items():
+                state |= dict.fromkeys(tied.get(f"model.{name}", (f"model.{name}",)), value)
+            return functional_call(self.wrapped, state, (batch,), tie_weights=False)
+
+        return call
+
+
+def _tied_names(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, list[str]]:
+    """Each name -> the names of the same tensor."""
+    groups: dict[int, list[str]] = {}
+    found = {}
+    for name, tensor in tensors:
+        found[name] = groups.setdefault(id(tensor), [])
+        found[name].append(name)
+    return found
 
 
 def _copy(buffer: Tensor, like: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ from metaprox.solvers.protocol import InnerSolver
 
 def proximal_solve(gradients: Gradients, solver: InnerSolver, stopping: Stopping) -> Solution:
     """argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P]."""
+    solver = gradients.for_parameters(solver)
     return solve_parts(
         lambda y, step, branches: gradients.proximal(y, BASE_NOISE, step),
         [gradients.start_at_x()],
-        gradients.for_parameters(solver),
+        solver,
         stopping.max_steps,
+        fused=lambda y, state, step, branches: gradients.step(solver, y, state, BASE_NOISE, step),
         tol=None if stopping.tol is None else gradients.per_task(stopping.tol),
         describe="base solve",
         first_task=gradients.start,

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,34 @@ class Solution:
         return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken: the new point [T, b, P] and state, the gradient that led there, its norm [T, b].
+
+    size: of the first branch's step, relative to its gradient [T].
+    """
+
+    y: Tensor
+    state: Any
+    grad: Tensor
+    norm: Tensor
+    size: Tensor
+
+    @classmethod
+    def take(cls, solver: InnerSolver, y: Tensor, state: Any, grad: Tensor) -> "Step":
+        norm = torch.linalg.vector_norm(grad, dim=-1)
+        new, state = solver.step(grad, y, state)
+        return cls(new, state, grad, norm, step_size(new, y, norm))
+
+
+Fused = Callable[[Tensor, Any, int, slice], Step | None]
+
+
+def step_size(new: Tensor, y: Tensor, norm: Tensor) -> Tensor:
+    """||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b]."""
+    return torch.linalg.vector_norm(new[:, 0] - y[:, 0], dim=-1) / norm[:, 0]
+
+
 def solve(
     gradient: Callable[[Tensor, int], Tensor],
     y: Tensor,
@@ -87,6 +116,7 @@ def solve_parts(
     *,
     tol: Tensor | None = None,
     weights: Sequence[float] | None = None,
+    fused: Fused = lambda y, state, step, branches: None,
     describe: str = "inner solve",
     first_task: int = 0,
 ) -> Solution:
@@ -101,6 +131,7 @@ def solve_parts(
         parts: where to start, [T, b, P] each. The list is emptied, so that no start lives longer than its first step.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
         weights: of the branches in ``Solution.grad``. None: it is not kept.
+        fused: (y, state, step, branches) -> gradient and step in one, where that can be had; None where not.
         describe, first_task: what and where this is, for the error message.
 
     Raises:
@@ -109,7 +140,7 @@ def solve_parts(
     """
     assert tol is None or len(parts) == 1
     none = parts[0].new_empty(len(parts[0]), 0)
-    progress = _Progress(gradient, solver, max_steps, weights, tol, none.new_ones(len(none), dtype=torch.bool))
+    progress = _Progress(gradient, fused, solver, max_steps, weights, tol, none.new_ones(len(none), dtype=torch.bool))
     current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
     parts.clear()
     for step in range(max_steps):
@@ -136,6 +167,7 @@ class _Progress:
     """What a solve keeps between its steps; ``advance`` takes one step of one part."""
 
     gradient: Callable[[Tensor, int, slice], Tensor]
+    fused: Fused
     solver: InnerSolver
     max_steps: int
     weights: Sequence[float] | None
@@ -152,23 +184,31 @@ class _Progress:
 
     def advance(self, y: Tensor, state: Any, where: slice) -> tuple[Tensor, Any]:
         """The part ``where`` and its solver's state after a step; unchanged where the tolerance ends the solve."""
-        grad = self.gradient(y, self.step, where)
-        norm = torch.linalg.vector_norm(grad, dim=-1)
+        done = self.fused(y, state, self.step, where)
+        grad = self.gradient(y, self.step, where) if done is None else done.grad
+        norm = torch.linalg.vector_norm(grad, dim=-1) if done is None else done.norm
         self._record(grad, norm, where)
-        if self.tol is not None:
-            self.active = self.active & ~(norm.amax(1) <= self.tol)
-            self.stopped = not self.active.any() or not norm.isfinite().all()
-            if self.stopped:
-                return y, state
-        with torch.autocast(y.device.type, enabled=False):
-            new, state = self.solver.step(grad, y, state)
+        if self._stops(norm):
+            return y, state
+        if done is None:
+            with _without_autocast(y.device.type):
+                new, state = self.solver.step(grad, y, state)
+        else:
+            new, state = done.y, done.state
         del grad  # so that its memory serves the next lines
         if self.tol is not None:
             new = torch.where(self.active[:, None, None], new, y)
         if where.start == 0:
-            size = torch.linalg.vector_norm(new[:, 0] - y[:, 0], dim=-1) / norm[:, 0]
+            size = step_size(new, y, norm) if done is None else done.size
             self.step_sizes.append(size if self.tol is None else torch.where(self.active, size, torch.nan))
         return new, state
+
+    def _stops(self, norm: Tensor) -> bool:
+        """Whether the tolerance ends the solve; looks which tasks go on."""
+        if self.tol is not None:
+            self.active = self.active & ~(norm.amax(1) <= self.tol)
+            self.stopped = not self.active.any() or not norm.isfinite().all()
+        return self.stopped
 
     def _record(self, grad: Tensor, norm: Tensor, where: slice) -> None:
         if where.start == 0:
@@ -177,6 +217,10 @@ class _Progress:
             self.norms[-1] = torch.cat([self.norms[-1], norm], 1)
         if self.weights is not None and (self.step == self.max_steps - 1 or self.tol is not None):
             self.kept = add_weighted(self.kept, grad, self.weights[where])
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]) -> Tensor:

@@ -1,19 +1,21 @@
 """FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.backends import Evaluation, Onto
+from metaprox.backends import Evaluation
 from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
 from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.solve import Solution, add_weighted, solve_parts
-from metaprox.solvers.protocol import separates_branches
+from metaprox.pull import Shift
+from metaprox.solve import Fused, Solution, Step, add_weighted, solve_parts
+from metaprox.solvers.protocol import InnerSolver, separates_branches
 from metaprox.stencil import Stencil, stencil
 
 
@@ -96,11 +98,13 @@ class FOBMAML(Branched):
         adapted = base.y if keep_adapted else None
         origin, query, shared = self._origin(gradients, base.y)
         base = replace(base, parts=())  # the origin lets go of y_0 as soon as it can
+        solver = gradients.for_parameters(self._solver_of_branches)
         branches = solve_parts(
             self._branch_gradient(gradients, origin),
             self._starts(gradients, origin),
-            gradients.for_parameters(self._solver_of_branches),
+            solver,
             self._steps_of_branches,
+            fused=self._fused(gradients, origin, solver),
             tol=None if self.tol is None else self.tol * origin.nu.flatten(),
             weights=origin.weights if self.estimate_error else None,
             describe="branch solve",
@@ -149,23 +153,43 @@ class FOBMAML(Branched):
         """(y, step, branches) -> gradients [T, b, P] of the branch problems."""
 
         def gradient(y: Tensor, step: int, branches: slice) -> Tensor:
-            tilt = origin.tilt[:, branches]
             if step == 0 and self.start == "base":
                 return self._at_y0(origin, branches)
             self._release(origin)
-            noise = 0 if self.residual_correction else step
-            grad = gradients.pull(y)
-            if self.residual_correction:
-                grad.sub_(origin.residual)
-            if self.perturb == "center":
-                grad.addcmul_(tilt, origin.v)
-            gradients.support(y, BRANCH_NOISE, noise, onto=Onto(grad))
+            noise = self._noise(step)
+            grad = gradients.proximal(y, BRANCH_NOISE, noise, shift=self._shift(origin, branches))
             moved = slice(1 if origin.nodes[branches][0] == 0 else 0, None)  # a node of 0 comes first, without query
             if self.perturb == "loss" and y[:, moved].shape[1]:
-                gradients.query(y[:, moved], BRANCH_NOISE, noise, onto=Onto(grad[:, moved], tilt[:, moved]))
+                tilt = origin.tilt[:, branches]
+                gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], BRANCH_NOISE, noise)
             return grad
 
         return gradient
+
+    def _fused(self, gradients: Gradients, origin: "_Origin", solver: InnerSolver) -> Fused:
+        """(y, state, step, branches) -> gradient and step in one, where no query gradient comes between."""
+
+        def step(y: Tensor, state: Any, step: int, branches: slice) -> Step | None:
+            if self.perturb == "loss" or (step == 0 and self.start == "base"):
+                return None
+            shift = self._shift(origin, branches)
+            return gradients.step(solver, y, state, BRANCH_NOISE, self._noise(step), shift=shift)
+
+        return step
+
+    def _noise(self, step: int) -> int:
+        return 0 if self.residual_correction else step
+
+    def _shift(self, origin: "_Origin", branches: slice) -> Shift | None:
+        """What is the same in these branches' gradients at all steps."""
+        if branches.start not in origin.shifts:
+            tilt, terms = origin.tilt[:, branches], []
+            if self.perturb == "center":
+                terms.append((tilt, origin.v))
+            if self.residual_correction:
+                terms.append((-torch.ones_like(tilt), origin.residual))
+            origin.shifts[branches.start] = Shift(terms) if terms else None
+        return origin.shifts[branches.start]
 
     def _at_y0(self, origin: "_Origin", branches: slice) -> Tensor:
         """The gradients of the branch problems at y_0, where all is known; the last branch's takes over a vector."""
@@ -228,6 +252,7 @@ class _Origin:
     y0: Tensor
     residual: Tensor
     v: Tensor
+    shifts: dict[int, Shift | None] = field(default_factory=dict)  # of the branches from there on
 
     def __post_init__(self) -> None:
         self.tilt = self.nu.new_tensor(self.nodes)[:, None] * self.nu

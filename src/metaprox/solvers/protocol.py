@@ -21,6 +21,8 @@ class InnerSolver(Protocol):
 
     - ``separate_branches = True``: it steps each branch without a look at the others. The loop backend then gives it
       one branch at a time, in the memory of one.
+    - ``stateless = True``: its step depends on nothing but the gradient and the point, and ``init`` returns None. With
+      ``compile=True`` the step is then compiled together with the gradient; such a solver is to be hashable.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
     """
@@ -48,6 +50,11 @@ def for_parameters(solver: InnerSolver, views: Views) -> InnerSolver:
 def separates_branches(solver: InnerSolver) -> bool:
     """Whether ``solver`` has declared that it steps each branch without a look at the others."""
     return bool(getattr(solver, "separate_branches", False))
+
+
+def is_stateless(solver: InnerSolver) -> bool:
+    """Whether ``solver`` has declared that its step depends on nothing but the gradient and the point."""
+    return bool(getattr(solver, "stateless", False))
 
 
 def check_differentiable(solver: InnerSolver, method: str) -> None:
