@@ -18,7 +18,7 @@ LAYERS = (
     {"batch", "pull", "compiled"},
     {"backends"},
     {"gradients"},
-    {"proximal", "exact"},
+    {"proximal", "exact", "choose"},
     {"estimators", "evaluation"},
     {"__init__"},
     {"text"},

@@ -193,7 +193,7 @@ def test_lam_zero_is_refused_where_the_method_needs_a_proximal_term(short, quadr
     [
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"steps": None}, "say when the inner solve ends"),
-        ({"backend": "jit"}, "unknown backend 'jit'; known: vmap, loop"),
+        ({"backend": "jit"}, "unknown backend 'jit'; known: auto, vmap, loop"),
         ({"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),
     ],
 )

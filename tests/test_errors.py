@@ -39,7 +39,7 @@ def run(params=None, tasks=None, inner=None, outer=None, lam=1.0, **settings):
         ({"nu": 0.1, "perturb": "center"}, "nu=0.1 is the step of perturb='loss', but perturb='center'"),
         ({"perturb": "weights"}, "unknown perturb 'weights'; known: loss, center"),
         ({"start": "x"}, "unknown start 'x'; known: base, predictor"),
-        ({"backend": "jit"}, "unknown backend 'jit'; known: vmap, loop"),
+        ({"backend": "jit"}, "unknown backend 'jit'; known: auto, vmap, loop"),
         ({"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),
         ({"branch_steps": 0}, "branch_steps must be an integer >= 1, got 0"),
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),

@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
-from metaprox import checks
 from metaprox.batch import TaskBatch
 from metaprox.compiled import CompiledEvaluation, Graphs
-from metaprox.errors import InputError
 from metaprox.microbatches import weighted_sum
 from metaprox.parameters import Structure
 from metaprox.problem import Metrics, Task
@@ -24,7 +22,6 @@ from metaprox.solvers.protocol import InnerSolver, is_stateless
 from metaprox.vmapped import FlatLoss, evaluate_all
 
 Seed = Callable[[int], None]  # fixes the noise of that task of a chunk
-BackendName = Literal["vmap", "loop"]
 
 
 @dataclass(frozen=True)
@@ -292,15 +289,3 @@ def _backward_in_place(
         if leaf.dtype != gradient.dtype and leaf.grad is not None:
             places[name].add_(leaf.grad)
     return value, metrics
-
-
-def backend(name: str, chunk_size: int | None, compile: bool = False) -> Backend:  # noqa: A002 - torch's word
-    """The backend of that name. The loop backend takes one task at a time whatever the chunk size."""
-    checks.choice("backend", name, ("vmap", "loop"))
-    if chunk_size is not None:
-        checks.count("chunk_size", chunk_size)
-    if name == "vmap":
-        return VmapBackend(chunk_size, compile)
-    if compile:
-        raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
-    return LoopBackend()

@@ -37,6 +37,17 @@ class TaskBatch:
             _check_finite(task, index)
         return cls(len(singles), None, singles)
 
+    @property
+    def stackable(self) -> bool:
+        """Whether the tasks are tensors of equal shapes."""
+        if self.stacked is not None:
+            return True
+        try:
+            _check_stackable(self.singles)
+        except InputError:
+            return False
+        return True
+
     def one(self, index: int) -> Task:
         """Task ``index`` without a leading dimension."""
         if self.stacked is None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.backends import BackendName, backend
+from metaprox.backends import LoopBackend
 from metaprox.batch import TaskBatch
+from metaprox.choose import BackendName, Choice
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.noise import coupled_noise
@@ -83,11 +84,11 @@ def adapt(
     """
     stopping = Stopping.of(steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
-    parameters = Parameters.of(problem, x, as_views=True)
+    parameters = Parameters.of(problem, x)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
     with torch.no_grad(), coupled_noise(parameters.device) as noise:
-        gradients = Gradients(problem, parameters, backend("loop", None), noise, batch, (0, 1))
+        gradients = Gradients(problem, parameters, LoopBackend(), noise, batch, (0, 1))
         y = proximal_solve(gradients, solver, stopping).y
     return {name: value.clone() for name, value in parameters.adapted.unflatten(y[0, 0]).items()}
 
@@ -103,7 +104,7 @@ def evaluate(
     max_steps: int | None = None,
     params: Params | None = None,
     batch_size: int = 100,
-    backend: BackendName = "vmap",
+    backend: BackendName = "auto",
 ) -> Evaluation:
     """Adapt from x to each task of ``ids`` and judge y_i on its query.
 
@@ -126,7 +127,7 @@ def evaluate(
         >>> mp.evaluate(problem, Sinusoid(split="test").batch, range(100), mp.GradientDescent(lr=0.01), steps=10).loss.n
         100
     """
-    stopping = Stopping.of(steps, tol, max_steps)
+    stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
     checks.count("batch_size", batch_size)
     if not ids:
         raise InputError("ids is empty: give at least one task id to evaluate on")
@@ -135,7 +136,7 @@ def evaluate(
     columns: list[Metrics] = []
     for start in range(0, len(ids), batch_size):
         some = ids[start : start + batch_size]
-        loss, metrics = _evaluate_batch(problem, x, batch(some), some, solver, stopping, backend)
+        loss, metrics = _evaluate_batch(problem, x, batch(some), some, solver, stopping, choice)
         losses.append(loss)
         columns.append(metrics)
     values = {"loss": torch.cat(losses)}
@@ -156,13 +157,14 @@ def _evaluate_batch(
     ids: Sequence[int],
     solver: InnerSolver,
     stopping: Stopping,
-    backend_name: BackendName,
+    choice: Choice,
 ) -> tuple[Tensor, Metrics]:
     checked = TaskBatch.of(tasks)
-    engine = backend(backend_name, None)
-    parameters = Parameters.of(problem, x, as_views=engine.sequential)
+    parameters = Parameters.of(problem, x)
     results = []
     with coupled_noise(parameters.device) as noise:
+        engine = choice.of(problem, parameters, checked, noise)
+        parameters = parameters if engine.sequential else parameters.joined()
         for span in engine.chunks(checked.size):
             gradients = Gradients(problem, parameters, engine, noise, checked, span)
             try:

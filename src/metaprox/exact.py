@@ -37,7 +37,7 @@ def exact_meta_gradient(
         InputError: bad input. MetaproxError: Newton's method did not converge, so that there is no reference.
     """
     checks.positive("lam", problem.lam, "the inner problem is a proximal solve")
-    parameters = Parameters.of(problem, params)
+    parameters = Parameters.of(problem, params).joined()
     batch = TaskBatch.of(tasks)
     x, w = parameters.x, parameters.w
     inner = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)

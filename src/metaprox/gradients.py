@@ -62,7 +62,7 @@ class Gradients:
         if not engine.compile:  # a graph outlives what is looked up now
             inner, outer = ((_fixed(loss), role) for loss, role in (inner, outer))
         at_w = (parameters.structure, parameters.w)
-        caches = [problem.compiled.setdefault(role, {}) for role in ("inner", "outer")]
+        caches = [problem.cache.setdefault(role, {}) for role in ("inner", "outer")]
         self._inner = AdaptedLoss(checked_loss(*inner), *at_w, caches[0])
         self._outer = AdaptedLoss(checked_loss(*outer), *at_w, caches[1])
         self._values = AdaptedLoss(checked_loss(*outer, differentiable=False), *at_w)

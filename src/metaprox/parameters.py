@@ -1,6 +1,6 @@
 """Meta-parameters split into those that adapt to a task and those that do not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,15 +42,22 @@ class Parameters:
     w: Tensor
 
     @classmethod
-    def of(cls, problem: ProximalProblem, params: Params, *, as_views: bool = False) -> "Parameters":
-        """Raises InputError where the parameters are not ones that can be adapted, or none of them is to be."""
+    def of(cls, problem: ProximalProblem, params: Params) -> "Parameters":
+        """x as views of ``params``.
+
+        Raises InputError where the parameters are not ones that can be adapted, or none of them is to be.
+        """
         everything = Layout.of(params)
         names = problem.adapted_names(everything.names)
         adapted, shared = everything.only(names), everything.only(set(everything.names).difference(names))
         assert adapted is not None  # patterns that fit nothing were refused
-        pieces = tuple(adapted.pieces(params)) if as_views else (adapted.flatten(params),)
+        pieces = tuple(adapted.pieces(params))
         w = shared.flatten(params) if shared else pieces[0].new_empty(0)
         return cls(Structure(everything.names, adapted, shared), pieces, w)
+
+    def joined(self) -> "Parameters":
+        """The same with x as one vector of its own."""
+        return replace(self, pieces=(torch.cat(self.pieces),))
 
     @property
     def adapted(self) -> Layout:

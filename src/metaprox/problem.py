@@ -53,7 +53,7 @@ class ProximalProblem:
         parameters: the live tensors x that ``.backward`` fills the gradients of; ``from_module`` sets it.
         transductive: whether a query example's prediction depends on the other ones; None where unknown.
 
-    ``compiled`` keeps what estimators with ``compile=True`` have compiled of the losses.
+    ``cache`` keeps what estimators have compiled of the losses, and what a task of these shapes costs.
 
     Example:
         >>> import torch, metaprox as mp
@@ -69,7 +69,7 @@ class ProximalProblem:
     adapt: str | Sequence[str] | None = None
     parameters: Callable[[], dict[str, Tensor]] | None = None
     transductive: Callable[[], bool] | None = None
-    compiled: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.nonnegative("lam", self.lam)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import Backend, BackendName, Evaluation, backend
+from metaprox.backends import Evaluation
 from metaprox.batch import TaskBatch
+from metaprox.choose import BackendName, Choice, ChunkSize
 from metaprox.errors import NonFiniteError
 from metaprox.gradients import Counts, Gradients
 from metaprox.noise import coupled_noise
@@ -149,8 +150,11 @@ class Estimator(ABC):
     Args:
         solver: the inner solver of the base solve.
         steps: base steps K. Or ``tol`` with ``max_steps``: each task stops once its gradient norm is <= tol.
-        backend: "vmap", all tasks at once, or "loop", one after another, for any model.
-        chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
+        backend: "vmap", all tasks at once; "loop", one after another, for any model; "auto", vmap for small models
+            that it can take and for tasks of equal shapes, and the loop else. "auto" evaluates the losses on the
+            first task to find out, once for each problem and shape of the data; the choice does not depend on time.
+        chunk_size: how many tasks vmap takes at once; None: all; "auto": as many as fit a quarter of the device's
+            memory by an estimate. Peak memory grows with it.
         compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each problem and shape
             of the data, however many steps are taken; smaller batches of tasks are padded. Takes ten seconds or more,
             and on the CPU a C++ compiler. Where it fails, a warning says so, and it goes on without. Second
@@ -162,20 +166,24 @@ class Estimator(ABC):
     _: KW_ONLY
     tol: float | None = None
     max_steps: int | None = None
-    backend: BackendName = "vmap"
-    chunk_size: int | None = None
+    backend: BackendName = "auto"
+    chunk_size: ChunkSize = "auto"
     compile: bool = False
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
         self._stopping()
-        self._backend()
+        self._choice()
 
     def _stopping(self) -> Stopping:
         return Stopping.of(self.steps, self.tol, self.max_steps)
 
-    def _backend(self) -> Backend:
-        return backend(self.backend, self.chunk_size, self.compile)
+    def _choice(self) -> Choice:
+        return Choice(self.backend, self.chunk_size, self.compile)
+
+    def _evaluations_held(self) -> int:
+        """How many evaluations' memory a task takes at once under vmap."""
+        return 1
 
     def _solve_base(self, gradients: Gradients) -> Solution:
         return proximal_solve(gradients, self.solver, self._stopping())
@@ -225,13 +233,14 @@ class Estimator(ABC):
         self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
     ) -> MetaGradient:
         self.check(problem)
-        engine = self._backend()
-        parameters = Parameters.of(problem, params, as_views=engine.sequential)
+        parameters = Parameters.of(problem, params)
         batch = TaskBatch.of(tasks)
         total: Tensor | None = None
         chunks: list[ChunkResult] = []
         adapted: list[Tensor] = []
         with coupled_noise(parameters.device) as noise:
+            engine = self._choice().of(problem, parameters, batch, noise, self._evaluations_held())
+            parameters = parameters if engine.sequential else parameters.joined()
             for span in engine.chunks(batch.size):
                 gradients = Gradients(problem, parameters, engine, noise, batch, span)
                 chunk = self._estimate(gradients, keep_adapted)

@@ -53,8 +53,8 @@ class FOBMAML(Branched):
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
         estimate_error: whether to compute ``info.error_estimate``. Without it the loop backend saves a vector.
-        backend: "vmap", all tasks and branches in one call, or "loop", one after another, for any model.
-        chunk_size: how many tasks the vmap backend takes at once (None: all). Peak memory grows with it.
+        backend, chunk_size, compile: as for every estimator: "auto", "vmap" or "loop"; "auto", None or a number;
+            whether vmapped gradients are compiled.
 
     Cost per task, with B branches (forward with residual correction: 1) and J branch steps, from y_0:
     K + 1 + B (J - 1) support gradients, and 1 query gradient ("center") or 1 + B (J - 1) ("loss", without the branch of
@@ -92,6 +92,9 @@ class FOBMAML(Branched):
             checks.positive(name, value, "it is the step of a finite difference")
             if self.perturb != goes_with:
                 raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
+
+    def _evaluations_held(self) -> int:
+        return len(stencil(self.scheme).nodes)
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         base = self._solve_base(gradients)

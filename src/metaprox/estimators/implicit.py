@@ -45,6 +45,9 @@ class IMAML(Estimator):
     def check(self, problem: ProximalProblem) -> None:
         checks.positive("lam", problem.lam, "IMAML differentiates a proximal solve, which needs a proximal term")
 
+    def _evaluations_held(self) -> int:
+        return 3  # of a gradient and its derivative
+
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         base, lam = self._solve_base(gradients), gradients.lam
         residual = gradients.proximal(base.y, BRANCH_NOISE, 0)

@@ -41,6 +41,10 @@ class MAML(Estimator):
     def check(self, problem: ProximalProblem) -> None:
         return None
 
+    def _evaluations_held(self) -> int:
+        assert self.steps is not None
+        return 2 * self.steps + 1  # all steps' graphs, and those of their gradients
+
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         x = gradients.start_at_x()
         tasks = len(x)

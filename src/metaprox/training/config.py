@@ -43,7 +43,6 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "lam": 0.1,
         "nu": 0.1,
         "eps": 1.0,
-        "backend": "vmap",
     },
     "sinusoid": {
         "shots": 10,
@@ -54,7 +53,6 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "inner_lr": 0.01,
         "lam": 0.5,
         "nu": 0.05,
-        "backend": "vmap",
     },
     "banking77": {
         "shots": 1,
@@ -67,7 +65,6 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "lam": 0.5,
         "nu": 0.1,
         "eps": 0.1,
-        "backend": "loop",
     },
 }
 # Outer step of normalized SGD.
@@ -160,10 +157,10 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Meta-steps between checkpoints, from which a stopped run goes on."""
 
-    backend: Literal["vmap", "loop"] | None = None
-    """vmap: all tasks and branches at once. loop: one after another. Default: banking77 loop, others vmap."""
+    backend: Literal["auto", "vmap", "loop"] = "auto"
+    """vmap: all tasks and branches at once. loop: one after another. auto: vmap for small models that it can take."""
     chunk_size: int | None = None
-    """Tasks that the vmap backend takes at once. Default: all."""
+    """Tasks that the vmap backend takes at once. Default: as many as fit a quarter of the memory."""
     compile: bool = False
     """Compile the gradients of the vmap backend: two to three times faster on small models, after some seconds."""
     device: str = "cpu"

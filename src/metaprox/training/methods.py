@@ -68,6 +68,5 @@ def method(config: TrainConfig, solver: InnerSolver, branch_solver: InnerSolver)
     own = {name: getattr(config, name) for name in METHOD_OPTIONS[config.method] if name != "branch_lr"}
     if "branch_solver" in own:
         own["branch_solver"] = branch_solver
-    assert config.backend is not None  # resolved
-    own |= {name: getattr(config, name) for name in ("backend", "chunk_size", "compile")}
+    own |= {"backend": config.backend, "chunk_size": config.chunk_size or "auto", "compile": config.compile}
     return CLASSES[config.method](solver, config.steps, **own)

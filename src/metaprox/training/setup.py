@@ -53,7 +53,6 @@ class Setup:
         For texts also the accuracy of the nearest mean of the encoder's features as they are, without adaptation.
         """
         config = self.config
-        assert config.backend is not None  # resolved
         result = evaluate(
             self.problem,
             lambda ids: self.batch(split, ids),

@@ -1,0 +1,130 @@
+"""Which backend is faster, and where the line is that backend="auto" draws?
+
+FO-B-MAML (10 base steps, 5 branch steps, forward, residual correction, perturb="center") on networks of growing size:
+time with backend="vmap", eager and compiled, over that with backend="loop", beside the work of the larger loss, in
+floating point operations of its forward pass on one task. Support of 5 examples, query of 25; float32, one thread. All
+are timed in turn, in ``--rounds`` rounds after one that is not counted; ratios of medians. Prints a table, and writes
+results.json and table.md.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import metaprox as mp
+from metaprox.batch import TaskBatch
+from metaprox.choose import cost_of_task
+from metaprox.models import cross_entropy, mlp
+from metaprox.noise import Noise
+from metaprox.parameters import Parameters
+from workloads import LAM, WAYS, seconds
+
+SUPPORT, QUERY = 5, 25
+
+
+def strided(channels: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for inputs in (1, channels, channels, channels):
+        layers += [nn.Conv2d(inputs, channels, 3, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, WAYS))
+
+
+def transformer(width: int, layers: int) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    return nn.Sequential(encoder, nn.AdaptiveAvgPool2d((1, None)), nn.Flatten(), nn.Linear(width, WAYS))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "MLP 40-40-40-5": (lambda: mlp([40, 40, 40, WAYS]), (40,)),
+    "MLP 40-160-160-5": (lambda: mlp([40, 160, 160, WAYS]), (40,)),
+    "MLP 40-640-640-5": (lambda: mlp([40, 640, 640, WAYS]), (40,)),
+    "MLP 40-1280-1280-5": (lambda: mlp([40, 1280, 1280, WAYS]), (40,)),
+    "conv, 4 channels": (lambda: strided(4), (1, 28, 28)),
+    "conv, 16 channels": (lambda: strided(16), (1, 28, 28)),
+    "conv, 64 channels": (lambda: strided(64), (1, 28, 28)),
+    "conv, 32 channels, 84x84": (lambda: strided(32), (1, 84, 84)),
+    "transformer, d = 16, 1 layer": (lambda: transformer(16, 1), (16, 16)),
+    "transformer, d = 32, 2 layers": (lambda: transformer(32, 2), (16, 32)),
+    "transformer, d = 128, 2 layers": (lambda: transformer(128, 2), (64, 128)),
+}
+
+
+def measure(name: str, count: int, rounds: int, compile_too: bool) -> dict[str, Any]:
+    """The row of this network and number of tasks."""
+    torch.manual_seed(0)
+    build, shape = NETWORKS[name]
+    problem = mp.ProximalProblem.from_module(build(), cross_entropy, LAM)
+    sizes = (SUPPORT, QUERY)
+    tasks = mp.Task(*((torch.randn(count, n, *shape), (torch.arange(n) % WAYS).expand(count, n)) for n in sizes))
+    settings: dict[str, Any] = {"scheme": "forward", "residual_correction": True, "perturb": "center", "eps": 0.1}
+    backends: dict[str, dict[str, Any]] = {"loop": {"backend": "loop"}, "vmap": {"backend": "vmap"}}
+    if compile_too:
+        backends["compiled"] = {"backend": "vmap", "compile": True}
+    runs = {
+        label: mp.FOBMAML(mp.GradientDescent(0.01), 10, branch_steps=5, **settings, **own)
+        for label, own in backends.items()
+    }
+    params = problem.live_parameters()
+    times: dict[str, list[float]] = {label: [] for label in runs}
+    for round_ in range(rounds + 1):
+        for label, meta in runs.items():
+            time = seconds(lambda meta=meta: meta(problem, params, tasks))
+            if round_:
+                times[label].append(time)
+    median = {label: statistics.median(own) for label, own in times.items()}
+    with torch.no_grad():
+        noise = Noise(0, torch.device("cpu"))
+        cost = cost_of_task(problem, Parameters.of(problem, params), TaskBatch.of(tasks), noise)
+    return {
+        "network": name,
+        "parameters": sum(p.numel() for p in params.values()),
+        "tasks": count,
+        "flops": cost.flops,
+        "saved_bytes": cost.saved_bytes,
+        "loop_seconds": median["loop"],
+        **{label: median[label] / median["loop"] for label in runs if label != "loop"},
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = ["| network | parameters | tasks | MFLOP | vmap / loop | compiled / loop |", "|---" * 6 + "|"]
+    for row in rows:
+        compiled = f"{row['compiled']:.2f}" if "compiled" in row else ""
+        cells = [row["network"], f"{row['parameters']:,}", row["tasks"], f"{row['flops'] / 1e6:.2g}"]
+        lines.append(f"| {' | '.join(map(str, [*cells, format(row['vmap'], '.2f'), compiled]))} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.json and table.md")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--tasks", nargs="+", type=int, default=[4, 25], help="numbers of tasks (default: 4 25)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--eager", action="store_true", help="leave the compiled rows out: a minute instead of ten")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    rows = [measure(name, n, options.rounds, not options.eager) for name in options.networks for n in options.tasks]
+    print(markdown(rows))
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "rounds": options.rounds,
+        "versions": {name: version(name) for name in ("metaprox", "torch")},
+        "rows": rows,
+    }
+    (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "table.md").write_text(markdown(rows) + "\n")
+
+
+if __name__ == "__main__":
+    main()

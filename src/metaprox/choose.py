@@ -1,0 +1,153 @@
+"""backend="auto" and chunk_size="auto": decided by what one task takes, looked at once for each problem and shape."""
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from metaprox import checks
+from metaprox.backends import Backend, LoopBackend, VmapBackend
+from metaprox.batch import TaskBatch
+from metaprox.errors import InputError
+from metaprox.gradients import checked_loss
+from metaprox.noise import Noise
+from metaprox.parameters import Parameters
+from metaprox.problem import ProximalProblem
+from metaprox.vmapped import FlatLoss, evaluate_all
+
+BackendName = Literal["auto", "vmap", "loop"]
+ChunkSize = int | Literal["auto"] | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Up to how many parameters, and operations of a task's larger loss, eager vmap is taken for the faster one."""
+
+    parameters: float
+    flops: float
+
+
+# One thread of a CPU was measured: benchmarks/backends.py. Elsewhere starting an operation is what takes the time.
+LIMITS, ELSEWHERE = {"cpu": Limits(1e5, 2e8)}, Limits(1e7, math.inf)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one task takes: ``flops`` and ``saved_bytes`` are the larger loss's.
+
+    flops: operations of the matrix products and convolutions in a forward pass.
+    saved_bytes: what that keeps for the backward pass, parameters aside.
+    vmaps: whether vmap can take both losses.
+    """
+
+    flops: int
+    saved_bytes: int
+    vmaps: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings ``backend``, ``chunk_size`` and ``compile`` of an estimator, checked."""
+
+    backend: BackendName
+    chunk_size: ChunkSize
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        checks.choice("backend", self.backend, ("auto", "vmap", "loop"))
+        if self.chunk_size is not None and self.chunk_size != "auto":
+            checks.count("chunk_size", self.chunk_size)
+        if self.compile and self.backend == "loop":
+            raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
+
+    def of(
+        self, problem: ProximalProblem, parameters: Parameters, batch: TaskBatch, noise: Noise, held: int = 1
+    ) -> Backend:
+        """The backend for these tasks. ``held``: the evaluations whose memory a task takes at once under vmap."""
+        limits = LIMITS.get(parameters.device.type, ELSEWHERE)
+        if self.backend == "vmap" and self.chunk_size != "auto":
+            return VmapBackend(self.chunk_size, self.compile)
+        if self.backend == "loop":
+            return LoopBackend()
+        small = self.compile or parameters.adapted.size <= limits.parameters
+        if self.backend == "auto" and not (small and batch.stackable):
+            return self._loop()
+        cost = cost_of_task(problem, parameters, batch, noise)
+        chunk = self._chunk(cost, parameters, held) if self.chunk_size == "auto" else self.chunk_size
+        fits = chunk is None or chunk >= min(2, batch.size)
+        fast = cost.vmaps and fits and (self.compile or cost.flops <= limits.flops)
+        return VmapBackend(chunk, self.compile) if fast or self.backend == "vmap" else self._loop()
+
+    def _loop(self) -> Backend:
+        if self.compile:
+            warnings.warn(
+                "metaprox goes on without compile=True: these losses, or these tasks, can't be vmapped", stacklevel=2
+            )
+        return LoopBackend()
+
+    def _chunk(self, cost: Cost, parameters: Parameters, held: int) -> int:
+        """How many tasks take a quarter of the device's memory, at three times what is kept for a backward pass."""
+        vectors = (2 * held + 4) * parameters.adapted.size * parameters.adapted.dtype.itemsize
+        return max(1, memory_of(parameters.device) // 4 // (vectors + 3 * held * cost.saved_bytes))
+
+
+def memory_of(device: torch.device) -> int:
+    """All there is, in bytes, whatever of it is free: the same in every run on a machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def cost_of_task(problem: ProximalProblem, parameters: Parameters, batch: TaskBatch, noise: Noise) -> Cost:
+    """The cost of the batch's first task; looked up where a task of these shapes was seen before."""
+    task = batch.one(0)
+    leaves, tree = pytree.tree_flatten(task)
+    shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
+    key = ("cost", parameters.structure, shapes, tree)
+    if key not in problem.cache:
+        noise.set(0)
+        losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
+        parts = [_cost(checked_loss(loss, role), parameters, data) for loss, role, data in losses]
+        problem.cache[key] = Cost(
+            max(part.flops for part in parts),
+            max(part.saved_bytes for part in parts),
+            all(part.vmaps for part in parts),
+        )
+    found: Cost = problem.cache[key]
+    return found
+
+
+def _cost(loss: Any, parameters: Parameters, data: Any) -> Cost:
+    def flat(y: Tensor, data: Any) -> Any:
+        return loss(parameters.structure.unflatten(y, parameters.w), data)
+
+    x = parameters.x.detach().clone().requires_grad_()
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() != x.data_ptr():
+            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as flops:
+        result = flat(x, data)
+    del result
+    return Cost(flops.get_total_flops(), sum(saved.values()), _vmaps(flat, x.detach(), data))
+
+
+def _vmaps(loss: FlatLoss, x: Tensor, data: Any) -> bool:
+    """Whether a vmapped gradient can be had; torch says no with a RuntimeError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            evaluate_all(loss, x.expand(1, 1, -1), pytree.tree_map(lambda leaf: leaf.unsqueeze(0), data))
+        except RuntimeError:
+            return False
+    return True

@@ -1,0 +1,112 @@
+"""backend="auto" and chunk_size="auto": what they choose, and that they change nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+import metaprox as mp
+from metaprox.backends import LoopBackend, VmapBackend
+from metaprox.batch import TaskBatch
+from metaprox.choose import Choice, Cost, cost_of_task, memory_of
+from metaprox.models import cross_entropy, mean_squared_error, mlp
+from metaprox.noise import Noise
+from metaprox.parameters import Parameters
+from metaprox.tasks import Sinusoid
+
+NOISE = Noise(0, torch.device("cpu"))
+
+
+def classes(*shape, count=3, examples=5):
+    data = torch.randn(count, examples, *shape), torch.arange(examples).expand(count, -1) % 5
+    return mp.Task(data, data)
+
+
+def chosen(model, tasks, choice=Choice("auto", "auto"), loss=cross_entropy):  # noqa: B008 - frozen
+    problem = mp.ProximalProblem.from_module(model, loss, lam=0.5)
+    parameters = Parameters.of(problem, problem.live_parameters())
+    with torch.no_grad():
+        return choice.of(problem, parameters, TaskBatch.of(tasks), NOISE)
+
+
+def test_small_models_are_vmapped_and_large_ones_are_not():
+    assert isinstance(chosen(mlp([40, 40, 5]), classes(40)), VmapBackend)
+    assert chosen(mlp([40, 2000, 20, 5]), classes(40)) == LoopBackend()  # 122,000 parameters
+    image = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    assert isinstance(chosen(image, classes(3, 28, 28)), VmapBackend)
+    assert chosen(image, classes(3, 28, 28, examples=800)) == LoopBackend()  # 271 million operations
+
+
+def test_what_vmap_cannot_take_goes_through_the_loop():
+    def with_item(model, batch):
+        inputs, targets = batch
+        return mean_squared_error(model, batch)[0] if inputs.sum().item() > 1e9 else mean_squared_error(model, batch)
+
+    sinusoids = Sinusoid().batch(range(3))
+    assert chosen(mlp([1, 8, 1]), sinusoids, loss=with_item) == LoopBackend()
+    unequal = [mp.Task((torch.randn(n, 1), torch.randn(n, 1)), (torch.randn(2, 1), torch.randn(2, 1))) for n in (3, 4)]
+    assert chosen(mlp([1, 8, 1]), unequal, loss=mean_squared_error) == LoopBackend()
+    assert isinstance(chosen(mlp([1, 8, 1]), unequal[:1] * 2, loss=mean_squared_error), VmapBackend)
+
+
+def test_compiled_goes_past_the_limits_and_says_so_where_it_cannot():
+    compiled = Choice("auto", "auto", compile=True)
+    assert chosen(mlp([40, 2000, 20, 5]), classes(40), compiled).compile
+    strings = [mp.Task(("a", "b"), ("c", "d"))] * 2
+    with pytest.warns(UserWarning, match="goes on without compile=True"):
+        assert chosen(mlp([1, 8, 1]), strings, compiled) == LoopBackend()
+
+
+def test_the_cost_is_that_of_the_larger_loss():
+    problem = mp.ProximalProblem.from_module(nn.Linear(7, 5), cross_entropy, lam=0.5)
+    parameters = Parameters.of(problem, problem.live_parameters())
+    tasks = mp.Task(classes(7, examples=4).support, classes(7, examples=6).query)
+    with torch.no_grad():
+        cost = cost_of_task(problem, parameters, TaskBatch.of(tasks), NOISE)
+    assert cost.flops == 2 * 6 * 7 * 5
+    inputs, outputs = 6 * 7 * 4, 6 * 5 * 4
+    assert inputs + outputs <= cost.saved_bytes <= inputs + 4 * outputs
+    assert cost.vmaps
+
+
+def test_chunks_fit_a_quarter_of_the_memory(monkeypatch):
+    tasks = classes(40, count=8)
+    monkeypatch.setattr("metaprox.choose.cost_of_task", lambda *_: Cost(1, memory_of(torch.device("cpu")) // 60, True))
+    assert chosen(mlp([40, 8, 5]), tasks).chunk_size == 4
+    assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", "auto")).chunk_size == 4
+    assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", 6)).chunk_size == 6
+    monkeypatch.setattr("metaprox.choose.cost_of_task", lambda *_: Cost(1, memory_of(torch.device("cpu")), True))
+    assert chosen(mlp([40, 8, 5]), tasks) == LoopBackend()  # one task at a time is the loop's
+    assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", "auto")).chunk_size == 1
+
+
+def test_looking_is_done_once_for_each_shape():
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        return mean_squared_error(model, batch)
+
+    problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), loss, lam=0.5)
+    meta = mp.FOMAML(mp.GradientDescent(0.01), 2)
+    found = []
+    for shots in (5, 5, 6):
+        calls.clear()
+        meta(problem, problem.live_parameters(), Sinusoid(shots=shots).batch(range(3)))
+        found.append(len(calls))
+    assert found[0] - found[1] == 4 == found[2] - found[1]  # each loss plain, and under vmap
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_the_result_is_that_of_the_backend_chosen(backend):
+    """Dropout included: looking draws no number of the generators."""
+    model = nn.Sequential(nn.Linear(40, 8 if backend == "vmap" else 3000), nn.Dropout(0.2), nn.LazyLinear(5))
+    model(torch.zeros(1, 40))
+    problem, tasks = mp.ProximalProblem.from_module(model, cross_entropy, lam=0.5), classes(40)
+    results = []
+    for name in ("auto", backend):
+        torch.manual_seed(3)
+        meta = mp.FOBMAML(mp.GradientDescent(0.1), 3, backend=name)
+        results.append((meta(problem, problem.live_parameters(), tasks).grad, torch.rand(1)))
+    assert torch.equal(results[0][1], results[1][1])
+    for name, grad in results[0][0].items():
+        assert torch.equal(grad, results[1][0][name])
