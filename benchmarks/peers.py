@@ -82,9 +82,20 @@ class Row:
         return [self.method, self.model, self.backend, self.peer, difference, verdict]
 
 
-HIGHER = Peer("higher", peer_methods.maml_by_higher)
-TORCHOPT = Peer("torchopt", peer_methods.maml_by_torchopt)
-TORCHOPT_IMPLICIT = Peer("torchopt", peer_methods.imaml_by_torchopt)
+def flat(method: Callable[..., None]) -> Callable[[nn.Module, mp.Task, Inner], Tensor]:
+    """What ``method`` adds to ``.grad``, as one vector of the trained parameters, in the model's order."""
+
+    def meta_gradient(model: nn.Module, tasks: mp.Task, inner: Inner) -> Tensor:
+        model.zero_grad()
+        method(model, peer_methods.cross_entropy, tasks, inner)
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    return meta_gradient
+
+
+HIGHER = Peer("higher", flat(peer_methods.maml_by_higher))
+TORCHOPT = Peer("torchopt", flat(peer_methods.maml_by_torchopt))
+TORCHOPT_IMPLICIT = Peer("torchopt", flat(peer_methods.imaml_by_torchopt))
 
 PLAIN = Inner(mp.GradientDescent(0.1), steps=5)
 PROXIMAL = Inner(mp.GradientDescent(0.1), steps=5, lam=0.5)
@@ -113,7 +124,7 @@ def our_meta_gradient(model: nn.Module, tasks: mp.Task, inner: Inner, backend: B
     meta: mp.MAML | mp.IMAML = mp.MAML(inner.solver, inner.steps, backend=backend)
     if inner.cg_steps:
         meta = mp.IMAML(inner.solver, inner.steps, cg_steps=inner.cg_steps, backend=backend)
-    problem = mp.ProximalProblem.from_module(model, peer_methods.loss, inner.lam)
+    problem = mp.ProximalProblem.from_module(model, peer_methods.cross_entropy, inner.lam)
     grad = meta(problem, problem.live_parameters(), tasks).grad
     return torch.cat([g.flatten() for g in grad.values()])
 
