@@ -1,122 +1,210 @@
-"""How long does a meta-gradient take, in units of the plain gradients that it is made of?
+"""How long does a meta-gradient take, and how much memory, in units of the plain gradients that it is made of?
 
 The unit: K plain support gradients for each task, tasks one by one in eager mode. The floor: a unit and one query
 gradient for each task. FO-B-MAML here is K base steps, one query gradient and 5 branch steps (forward, residual
-correction, perturb="center" with eps = 0.1), in the loop, vmapped, and vmapped and compiled; beside it are our FO-MAML,
-MAML and iMAML (5 steps of conjugate gradients), vmapped. Gradient descent, float32, one thread.
+correction, perturb="center" with eps = 0.1), in the loop, vmapped, and vmapped and compiled; beside it are the paper's
+equation (2) written naively (nu = 0.1), our FO-MAML, MAML and iMAML, and those of higher, TorchOpt, learn2learn and
+Betty, where they are installed. Gradient descent, float32, one thread. The workloads are described in workloads.py, the
+rows in speed_rows.py.
 
-The workloads are described in workloads.py. Attention in the transformer has no second derivatives: MAML and iMAML are
-left out there.
+Time: all are timed in turn, in ``--rounds`` rounds; a row that has had 3 calls and ``--seconds`` sits out the rest. A
+call's ratio is to the unit of the same round, so that ratios hold while the machine's speed drifts; the median, and its
+quartiles. The first call is shown apart, and counts only where it took 2 seconds or more and compiled nothing; for the
+compiled row it is the time to compile. Short calls are repeated for 50 ms.
 
-All are timed in turn, in ``--rounds`` rounds after one that is not counted, so that ratios hold while the machine's
-speed drifts; the median of each, and its quartiles. The first call is timed apart: for compiled rows it is the time to
-compile. Each row is also held to a reference in the same run: FO-B-MAML's meta-gradients to those of the loop, the
-others to those of their own loop, by relative error. Prints a table, and writes results.json and table.md.
+Memory: the peak of tensor memory, ``.grad`` included, beyond the model and the data, in a process of its own, by the
+floor's.
+
+Error: ||g - reference|| / ||reference|| in the same run. The reference is the method in exact arithmetic: our loop in
+float64. TorchOpt's iMAML is held to conjugate gradients that go on where curvature is negative, as its own do and ours
+do not; Betty's darts to lam times FO-MAML's gradient, which it is. Limit: the error against the derivative that a
+difference approximates, with the same steps. (The gradient of F itself, at exact inner solutions, is out of reach here:
+with ReLU and lam = 0.5 the inner problems are neither smooth nor convex, and no solver brings their gradients to zero.)
+
+Prints a table for each workload, and writes results.json and table.md.
 """
 
 import argparse
+import gc
 import json
+import os
 import platform
 import statistics
-from collections.abc import Callable
-from importlib.metadata import version
+import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-import metaprox as mp
-from workloads import LAM, WORKLOADS, Workload, plain_gradients, relative_error, seconds
+from speed_memory import Job, peaks
+from speed_rows import COMPILED, FLOOR, HOW, ROWS, UNIT, Prepare, Row, Work, gradient, gradients, version_of
+from workloads import STEPS, Workload, workload
 
-
-def estimators(load: Workload, steps: int) -> dict[str, tuple[mp.Estimator, mp.Estimator | None]]:
-    """Name -> the estimator, and the one whose meta-gradient it is to have."""
-    solver = mp.GradientDescent(load.lr)
-    ours: dict[str, Any] = {"scheme": "forward", "residual_correction": True, "branch_steps": 5}
-    ours |= {"perturb": "center", "eps": 0.1}
-    loop = mp.FOBMAML(solver, steps, **ours, backend="loop")
-    found: dict[str, tuple[mp.Estimator, mp.Estimator | None]] = {
-        "FO-B-MAML, loop": (loop, None),
-        "FO-B-MAML, vmap": (mp.FOBMAML(solver, steps, **ours), loop),
-        "FO-B-MAML, compiled": (mp.FOBMAML(solver, steps, **ours, compile=True), loop),
-    }
-    others = (mp.FOMAML, mp.MAML, mp.IMAML) if load.second_order else (mp.FOMAML,)
-    for method in others:
-        found[f"{method.__name__}, vmap"] = (method(solver, steps), method(solver, steps, backend="loop"))
-    return found
+LEAST_CALLS, LONG, SHORT = 3, 2.0, 0.05
+Result = dict[str, Any]
 
 
-def measure(name: str, steps: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for the floor and for each estimator."""
-    torch.manual_seed(0)
-    load = WORKLOADS[name]()
-    problem = mp.ProximalProblem.from_module(load.model, load.loss, LAM)
-    unit, query = plain_gradients(load, load.tasks.support, steps), plain_gradients(load, load.tasks.query, 1)
-    work: dict[str, Callable[[], Any]] = {"unit": unit, "floor": lambda: (unit(), query())}
-    errors = {}
-    for label, (meta, reference) in estimators(load, steps).items():
-        work[label] = lambda meta=meta: meta(problem, problem.live_parameters(), load.tasks)
-        if reference is not None:
-            truth = reference(problem, problem.live_parameters(), load.tasks)
-            errors[label] = lambda label=label, truth=truth: relative_error(work[label]().grad, truth.grad)
-    first = {label: seconds(run) for label, run in work.items()}
-    found = {label: error() for label, error in errors.items()}
-    times: dict[str, list[float]] = {label: [] for label in work}
-    for _ in range(rounds):
-        for label, run in work.items():
-            times[label].append(seconds(run))
-    base = statistics.median(times["unit"])
-    return [
-        {
-            "workload": name,
-            "steps": steps,
-            "row": label,
-            "ratio": statistics.median(own) / base,
-            "quartiles": [q / base for q in statistics.quantiles(own, n=4)],
-            "first_call_seconds": first[label],
-            "relative_error": found.get(label),
-        }
-        for label, own in times.items()
-    ]
+def seconds(load: Workload, run: Work, calls: int = 1) -> float:
+    """Of one call. Garbage of earlier ones is collected before."""
+    gc.collect()
+    start = time.perf_counter()
+    for _ in range(calls):
+        load.model.zero_grad()
+        run()
+    return (time.perf_counter() - start) / calls
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| workload | K | row | time / unit | quartiles | first call, s | relative error |", "|---" * 7 + "|"]
+def relative_error(one: list[Tensor], other: list[Tensor]) -> float:
+    difference = sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True)) ** 0.5
+    return difference / sum(float(b.square().sum()) for b in other) ** 0.5
+
+
+def first_calls(load: Workload, rows: list[Row], steps: int) -> tuple[dict[Row, Work], dict[Row, Result]]:
+    """What runs, and for each row the seconds of the first call and its errors, or why it can't."""
+    wide = load.double()
+    wanted = {prepare for row in rows for prepare in (row.exactly, row.limit) if prepare}
+    truth = {prepare: gradient(prepare, wide, steps) for prepare in wanted}
+
+    def error(prepare: Prepare | None) -> float | None:
+        return None if prepare is None else relative_error(gradients(load), truth[prepare])
+
+    work: dict[Row, Work] = {}
+    found: dict[Row, Result] = {}
     for row in rows:
-        error = "" if row["relative_error"] is None else f"{row['relative_error']:.0e}"
+        try:
+            run = row.work(load, steps)
+            first = seconds(load, run)
+        except Exception as why:
+            if row.package is None:
+                raise
+            found[row] = {"cannot": textwrap.shorten(f"{type(why).__name__}: {why}", 100)}
+            continue
+        work[row] = run
+        found[row] = {"first_call_seconds": first, "error": error(row.exactly), "limit_error": error(row.limit)}
+    return work, found
+
+
+def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, seed: int) -> list[Result]:
+    """A result for each of ``rows``, of which the first is the unit."""
+    load = workload(name, seed)
+    work, found = first_calls(load, [row for row in rows if row.installed], steps)
+    unit = seconds(load, work[UNIT])
+    ratios: dict[Row, list[float]] = {row: [] for row in work}
+    spent: dict[Row, float] = {row: found[row]["first_call_seconds"] for row in work}
+    last = dict(spent)
+    for row in work:
+        if spent[row] >= LONG and row.name != COMPILED:
+            ratios[row].append(spent[row] / unit)
+    for _ in range(rounds):
+        for row, run in work.items():
+            if row is not UNIT and len(ratios[row]) >= LEAST_CALLS and spent[row] > budget:
+                continue
+            last[row] = seconds(load, run, max(1, int(SHORT / last[row])))
+            spent[row] += last[row]
+            ratios[row].append(last[row] / last[UNIT])
+    results = []
+    for row in rows:
+        result = {"workload": name, "steps": steps, "row": row.label(load)}
+        if not row.installed:
+            assert row.package is not None
+            result["cannot"] = f"not installed: {HOW[row.package]}"
+        results.append(result | found.get(row, {}) | spread(ratios.get(row, [])))
+    unit_times = {"unit_seconds": last[UNIT]}
+    return [result | unit_times for result in results]
+
+
+def spread(ratios: list[float]) -> Result:
+    if not ratios:
+        return {}
+    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return {"ratio": statistics.median(ratios), "quartiles": quartiles, "calls": len(ratios)}
+
+
+def memory(rows: list[Row], cases: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], dict[Row, Result]]:
+    """(workload, K) -> for each row its peak, and by the floor's."""
+    found = {row: peaks(Job(row.name, cases, seed)) for row in rows if row.installed}
+    return {
+        case: {
+            row: {"peak_bytes": own[i], "peak_ratio": None if own[i] is None else own[i] / found[FLOOR][i]}
+            for row, own in found.items()
+        }
+        for i, case in enumerate(cases)
+    }
+
+
+def markdown(results: list[Result]) -> str:
+    """One table: the unit, the floors, then by time; what can't run at the end."""
+    head = ["K", "row", "time / unit", "quartiles", "calls", "first call, s", "memory / floor", "error", "limit"]
+    ran = [row for row in results if "cannot" not in row]
+    ran.sort(key=lambda row: (row["steps"], "one by one" not in row["row"], row["ratio"]))
+    lines = [head, ["---"] * len(head)]
+    for row in ran:
         low, _, high = row["quartiles"]
-        cells = [row["workload"], row["steps"], row["row"], f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]
-        cells += [f"{row['first_call_seconds']:.2f}", error]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        lines.append([str(row["steps"]), row["row"], f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"])
+        lines[-1] += [str(row["calls"]), f"{row['first_call_seconds']:.2f}", number(row.get("peak_ratio"), ".2f")]
+        lines[-1] += [number(row["error"], ".0e"), number(row["limit_error"], ".0e")]
+    table = [f"| {' | '.join(line)} |" for line in lines]
+    cannot = {row["row"]: row["cannot"] for row in results if "cannot" in row}
+    return "\n".join([*table, *(f"\n{name}: {why}" for name, why in cannot.items())])
+
+
+def number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def processor() -> str:
+    """Its model, where the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for results.json and table.md")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="enough for a row (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of parameters and tasks (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    rows = [
-        row
-        for name in options.workloads
-        for steps in WORKLOADS[name]().steps
-        for row in measure(name, steps, options.rounds)
-    ]
-    table = markdown(rows)
-    print(table)
+    cases = [(name, steps) for name in options.workloads for steps in STEPS[name]]
+    peak = memory(ROWS, cases, options.seed)
+    rows: list[Result] = []
+    tables = []
+    for name in options.workloads:
+        results: list[Result] = []
+        for steps in STEPS[name]:
+            timed = measure(name, steps, ROWS, options.rounds, options.seconds, options.seed)
+            results += [one | peak[name, steps].get(row, {}) for row, one in zip(ROWS, timed, strict=True)]
+        tables.append(f"## {name}\n\n{markdown(results)}\n")
+        print(tables[-1], flush=True)
+        rows += results
     options.out.mkdir(parents=True, exist_ok=True)
+    packages = ("metaprox", "torch", *HOW)
     record = {
-        "machine": f"{platform.machine()}, {platform.system()}",
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "threads": options.threads,
         "rounds": options.rounds,
-        "versions": {name: version(name) for name in ("metaprox", "torch")},
+        "seconds": options.seconds,
+        "seed": options.seed,
+        "versions": {"python": platform.python_version()} | {name: version_of(name) for name in packages},
         "rows": rows,
     }
     (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    (options.out / "table.md").write_text(table + "\n")
+    (options.out / "table.md").write_text(f"{described(record)}\n\n" + "\n".join(tables))
+
+
+def described(record: Result) -> str:
+    versions = ", ".join(f"{name} {found}" for name, found in record["versions"].items() if found)
+    machine = "{processor}, {cores} cores".format(**record["machine"])
+    settings = "threads of torch: {threads}; seed: {seed}; rounds: {rounds}".format(**record)
+    return f"{machine}; {settings}; {versions}."
 
 
 if __name__ == "__main__":
