@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS_READY := $(VENV)/.peers
+BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
@@ -20,6 +21,13 @@ $(READY): pyproject.toml constraints.txt
 
 $(PEERS_READY): $(READY)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,dev,peers]'
+	touch $@
+
+# Betty's metadata is such that pip 24.1 and newer refuse it, and so would every extra with it in. It needs torch alone.
+$(BETTY_READY): $(PEERS_READY)
+	$(PYTHON) -m venv $(VENV)/pip-23
+	$(VENV)/pip-23/bin/python -m pip install --quiet --disable-pip-version-check 'pip<24.1'
+	$(VENV)/pip-23/bin/python -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --no-deps betty-ml==0.1.1
 	touch $@
 
 demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures and a report in runs/demo
@@ -62,7 +70,7 @@ banking77-methods: $(READY)  ## methods on BANKING77 at equal gradient evaluatio
 peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
 	$(BIN)/python benchmarks/peers.py --out results/peers
 
-bench: $(READY)  ## time of a meta-gradient in units of plain gradients, compiled and not, ten minutes: results/speed
+bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradients and other libraries, half an hour: results/speed
 	$(BIN)/python benchmarks/speed.py --out results/speed
 
 clean:  ## remove the environment and caches, not runs or results

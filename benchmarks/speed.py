@@ -79,7 +79,7 @@ def first_calls(load: Workload, rows: list[Row], steps: int) -> tuple[dict[Row, 
         except Exception as why:
             if row.package is None:
                 raise
-            found[row] = {"cannot": textwrap.shorten(f"{type(why).__name__}: {why}", 100)}
+            found[row] = {"cannot": "can't: " + textwrap.shorten(f"{type(why).__name__}: {why}", 100)}
             continue
         work[row] = run
         found[row] = {"first_call_seconds": first, "error": error(row.exactly), "limit_error": error(row.limit)}

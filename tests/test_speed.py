@@ -1,0 +1,73 @@
+"""Rows of the speed benchmark on few tasks of its smallest workload: meta-gradients are what they are held to."""
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import metaprox as mp
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("speed")
+
+    def small(name, seed):
+        load = importlib.import_module("workloads").workload(name, seed)
+        return replace(load, tasks=mp.Task(*(tuple(leaf[:2] for leaf in part) for part in load.tasks)))
+
+    monkeypatch.setattr(module, "workload", small)
+    return module
+
+
+def rows_of(speed):
+    return [row for row in speed.ROWS if row.installed and row.name != speed.COMPILED]
+
+
+def test_every_row_has_the_meta_gradient_that_it_is_held_to(speed):
+    results = speed.measure("sinusoid", 1, rows_of(speed), rounds=1, budget=0.0, seed=0)
+    assert results[0]["ratio"] == 1.0
+    errors = {row["row"]: row["error"] for row in results if row["error"] is not None}
+    assert {"FO-B-MAML, loop", "FO-MAML, vmap", "MAML, torch.func by hand", "iMAML, vmap"} <= set(errors)
+    assert max(errors.values()) < 1e-3
+    limits = {row["row"]: row["limit_error"] for row in results if row["limit_error"] is not None}
+    assert set(limits) == {"FO-B-MAML, loop", "FO-B-MAML, vmap", "FO-B-MAML, equation (2) by hand"}
+    assert max(limits.values()) < 1e-2
+    table = speed.markdown(results).splitlines()
+    assert [line.split(" | ")[1] for line in table[2:4]] == [speed.UNIT.name, speed.FLOOR.name]
+
+
+def test_a_wrong_meta_gradient_shows(speed):
+    half = importlib.import_module("speed_rows").scaled(speed.ROWS[8].prepare, 0.5)
+    wrong = replace(speed.ROWS[8], prepare=half)
+    assert wrong.name == "FO-MAML, vmap"
+    _, result = speed.measure("sinusoid", 1, [speed.UNIT, wrong], rounds=1, budget=0.0, seed=0)
+    assert result["error"] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_peer_that_is_absent_or_cannot_is_said_so(speed, monkeypatch):
+    def unable(load, steps):
+        raise RuntimeError("not for this model")
+
+    fomaml = speed.ROWS[8]
+    absent = replace(fomaml, name="absent", package="a-package-that-nobody-has")
+    cannot = replace(fomaml, name="cannot", package="torch", prepare=unable)
+    rows = importlib.import_module("speed_rows")
+    monkeypatch.setitem(rows.HOW, "a-package-that-nobody-has", "pip install it")
+    monkeypatch.setitem(rows.MODULES, "torch", "torch")
+    results = speed.measure("sinusoid", 1, [speed.UNIT, absent, cannot], rounds=1, budget=0.0, seed=0)
+    table = speed.markdown(results)
+    assert "absent: not installed: pip install it" in table
+    assert "cannot: can't: RuntimeError: not for this model" in table
+
+
+def test_memory_of_the_loop_is_between_the_floor_and_maml(speed):
+    from_rows = importlib.import_module("speed_memory").peak
+    floor, loop, maml = (
+        from_rows(name, "sinusoid", 1, 0) for name in (speed.FLOOR.name, "FO-B-MAML, loop", "MAML, loop")
+    )
+    assert floor < loop < maml
