@@ -47,8 +47,9 @@ Result = dict[str, Any]
 
 
 def seconds(load: Workload, run: Work, calls: int = 1) -> float:
-    """Of one call. Garbage of earlier ones is collected before."""
+    """Of one call. Garbage of earlier ones is collected before; what survives is left out of later collections."""
     gc.collect()
+    gc.freeze()
     start = time.perf_counter()
     for _ in range(calls):
         load.model.zero_grad()
@@ -104,6 +105,7 @@ def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, 
             last[row] = seconds(load, run, max(1, int(SHORT / last[row])))
             spent[row] += last[row]
             ratios[row].append(last[row] / last[UNIT])
+    gc.unfreeze()
     results = []
     for row in rows:
         result = {"workload": name, "steps": steps, "row": row.label(load)}
