@@ -38,8 +38,8 @@ def test_small_models_are_vmapped_and_large_ones_are_not():
 
 def test_what_vmap_cannot_take_goes_through_the_loop():
     def with_item(model, batch):
-        inputs, targets = batch
-        return mean_squared_error(model, batch)[0] if inputs.sum().item() > 1e9 else mean_squared_error(model, batch)
+        scale = 2.0 if batch[0].sum().item() > 1e9 else 1.0
+        return scale * mean_squared_error(model, batch)
 
     sinusoids = Sinusoid().batch(range(3))
     assert chosen(mlp([1, 8, 1]), sinusoids, loss=with_item) == LoopBackend()
