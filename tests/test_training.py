@@ -252,3 +252,20 @@ def test_folders_without_a_run_or_with_a_damaged_one_are_refused(tmp_path):
     (folder.path / "config.json").write_text("{")
     with pytest.raises(mp.RunFolderError, match="not JSON"):
         training.resume(folder.path)
+
+
+def test_long_runs_of_small_models_are_compiled_where_there_is_a_compiler(monkeypatch, tmp_path):
+    def resolved(**settings):
+        return training.TrainConfig(**settings).resolved().compile == "on"
+
+    monkeypatch.setenv("CXX", "true")  # any program there is
+    assert resolved(tasks="mnist1d")
+    assert resolved(tasks="sinusoid", meta_steps=1000, method="reptile")
+    assert not resolved(tasks="sinusoid", meta_steps=999)
+    assert not resolved(tasks="mnist1d", backend="loop")
+    assert not resolved(tasks="mnist1d", method="maml")
+    assert not resolved(tasks="banking77", meta_steps=2000)
+    assert not resolved(tasks="mnist1d", compile="off")
+    assert resolved(tasks="mnist1d", meta_steps=10, compile="on")
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert not resolved(tasks="mnist1d")
