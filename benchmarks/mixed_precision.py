@@ -6,8 +6,8 @@ difference are float32. The truth is ``mp.Tangent`` in float64 with the same sol
 and of the precision, and not that of 20 steps. ||g - truth|| / ||truth||, median over seeds.
 
 The step is nu for perturb="loss" and eps for "center". (machine epsilon)^(1/(p+1)) for a scheme of order p balances
-truncation and rounding: the library takes it with the epsilon of the parameters' dtype, float32, and can't know that
-the losses are coarser. The table has it for both dtypes, and a grid of steps.
+truncation and rounding: the library's default is no shorter than that with the epsilon of the parameters' dtype,
+float32, and can't know that the losses are coarser. The table has it for both dtypes, and a grid of steps.
 
 Prints a table, and writes results.json and table.md.
 """
@@ -102,7 +102,7 @@ def measure(seeds: list[int]) -> list[dict[str, object]]:
 
 def markdown(rows: list[dict[str, object]]) -> str:
     """One line for each scheme and place of the perturbation."""
-    header = ["perturb", "scheme", "all float32, its default", "bfloat16, float32's default", "bfloat16, its own"]
+    header = ["perturb", "scheme", "all float32, its balance", "bfloat16, float32's balance", "bfloat16, its own"]
     lines = [header + [f"{step:g}" for step in GRID]]
     for perturb in PERTURB:
         for scheme in SCHEMES:

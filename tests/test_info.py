@@ -5,6 +5,7 @@ import torch
 
 import metaprox as mp
 from conftest import LAM, SCHEMES
+from metaprox.stencil import STENCILS
 
 
 def parts(params, tasks, out):
@@ -76,6 +77,29 @@ def test_nu_of_the_center_perturbation_moves_the_center_by_eps(quadratic):
     out = mp.FOBMAML(mp.GradientDescent(0.5), steps=3, perturb="center", eps=0.02)(problem, params, tasks)
     _, v, _ = parts(params, tasks, out)
     torch.testing.assert_close(out.info.nu / LAM * v.norm(dim=1), torch.full((5,), 0.02, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 40])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_default_step_is_as_long_as_the_base_is_inaccurate(quadratic, scheme, steps):
+    """eps = min(1, ||r||/lam)^(1/p), and for "loss" nu = lam eps/||v||, at most 0.1."""
+    problem, params, tasks = quadratic
+    order = STENCILS[scheme].order
+    for perturb in ("center", "loss"):
+        out = mp.FOBMAML(mp.GradientDescent(0.5), steps=steps, scheme=scheme, perturb=perturb)(problem, params, tasks)
+        _, v, _ = parts(params, tasks, out)
+        nu = LAM * (out.info.base_residual / LAM).clamp(max=1) ** (1 / order) / v.norm(dim=1)
+        torch.testing.assert_close(out.info.nu, nu if perturb == "center" else nu.clamp(max=0.1))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_default_step_does_not_fall_below_the_one_that_balances_rounding(quadratic, scheme):
+    problem, params, tasks = quadratic
+    out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-14, max_steps=100, scheme=scheme, perturb="center")(problem, params, tasks)
+    _, v, _ = parts(params, tasks, out)
+    least = STENCILS[scheme].default_step(torch.finfo(torch.float64).eps)
+    eps = out.info.nu / LAM * v.norm(dim=1)
+    torch.testing.assert_close(eps, torch.full_like(eps, least))
 
 
 def test_summary_has_the_median_and_the_worst(quadratic):

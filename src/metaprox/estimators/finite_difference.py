@@ -18,6 +18,9 @@ from metaprox.solve import Fused, Solution, Step, add_weighted, solve_parts
 from metaprox.solvers.protocol import InnerSolver, separates_branches
 from metaprox.stencil import Stencil, stencil
 
+# Of the default steps. Branches at nu < 0 minimize fhat - |nu| f, which needs a small nu to have a minimum.
+LARGEST_EPS, LARGEST_NU = 1.0, 0.1
+
 
 @dataclass(frozen=True)
 class FOBMAML(Branched):
@@ -44,7 +47,9 @@ class FOBMAML(Branched):
         perturb: where nu enters, as above. "center" needs the query gradient once a task, "loss" at every step.
         nu: weight of the query loss at a node of 1, for perturb="loss".
         eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
-            Both default to (machine epsilon)^(1/(order + 1)).
+        Where neither is given, eps = min(1, ||r||/lam)^(1/order) for each task, with r the gradient left at y_0, so
+            that the truncation is of the order of the base's own error, and nu = min(0.1, lam eps / ||v||) for
+            "loss". eps is at least (machine epsilon)^(1/(order + 1)), which balances rounding.
         branch_solver: solver of the branches (default: ``solver``). ``mp.Anderson`` needs the fewest steps.
         branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
         residual_correction: subtract the gradient left at y_0 from every branch's gradient, so that y_0 is
@@ -139,7 +144,7 @@ class FOBMAML(Branched):
         norm_residual, norm_v = _norm(residual), _norm(query.grad)
         require_finite(norm_residual, norm_v, gradients.start)
         rule = stencil(self.scheme)
-        nu = self._step(rule, gradients.lam, norm_v)
+        nu = self._step(rule, gradients.lam, norm_v, norm_residual)
         origin = _Origin(*self._table(rule), nu, norm_residual, norm_v, y0, residual, query.grad)
         return origin, replace(query, grad=norm_v), shared
 
@@ -224,13 +229,13 @@ class FOBMAML(Branched):
         nodes, weights = zip(*rows, strict=True)
         return nodes, weights
 
-    def _step(self, rule: Stencil, lam: float, norm_v: Tensor) -> Tensor:
+    def _step(self, rule: Stencil, lam: float, norm_v: Tensor, norm_residual: Tensor) -> Tensor:
         """nu [T, 1, 1]. Where v = 0 every step gives 0, so any finite one will do."""
-        default = rule.default_step(torch.finfo(norm_v.dtype).eps)
-        if self.perturb == "loss":
-            return torch.full_like(norm_v, self.nu or default)
-        eps = self.eps or default
-        return torch.where(norm_v > 0, lam * eps / norm_v, 1.0)
+        if self.nu is not None:
+            return torch.full_like(norm_v, self.nu)
+        eps = _distance(rule, norm_residual / lam) if self.eps is None else self.eps
+        nu = torch.where(norm_v > 0, lam * eps / norm_v, LARGEST_NU)
+        return nu if self.perturb == "center" else nu.clamp(max=LARGEST_NU)
 
     def _shared_difference(self, gradients: Gradients, origin: "_Origin", branches: Solution) -> Tensor:
         """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point."""
@@ -259,6 +264,12 @@ class _Origin:
 
     def __post_init__(self) -> None:
         self.tilt = self.nu.new_tensor(self.nodes)[:, None] * self.nu
+
+
+def _distance(rule: Stencil, error: Tensor) -> Tensor:
+    """The default eps, where y_0 is at most ``error`` from the solution (for a convex inner loss)."""
+    least = rule.default_step(torch.finfo(error.dtype).eps)
+    return (error.clamp(max=LARGEST_EPS) ** (1 / rule.order)).clamp(min=least)
 
 
 def _norm(vector: Tensor) -> Tensor:
