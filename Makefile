@@ -8,7 +8,7 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-methods peers bench clean
+.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-methods peers bench bench-error bench-scaling clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -72,6 +72,12 @@ peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOp
 
 bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradients and other libraries, half an hour: results/speed
 	$(BIN)/python benchmarks/speed.py --out results/speed
+
+bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, beside TorchOpt's iMAML, half an hour: results/error-cost
+	$(BIN)/python benchmarks/error_cost.py --out results/error-cost
+
+bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
+	$(BIN)/python benchmarks/scaling.py --out results/scaling
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

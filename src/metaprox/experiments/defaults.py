@@ -17,7 +17,7 @@ A single step says little of training. So there are short runs too: query loss o
 8 tasks by normalized SGD, relative to that at the initial weights, for steps of the difference over decades; two seeds.
 
 "rounding" is the step (machine epsilon)^(1/(p+1)); "rule" the default, eps = min(1, ||r||/lam)^(1/p) with r the
-gradient that is left at y_0, and nu = min(0.1, lam eps/||v||). Takes 15 minutes on one core (quick: one).
+gradient that is left at y_0, and nu = min(0.1, lam eps/||v||). Takes 15 minutes on one core (quick: two).
 """
 
 from collections.abc import Mapping

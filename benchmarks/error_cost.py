@@ -1,0 +1,301 @@
+"""How accurate is a meta-gradient for its time? FO-B-MAML against iMAML, TorchOpt's and ours.
+
+Both approximate grad F of the proximal problem. The error is relative, against a reference: ours of iMAML after a solve
+to a gradient of 1e-4 and up to 200 steps of conjugate gradients. The time is in units of one plain support gradient for
+each task, all timed in turn, in ``--rounds`` rounds after one that is not counted, so that ratios hold while the
+machine's speed drifts; medians. float32, one thread.
+
+Along each line the work grows: base steps K, and for each K branch steps of FO-B-MAML (Anderson, forward with residual
+correction, perturb="center", the default eps) or steps of conjugate gradients. The base is gradient descent for all;
+"Anderson base" has Anderson in its place, which TorchOpt's users would have to write. Attention runs by torch's math
+kernel, for the fused ones have no second derivatives: in every method, so that the times compare.
+
+The workloads are those of workloads.py with changes, because grad F must exist to be compared with. With ReLU and max
+pooling, inner solves come to rest on kinks, and with lam = 0.5 H + lam I can have negative eigenvalues where K steps
+end, so that no method that solves with it is near grad F. Here they have GELU, average pooling, lam = 10, and for conv
+an inner step of 0.015 that this lam allows. "posed" in the results has both: the gradient left after K = 20 and after
+200 steps, and the least and largest Ritz value of H + lam I after K, from 30 steps of Lanczos. Ten sinusoids, two tasks
+of conv, one of transformer. Vmapped at the least K only, but for sinusoids.
+
+Writes results.json, table.md and error_cost.png. Workloads that are not run again keep their numbers in results.json.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import metaprox as mp
+import peer_methods
+from metaprox.batch import TaskBatch
+from metaprox.gradients import flat_loss
+from metaprox.models import mean_squared_error
+from metaprox.parameters import Parameters
+from metaprox.training import style
+from workloads import LAM, WORKLOADS, Workload, plain_gradients, relative_error, seconds
+
+SMOOTH_LAM, TARGET, POSED_STEPS = 10.0, 0.05, 20
+TASKS = {"sinusoid": 10, "conv": 2, "transformer": 1}
+BASE = {"sinusoid": (20, 40), "conv": (20, 60), "transformer": (10, 20)}
+ANDERSON_BASE = {"sinusoid": (5, 10), "conv": (20, 40), "transformer": (5, 10)}
+BRANCH_STEPS = {"sinusoid": (4, 8, 12), "conv": (6, 12), "transformer": (4, 8)}
+CG_STEPS = {"sinusoid": (3, 6, 9), "conv": (5, 10), "transformer": (3, 6)}
+LR = {"sinusoid": 0.01, "conv": 0.015, "transformer": 0.01}
+LOOKS = {
+    "FO-B-MAML, loop": ("o", "-", style.BLUE),
+    "FO-B-MAML, vmap": ("D", "-", style.LIGHT_BLUE),
+    "FO-B-MAML, Anderson base": ("P", "--", style.PURPLE),
+    "iMAML, ours, loop": ("s", "-", style.GREEN),
+    "iMAML, ours, vmap": ("X", "-", style.GREY),
+    "iMAML, TorchOpt": ("^", "-", style.ORANGE),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A method with some amount of work; ``gradient`` is called anew each time it is timed."""
+
+    method: str
+    steps: int
+    inner: int
+    gradient: Callable[[], dict[str, Tensor]]
+
+
+def smooth(module: nn.Module) -> nn.Module:
+    """ReLU -> GELU and max -> average pooling, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU):
+            setattr(module, name, nn.GELU())
+        elif isinstance(child, nn.MaxPool2d):
+            setattr(module, name, nn.AvgPool2d(child.kernel_size))
+        else:
+            smooth(child)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation = nn.functional.gelu
+    return module
+
+
+def workload(name: str, *, as_it_is: bool = False) -> Workload:
+    torch.manual_seed(0)
+    load = WORKLOADS[name]()
+    support, query = (tuple(leaf[: TASKS[name]] for leaf in part) for part in load.tasks)
+    load = replace(load, tasks=mp.Task(support, query))
+    return load if as_it_is else replace(load, model=smooth(load.model), lr=LR[name])
+
+
+def jobs(name: str, load: Workload) -> Iterator[Job]:
+    problem = mp.ProximalProblem.from_module(load.model, load.loss, SMOOTH_LAM)
+    descent, anderson = mp.GradientDescent(load.lr), mp.Anderson(load.lr)
+    branches: dict[str, Any] = {"scheme": "forward", "residual_correction": True, "perturb": "center"}
+    branches |= {"branch_solver": anderson}
+
+    def job(method: str, steps: int, inner: int, meta: mp.Estimator) -> Job:
+        return Job(method, steps, inner, lambda: meta(problem, problem.live_parameters(), load.tasks).grad)
+
+    for steps in BASE[name]:
+        for backend in ("loop", "vmap") if steps == BASE[name][0] or name == "sinusoid" else ("loop",):
+            where: dict[str, Any] = {"backend": backend}
+            for inner in BRANCH_STEPS[name]:
+                meta = mp.FOBMAML(descent, steps, branch_steps=inner, **branches, **where)
+                yield job(f"FO-B-MAML, {backend}", steps, inner, meta)
+            for inner in CG_STEPS[name]:
+                yield job(f"iMAML, ours, {backend}", steps, inner, mp.IMAML(descent, steps, cg_steps=inner, **where))
+        for inner in CG_STEPS[name]:
+            yield Job("iMAML, TorchOpt", steps, inner, lambda s=steps, i=inner: torchopt_imaml(name, load, s, i))
+    for steps in ANDERSON_BASE[name]:
+        for inner in BRANCH_STEPS[name]:
+            meta = mp.FOBMAML(anderson, steps, branch_steps=inner, **branches, backend="vmap")
+            yield job("FO-B-MAML, Anderson base", steps, inner, meta)
+
+
+def torchopt_imaml(name: str, load: Workload, steps: int, cg_steps: int) -> dict[str, Tensor]:
+    """By name of the parameter. The loss of the peer methods is the cross entropy."""
+    inner = peer_methods.Inner(mp.GradientDescent(load.lr), steps, SMOOTH_LAM, cg_steps)
+    with mock.patch.object(peer_methods, "loss", mean_squared_error) if name == "sinusoid" else nullcontext():
+        flat = peer_methods.imaml_by_torchopt(load.model, load.tasks, inner)
+    named = dict(load.model.named_parameters())
+    pieces = flat.split([p.numel() for p in named.values()])
+    return {key: piece.view_as(p) for (key, p), piece in zip(named.items(), pieces, strict=True)}
+
+
+def reference(load: Workload) -> mp.MetaGradient:
+    problem = mp.ProximalProblem.from_module(load.model, load.loss, SMOOTH_LAM)
+    solver = mp.AdaptiveGradientDescent(load.lr)
+    meta = mp.IMAML(solver, tol=1e-4, max_steps=1000, cg_steps=200, cg_tol=1e-4, backend="loop")
+    return meta(problem, problem.live_parameters(), load.tasks)
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    load = workload(name)
+    truth = reference(load)
+    unit = plain_gradients(load, load.tasks.support, 10)
+    todo = list(jobs(name, load))
+    errors = [relative_error(job.gradient(), truth.grad) for job in todo]
+    times: list[list[float]] = [[] for _ in todo]
+    units = []
+    for _ in range(rounds):
+        units.append(seconds(unit) / 10)
+        for job, own in zip(todo, times, strict=True):
+            own.append(seconds(job.gradient))
+    base = statistics.median(units)
+    return {
+        "reference": {
+            "base_residual": float(truth.info.base_residual.max()),
+            "steps": int(truth.info.base_steps.max()),
+            "linear_residual": float(truth.info.error_estimate.max()),
+        },
+        "unit_seconds": base,
+        "rows": [
+            {
+                "method": job.method,
+                "steps": job.steps,
+                "inner": job.inner,
+                "error": error,
+                "time": statistics.median(own) / base,
+                "quartiles": [q / base for q in statistics.quantiles(own, n=4)],
+            }
+            for job, error, own in zip(todo, errors, times, strict=True)
+        ],
+    }
+
+
+def posed(name: str, lam: float, *, as_it_is: bool) -> dict[str, Any]:
+    """Whether grad F is there to be had, by the first task."""
+    load = workload(name, as_it_is=as_it_is)
+    problem, first = mp.ProximalProblem.from_module(load.model, load.loss, lam), _first(load.tasks)
+    params = problem.live_parameters()
+    solved = mp.FOMAML(mp.GradientDescent(load.lr), POSED_STEPS, backend="loop")(problem, params, first)
+    longer = mp.IMAML(mp.AdaptiveGradientDescent(load.lr), 200, cg_steps=1, backend="loop")(problem, params, first)
+    assert solved.adapted is not None
+    parameters = Parameters.of(problem, params)
+    y = parameters.adapted.flatten({key: value[0] for key, value in solved.adapted.items()}).requires_grad_()
+    inner = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
+    phi = inner(y, TaskBatch.of(first).one(0).support)[0] + lam / 2 * (y - parameters.x).square().sum()
+    slope = torch.autograd.grad(phi, y, create_graph=True)[0]
+    least, largest = ritz_values(lambda p: torch.autograd.grad(slope, y, p, retain_graph=True)[0], len(y))
+    return {
+        "lam": lam,
+        "residual": float(slope.detach().norm()),
+        "residual_after_200": float(longer.info.base_residual[0]),
+        "least_ritz_value": least,
+        "largest_ritz_value": largest,
+    }
+
+
+def _first(tasks: mp.Task) -> mp.Task:
+    support, query = (tuple(leaf[:1] for leaf in part) for part in tasks)
+    return mp.Task(support, query)
+
+
+def ritz_values(product: Callable[[Tensor], Tensor], size: int, steps: int = 30) -> tuple[float, float]:
+    """The least and the largest of the Lanczos matrix, with full reorthogonalization."""
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    basis = [vector / vector.norm()]
+    projected = torch.zeros(steps, steps)
+    for k in range(steps):
+        image = product(basis[-1])
+        for j, one in enumerate(basis):
+            projected[j, k] = image @ one
+            image = image - projected[j, k] * one
+        basis.append(image / image.norm())
+    values = torch.linalg.eigvalsh(projected.triu() + projected.triu(1).T)
+    return float(values[0]), float(values[-1])
+
+
+def fastest(rows: list[dict[str, Any]], method: str) -> dict[str, Any] | None:
+    """The row of the least time with an error of at most TARGET."""
+    good = [row for row in rows if row["method"] == method and row["error"] <= TARGET]
+    return min(good, key=lambda row: row["time"]) if good else None
+
+
+def markdown(results: dict[str, Any]) -> str:
+    lines = ["| workload | method | time to 5 % | error | K | branch or CG steps | least error |", "|---" * 7 + "|"]
+    for name, found in results["workloads"].items():
+        for method in LOOKS:
+            rows = [row for row in found["rows"] if row["method"] == method]
+            least = min(row["error"] for row in rows)
+            best = fastest(rows, method)
+            cells = ["not reached", "", "", ""]
+            if best:
+                cells = [f"{best['time']:.1f}", f"{100 * best['error']:.1f} %", f"{best['steps']}", f"{best['inner']}"]
+            lines.append(f"| {name} | {method} | {' | '.join(cells)} | {100 * least:.1f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    found = results["workloads"]
+    for axes, (name, one) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
+        style.tidy(axes, name)
+        for method in LOOKS:
+            _draw_method(axes, method, [row for row in one["rows"] if row["method"] == method])
+        axes.axhline(TARGET, color=style.GREY, linewidth=0.8)
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        style.log_scale(axes)
+        axes.set_xlabel("time, in plain gradients of all tasks")
+    figure.axes[0].set_ylabel("relative error of the meta-gradient")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize="small", loc="outside lower center", ncols=6)
+    return figure
+
+
+def _draw_method(axes: Axes, method: str, rows: list[dict[str, Any]]) -> None:
+    """A line for each K."""
+    marker, line, color = LOOKS[method]
+    for index, steps in enumerate(sorted({row["steps"] for row in rows})):
+        own = [row for row in rows if row["steps"] == steps]
+        look = {"color": color, "linestyle": line, "marker": marker, "markersize": 4, "linewidth": 0.9}
+        label = method if index == 0 else None
+        axes.plot([row["time"] for row in own], [row["error"] for row in own], label=label, **look)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, 2 or more (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {"posed": {}, "workloads": {}}
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "results.json"
+    if file.exists():
+        results = json.loads(file.read_text())
+    results |= {
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "threads": 1,
+        "rounds": options.rounds,
+        "lam": SMOOTH_LAM,
+        "versions": {name: version(name) for name in ("metaprox", "torch", "torchopt")},
+    }
+    with sdpa_kernel(SDPBackend.MATH):
+        for name in options.workloads:
+            asked, changed = posed(name, LAM, as_it_is=True), posed(name, SMOOTH_LAM, as_it_is=False)
+            results["posed"][name] = {"as it is": asked, "here": changed}
+            results["workloads"][name] = measure(name, options.rounds)
+            file.write_text(json.dumps(results, indent=1) + "\n")
+    table = markdown(results)
+    print(table)
+    (options.out / "table.md").write_text(table)
+    draw(results).savefig(options.out / "error_cost.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
