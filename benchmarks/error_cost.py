@@ -3,7 +3,7 @@
 Both approximate grad F of the proximal problem. The error is relative, against a reference: ours of iMAML after a solve
 to a gradient of 1e-4 and up to 200 steps of conjugate gradients. The time is in units of one plain support gradient for
 each task, all timed in turn, in ``--rounds`` rounds after one that is not counted, so that ratios hold while the
-machine's speed drifts; medians. float32, one thread.
+machine's speed drifts; medians. Processor time, float32, one thread.
 
 Along each line the work grows: base steps K, and for each K branch steps of FO-B-MAML (Anderson, forward with residual
 correction, perturb="center", the default eps) or steps of conjugate gradients. The base is gradient descent for all;
@@ -25,12 +25,10 @@ import json
 import platform
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from matplotlib.axes import Axes
@@ -41,16 +39,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import metaprox as mp
 import peer_methods
+import workloads
+from hand_methods import plain_gradients
+from measures import processor_seconds, relative_error
 from metaprox.batch import TaskBatch
 from metaprox.gradients import flat_loss
-from metaprox.models import mean_squared_error
 from metaprox.parameters import Parameters
 from metaprox.training import style
-from workloads import LAM, WORKLOADS, Workload, plain_gradients, relative_error, seconds
+from workloads import LAM, STEPS, Workload
 
 SMOOTH_LAM, TARGET, POSED_STEPS = 10.0, 0.05, 20
 TASKS = {"sinusoid": 10, "conv": 2, "transformer": 1}
-BASE = {"sinusoid": (20, 40), "conv": (20, 60), "transformer": (10, 20)}
+BASE = {"sinusoid": (20, 60), "conv": (20, 60), "transformer": (10, 20)}
 ANDERSON_BASE = {"sinusoid": (5, 10), "conv": (20, 40), "transformer": (5, 10)}
 BRANCH_STEPS = {"sinusoid": (4, 8, 12), "conv": (6, 12), "transformer": (4, 8)}
 CG_STEPS = {"sinusoid": (3, 6, 9), "conv": (5, 10), "transformer": (3, 6)}
@@ -90,8 +90,7 @@ def smooth(module: nn.Module) -> nn.Module:
 
 
 def workload(name: str, *, as_it_is: bool = False) -> Workload:
-    torch.manual_seed(0)
-    load = WORKLOADS[name]()
+    load = workloads.workload(name, 0)
     support, query = (tuple(leaf[: TASKS[name]] for leaf in part) for part in load.tasks)
     load = replace(load, tasks=mp.Task(support, query))
     return load if as_it_is else replace(load, model=smooth(load.model), lr=LR[name])
@@ -115,21 +114,19 @@ def jobs(name: str, load: Workload) -> Iterator[Job]:
             for inner in CG_STEPS[name]:
                 yield job(f"iMAML, ours, {backend}", steps, inner, mp.IMAML(descent, steps, cg_steps=inner, **where))
         for inner in CG_STEPS[name]:
-            yield Job("iMAML, TorchOpt", steps, inner, lambda s=steps, i=inner: torchopt_imaml(name, load, s, i))
+            yield Job("iMAML, TorchOpt", steps, inner, lambda s=steps, i=inner: torchopt_imaml(load, s, i))
     for steps in ANDERSON_BASE[name]:
         for inner in BRANCH_STEPS[name]:
             meta = mp.FOBMAML(anderson, steps, branch_steps=inner, **branches, backend="vmap")
             yield job("FO-B-MAML, Anderson base", steps, inner, meta)
 
 
-def torchopt_imaml(name: str, load: Workload, steps: int, cg_steps: int) -> dict[str, Tensor]:
-    """By name of the parameter. The loss of the peer methods is the cross entropy."""
+def torchopt_imaml(load: Workload, steps: int, cg_steps: int) -> dict[str, Tensor]:
+    """By name of the parameter."""
+    load.model.zero_grad()
     inner = peer_methods.Inner(mp.GradientDescent(load.lr), steps, SMOOTH_LAM, cg_steps)
-    with mock.patch.object(peer_methods, "loss", mean_squared_error) if name == "sinusoid" else nullcontext():
-        flat = peer_methods.imaml_by_torchopt(load.model, load.tasks, inner)
-    named = dict(load.model.named_parameters())
-    pieces = flat.split([p.numel() for p in named.values()])
-    return {key: piece.view_as(p) for (key, p), piece in zip(named.items(), pieces, strict=True)}
+    peer_methods.imaml_by_torchopt(load.model, load.loss, load.tasks, inner)
+    return {name: p.grad for name, p in load.model.named_parameters()}
 
 
 def reference(load: Workload) -> mp.MetaGradient:
@@ -142,15 +139,17 @@ def reference(load: Workload) -> mp.MetaGradient:
 def measure(name: str, rounds: int) -> dict[str, Any]:
     load = workload(name)
     truth = reference(load)
-    unit = plain_gradients(load, load.tasks.support, 10)
+    ten = peer_methods.Inner(mp.GradientDescent(load.lr), 10)
     todo = list(jobs(name, load))
-    errors = [relative_error(job.gradient(), truth.grad) for job in todo]
+    errors = [relative_error(job.gradient().values(), truth.grad.values()) for job in todo]
     times: list[list[float]] = [[] for _ in todo]
     units = []
     for _ in range(rounds):
-        units.append(seconds(unit) / 10)
+        units.append(
+            processor_seconds(lambda: plain_gradients(load.model, load.loss, load.tasks, ten, query=False)) / 10
+        )
         for job, own in zip(todo, times, strict=True):
-            own.append(seconds(job.gradient))
+            own.append(processor_seconds(job.gradient))
     base = statistics.median(units)
     return {
         "reference": {
@@ -158,6 +157,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
             "steps": int(truth.info.base_steps.max()),
             "linear_residual": float(truth.info.error_estimate.max()),
         },
+        "rounds": rounds,
         "unit_seconds": base,
         "rows": [
             {
@@ -184,15 +184,14 @@ def posed(name: str, lam: float, *, as_it_is: bool) -> dict[str, Any]:
     parameters = Parameters.of(problem, params)
     y = parameters.adapted.flatten({key: value[0] for key, value in solved.adapted.items()}).requires_grad_()
     inner = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
-    phi = inner(y, TaskBatch.of(first).one(0).support)[0] + lam / 2 * (y - parameters.x).square().sum()
-    slope = torch.autograd.grad(phi, y, create_graph=True)[0]
+    slope = torch.autograd.grad(inner(y, TaskBatch.of(first).one(0).support)[0], y, create_graph=True)[0]
     least, largest = ritz_values(lambda p: torch.autograd.grad(slope, y, p, retain_graph=True)[0], len(y))
     return {
         "lam": lam,
-        "residual": float(slope.detach().norm()),
+        "residual": float((slope + lam * (y - parameters.x)).detach().norm()),
         "residual_after_200": float(longer.info.base_residual[0]),
-        "least_ritz_value": least,
-        "largest_ritz_value": largest,
+        "least_ritz_value": lam + least,
+        "largest_ritz_value": lam + largest,
     }
 
 
@@ -202,17 +201,19 @@ def _first(tasks: mp.Task) -> mp.Task:
 
 
 def ritz_values(product: Callable[[Tensor], Tensor], size: int, steps: int = 30) -> tuple[float, float]:
-    """The least and the largest of the Lanczos matrix, with full reorthogonalization."""
+    """The least and the largest of the Lanczos matrix, with full reorthogonalization, twice."""
     vector = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    basis = [vector / vector.norm()]
-    projected = torch.zeros(steps, steps)
-    for k in range(steps):
+    basis = (vector / vector.norm())[None]
+    diagonal, beside = [], []
+    for _ in range(steps):
         image = product(basis[-1])
-        for j, one in enumerate(basis):
-            projected[j, k] = image @ one
-            image = image - projected[j, k] * one
-        basis.append(image / image.norm())
-    values = torch.linalg.eigvalsh(projected.triu() + projected.triu(1).T)
+        diagonal.append(image @ basis[-1])
+        for _ in range(2):
+            image = image - basis.T @ (basis @ image)
+        beside.append(image.norm())
+        basis = torch.cat([basis, (image / beside[-1])[None]])
+    off = torch.stack(beside[:-1])
+    values = torch.linalg.eigvalsh(torch.diag(torch.stack(diagonal)) + torch.diag(off, 1) + torch.diag(off, -1))
     return float(values[0]), float(values[-1])
 
 
@@ -269,7 +270,7 @@ def _draw_method(axes: Axes, method: str, rows: list[dict[str, Any]]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--workloads", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds, 2 or more (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -281,7 +282,6 @@ def main(arguments: list[str] | None = None) -> None:
     results |= {
         "machine": f"{platform.machine()}, {platform.system()}",
         "threads": 1,
-        "rounds": options.rounds,
         "lam": SMOOTH_LAM,
         "versions": {name: version(name) for name in ("metaprox", "torch", "torchopt")},
     }

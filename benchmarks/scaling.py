@@ -2,7 +2,7 @@
 
 FO-B-MAML with its default settings (symmetric, as many branch steps as base steps) on the sinusoid workload of
 workloads.py, float32, one thread: against K with 10 tasks, and against the number of tasks with K = 10, in the loop and
-vmapped. All points are timed in turn, in ``--rounds`` rounds after one that is not counted; medians and quartiles.
+vmapped. All points are timed in turn, in ``--rounds`` rounds after one that is not counted; medians, in processor time.
 
 The exponent of a row is the slope of log time against log K (or tasks) over the larger half of the range, where what a
 call costs of itself counts least; its interval is the 2.5 and 97.5 % quantiles over bootstrap samples of the rounds.
@@ -23,9 +23,10 @@ import torch
 from matplotlib.figure import Figure
 
 import metaprox as mp
+from measures import processor_seconds
 from metaprox.tasks import Sinusoid
 from metaprox.training import style
-from workloads import LAM, WORKLOADS, seconds
+from workloads import LAM, workload
 
 STEPS, TASKS = (1, 2, 5, 10, 20, 50, 100), (1, 2, 5, 10, 20, 50, 100)
 FIXED_STEPS, FIXED_TASKS, SAMPLES = 10, 10, 1000
@@ -41,15 +42,14 @@ def points() -> list[tuple[str, str, int]]:
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
-    torch.manual_seed(0)
-    load = WORKLOADS["sinusoid"]()
+    load = workload("sinusoid", 0)
     problem = mp.ProximalProblem.from_module(load.model, load.loss, LAM)
     batches = {count: Sinusoid().batch(range(count)) for count in {*TASKS, FIXED_TASKS}}
 
     def once(backend: Any, what: str, size: int) -> float:
         steps, count = (size, FIXED_TASKS) if what == "K" else (FIXED_STEPS, size)
         meta = mp.FOBMAML(mp.GradientDescent(load.lr), steps, backend=backend)
-        return seconds(lambda: meta(problem, problem.live_parameters(), batches[count]))
+        return processor_seconds(lambda: meta(problem, problem.live_parameters(), batches[count]))
 
     times: dict[tuple[str, str, int], list[float]] = {point: [] for point in points()}
     for turn in range(rounds + 1):
@@ -107,7 +107,7 @@ def draw(rows: list[dict[str, Any]], exponents: dict[str, dict[str, float]]) -> 
         axes.set_yscale("log")
         axes.set_xlabel(label)
         axes.legend(frameon=False, fontsize="small")
-    figure.axes[0].set_ylabel("seconds")
+    figure.axes[0].set_ylabel("seconds of one processor")
     return figure
 
 

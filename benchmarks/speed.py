@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from measures import relative_error
 from speed_memory import Job, peaks
 from speed_rows import COMPILED, FLOOR, HOW, ROWS, UNIT, Prepare, Row, Work, gradient, gradients, version_of
 from workloads import STEPS, Workload, workload
@@ -55,11 +55,6 @@ def seconds(load: Workload, run: Work, calls: int = 1) -> float:
         load.model.zero_grad()
         run()
     return (time.perf_counter() - start) / calls
-
-
-def relative_error(one: list[Tensor], other: list[Tensor]) -> float:
-    difference = sum(float((a - b).square().sum()) for a, b in zip(one, other, strict=True)) ** 0.5
-    return difference / sum(float(b.square().sum()) for b in other) ** 0.5
 
 
 def first_calls(load: Workload, rows: list[Row], steps: int) -> tuple[dict[Row, Work], dict[Row, Result]]:

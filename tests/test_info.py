@@ -95,7 +95,9 @@ def test_the_default_step_is_as_long_as_the_base_is_inaccurate(quadratic, scheme
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_default_step_does_not_fall_below_the_one_that_balances_rounding(quadratic, scheme):
     problem, params, tasks = quadratic
-    out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-14, max_steps=100, scheme=scheme, perturb="center")(problem, params, tasks)
+    out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-14, max_steps=100, scheme=scheme, perturb="center")(
+        problem, params, tasks
+    )
     _, v, _ = parts(params, tasks, out)
     least = STENCILS[scheme].default_step(torch.finfo(torch.float64).eps)
     eps = out.info.nu / LAM * v.norm(dim=1)
