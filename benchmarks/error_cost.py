@@ -140,14 +140,16 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     load = workload(name)
     truth = reference(load)
     ten = peer_methods.Inner(mp.GradientDescent(load.lr), 10)
+
+    def unit() -> None:
+        plain_gradients(load.model, load.loss, load.tasks, ten, query=False)
+
     todo = list(jobs(name, load))
     errors = [relative_error(job.gradient().values(), truth.grad.values()) for job in todo]
     times: list[list[float]] = [[] for _ in todo]
     units = []
     for _ in range(rounds):
-        units.append(
-            processor_seconds(lambda: plain_gradients(load.model, load.loss, load.tasks, ten, query=False)) / 10
-        )
+        units.append(processor_seconds(unit) / 10)
         for job, own in zip(todo, times, strict=True):
             own.append(processor_seconds(job.gradient))
     base = statistics.median(units)
