@@ -3,7 +3,7 @@
 FO-B-MAML (10 base steps, 5 branch steps, forward, residual correction, perturb="center") on networks of growing size:
 time with backend="vmap", eager and compiled, over that with backend="loop", beside the work of the larger loss, in
 floating point operations of its forward pass on one task. Support of 5 examples, query of 25; float32, one thread. All
-are timed in turn, in ``--rounds`` rounds after one that is not counted; ratios of medians. Prints a table, and writes
+are timed in turn, in processor time, in ``--rounds`` rounds after one that is not counted; ratios of medians. Prints a table, and writes
 results.json and table.md.
 """
 
@@ -11,7 +11,6 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 import metaprox as mp
+from measures import processor_seconds
 from metaprox.batch import TaskBatch
 from metaprox.choose import cost_of_task
 from metaprox.models import cross_entropy, mlp
@@ -78,10 +78,9 @@ def measure(name: str, count: int, rounds: int, compile_too: bool) -> dict[str, 
     times: dict[str, list[float]] = {label: [] for label in runs}
     for round_ in range(rounds + 1):
         for label, meta in runs.items():
-            start = time.perf_counter()
-            meta(problem, params, tasks)
+            taken = processor_seconds(lambda meta=meta: meta(problem, params, tasks))
             if round_:
-                times[label].append(time.perf_counter() - start)
+                times[label].append(taken)
     median = {label: statistics.median(own) for label, own in times.items()}
     with torch.no_grad():
         noise = Noise(0, torch.device("cpu"))
