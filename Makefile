@@ -8,7 +8,7 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-methods peers bench bench-error bench-scaling clean
+.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-methods peers bench bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -75,6 +75,9 @@ bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradi
 
 bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, beside TorchOpt's iMAML, half an hour: results/error-cost
 	$(BIN)/python benchmarks/error_cost.py --out results/error-cost
+
+bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on networks of growing size, 20 minutes: results/backends
+	$(BIN)/python benchmarks/backends.py --out results/backends
 
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling

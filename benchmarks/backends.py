@@ -3,8 +3,8 @@
 FO-B-MAML (10 base steps, 5 branch steps, forward, residual correction, perturb="center") on networks of growing size:
 time with backend="vmap", eager and compiled, over that with backend="loop", beside the work of the larger loss, in
 floating point operations of its forward pass on one task. Support of 5 examples, query of 25; float32, one thread. All
-are timed in turn, in processor time, in ``--rounds`` rounds after one that is not counted; ratios of medians. Prints a table, and writes
-results.json and table.md.
+are timed in turn, in processor time, in ``--rounds`` rounds after one that is not counted; ratios of medians. Prints a
+table, and writes results.json and table.md.
 """
 
 import argparse
