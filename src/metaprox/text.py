@@ -1,14 +1,16 @@
 """A pretrained sentence encoder with a linear head on it. Needs the extra ``metaprox[experiments]``."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.errors import needs_extra
@@ -18,15 +20,20 @@ from metaprox.problem import Task
 Learned = Literal["frozen", "lora", "full"]
 LEARNED: tuple[Learned, ...] = ("frozen", "lora", "full")
 LORA_TARGETS = ("query", "value")
+MINILM_WIDTH = 384
 
-Inputs = Mapping[str, Tensor]
+Inputs = Mapping[str, Tensor] | Tensor
 
 
 class EncoderClassifier(nn.Module):
     """logits = head(mean over the tokens of encoder(inputs)), for inputs {"input_ids", "attention_mask"} [N, L].
 
-    The head starts at zero: labels are permuted from task to task, so that no class is to be preferred before a task
-    is seen. ``encoder`` is any module that is called as a ``transformers`` model and has its output.
+    Inputs that are features already [N, width] go to the head as they are. The head starts at zero: labels are permuted
+    from task to task, so that no class is to be preferred before a task is seen. ``encoder`` is any module that is
+    called as a ``transformers`` model and has its output.
+
+    Steps that move the head alone compute the features of their texts once, in eval mode: they are kept for as long as
+    neither the texts nor the parameters of the encoder are others or written on (but through ``.data``).
     """
 
     def __init__(self, encoder: nn.Module, width: int, ways: int) -> None:
@@ -35,16 +42,75 @@ class EncoderClassifier(nn.Module):
         self.head = skip_init(nn.Linear, width, ways)  # draws no random numbers
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self._last = _Last()
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return self.head(mean_pooled(self.encoder, inputs))
+        if isinstance(inputs, Tensor) or not self._head_alone_learns():
+            return self.head(mean_pooled(self.encoder, inputs))
+        tensors = [*inputs.values(), *self.encoder.parameters()]
+        return self.head(self._last(tensors, lambda: mean_pooled(self.encoder, inputs)))
+
+    def _head_alone_learns(self) -> bool:
+        """Whether a gradient is wanted, and not through the encoder, whose features depend on its parameters alone."""
+        return (
+            torch.is_grad_enabled()
+            and not self.encoder.training
+            and not any(p.requires_grad for p in self.encoder.parameters())
+            and not any(buffer.is_floating_point() for buffer in self.encoder.buffers())
+        )
+
+
+class _Last:
+    """The last result of a computation on tensors, as long as these are the same memory and nobody wrote on it."""
+
+    def __init__(self) -> None:
+        self._key: list[tuple[Any, ...]] = []
+        self._held: list[Tensor] = []  # memory that is held is not given to other tensors
+        self._value: Any = None
+
+    def __call__(self, tensors: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
+        key = [(t.data_ptr(), t._version, t.dtype, t.shape, t.stride()) for t in tensors]
+        if key != self._key:
+            self._value = compute()
+            self._key, self._held = key, [t.detach() for t in tensors]
+        return self._value
+
+
+class WithoutPadding(nn.Module):
+    """A ``transformers.BertModel`` that gets N texts as one long one, without their padding, as it takes time.
+
+    Each token sees those of its own text, and has the position it has there, so that its last hidden state is the same
+    up to rounding; those of padding are 0.
+    """
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        real = attention_mask.bool()
+        if real.all():
+            return self.bert(input_ids=input_ids, attention_mask=attention_mask)
+        texts, positions = real.nonzero(as_tuple=True)
+        ids = input_ids[real]
+        packed = self.bert(
+            input_ids=ids[None],
+            token_type_ids=torch.zeros_like(ids)[None],
+            position_ids=positions[None],
+            attention_mask=(texts[:, None] == texts)[None, None],
+        ).last_hidden_state[0]
+        states = packed.new_zeros(*real.shape, packed.shape[-1]).index_put((texts, positions), packed)
+        return SimpleNamespace(last_hidden_state=states)
 
 
 def mean_pooled(encoder: nn.Module, inputs: Inputs) -> Tensor:
     """Features [N, width]: the mean of the encoder's last hidden states over the tokens that are no padding.
 
-    Padding is at the end of texts; what of it all N texts have is cut, for speed.
+    Padding is at the end of texts; what of it all N texts have is cut, for speed. Inputs that are features already are
+    returned as they are.
     """
+    if isinstance(inputs, Tensor):
+        return inputs
     longest = int(inputs["attention_mask"].sum(1).max())
     mask = inputs["attention_mask"][:, :longest]
     states = encoder(input_ids=inputs["input_ids"][:, :longest], attention_mask=mask).last_hidden_state
@@ -64,7 +130,12 @@ def minilm_classifier(ways: int, learned: Learned = "lora", *, layers: int = 2, 
         encoder = with_lora(encoder, rank, seed)
     else:
         encoder.requires_grad_(learned == "full")
-    return EncoderClassifier(encoder, width, ways).eval()
+    return EncoderClassifier(WithoutPadding(encoder), width, ways).eval()
+
+
+def head_classifier(ways: int) -> EncoderClassifier:
+    """The head of ``minilm_classifier`` alone, for features that are computed already; in eval mode."""
+    return EncoderClassifier(nn.Identity(), MINILM_WIDTH, ways).eval()
 
 
 def minilm(layers: int = 2) -> Any:
@@ -115,6 +186,15 @@ def tokenize(texts: Sequence[str], tokens: int = 32) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
+def minilm_features(inputs: Mapping[str, Tensor], at_once: int = 64) -> Tensor:
+    """Features [N, width] of ``mean_pooled`` by MiniLM as it is, ``at_once`` texts at a time."""
+    encoder = WithoutPadding(minilm()).eval()
+    count = len(inputs["input_ids"])
+    spans = [slice(start, start + at_once) for start in range(0, count, at_once)]
+    return torch.cat([mean_pooled(encoder, {name: leaf[span] for name, leaf in inputs.items()}) for span in spans])
+
+
+@torch.no_grad()
 def nearest_mean_accuracy(encoder: nn.Module, tasks: Task) -> Tensor:
     """Accuracy [T] of the rule that gives a query text the label of the nearest mean of support features.
 
@@ -135,7 +215,7 @@ def _nearest_mean(encoder: nn.Module, support: tuple[Inputs, Tensor], query: tup
 
 def _unstack(part: tuple[Inputs, Tensor]) -> list[tuple[Inputs, Tensor]]:
     inputs, labels = part
-    return [({name: leaf[i] for name, leaf in inputs.items()}, row) for i, row in enumerate(labels)]
+    return [(pytree.tree_map(lambda leaf, i=i: leaf[i], inputs), row) for i, row in enumerate(labels)]
 
 
 @lru_cache(maxsize=1)

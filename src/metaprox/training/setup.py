@@ -17,7 +17,7 @@ from metaprox.optim import ClippedSGD, NormalizedSGD
 from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
 from metaprox.tasks import BANKING77, MNIST1D, Sinusoid, Split, TaskFamily
-from metaprox.text import EncoderClassifier, minilm_classifier, nearest_mean_accuracy
+from metaprox.text import EncoderClassifier, head_classifier, minilm_classifier, nearest_mean_accuracy
 from metaprox.training.config import TrainConfig
 from metaprox.training.methods import method
 
@@ -94,13 +94,16 @@ def family(config: TrainConfig, split: Split) -> TaskFamily:
     if config.tasks == "sinusoid":
         return Sinusoid(config.shots, config.queries, config.seed, split)
     if config.tasks == "banking77":
-        return BANKING77(config.data, config.ways, config.shots, config.queries, config.seed, split)
+        frozen = config.encoder == "frozen"
+        return BANKING77(config.data, config.ways, config.shots, config.queries, config.seed, split, embedded=frozen)
     return MNIST1D(config.ways, config.shots, config.queries, config.seed, split)
 
 
 def _model(config: TrainConfig) -> nn.Module:
     if config.tasks == "banking77":
         assert config.encoder is not None  # resolved
+        if config.encoder == "frozen":
+            return head_classifier(config.ways)
         return minilm_classifier(config.ways, config.encoder, seed=config.seed)
     inputs, outputs = (1, 1) if config.tasks == "sinusoid" else (40, config.ways)
     return mlp([inputs, *(config.hidden or ()), outputs], config.seed)
