@@ -12,7 +12,9 @@ check compares. One run for each core at once; takes about 40 minutes on one cor
 import json
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from itertools import product
@@ -49,13 +51,18 @@ def _every_method(candidate: dict[str, Any], meta_steps: int, seed: int) -> dict
 
 
 def _validation_accuracy(label: str, candidate: dict[str, Any], meta_steps: int, seed: int) -> float:
-    """At the end of a run; 0 for one that diverged."""
-    shared = TrainConfig(
-        tasks="mnist1d", seed=seed, meta_steps=meta_steps, eval_every=meta_steps, eval_tasks=400, test_tasks=1
-    )
+    shared = TrainConfig(tasks="mnist1d", seed=seed, meta_steps=meta_steps, eval_tasks=400)
+    return validation_accuracy(shared.variant(PRESETS[label] | candidate))
+
+
+def validation_accuracy(config: TrainConfig) -> float:
+    """On ``config.eval_tasks`` tasks of the validation classes at the end of a run; 0 for a run that diverged."""
+    meta_steps = config.resolved().meta_steps
+    assert meta_steps is not None  # resolved
+    config = replace(config, eval_split="validation", eval_every=meta_steps, test_tasks=1, checkpoint_every=meta_steps)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            done = train(shared.variant(PRESETS[label] | candidate), Path(folder) / "run")
+            done = train(config, Path(folder) / "run")
         except NonFiniteError:
             return 0.0
         (found,) = [record for record in done.read_metrics() if record.get("split") == "validation"]
@@ -71,10 +78,14 @@ def chosen() -> dict[str, dict[str, Any]]:
 
 def best(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The same from the raw numbers of a search."""
-    top: dict[str, dict[str, Any]] = {}
-    for row in sorted(results["rows"], key=lambda row: row["validation_accuracy"]):
-        top[row["method"]] = {name: row[name] for name in CANDIDATES[0]}
+    top = best_candidates(results["rows"], list(CANDIDATES[0]))
     return {label: PRESETS[label] | top["fobmaml" if label == "tangent" else label] for label in PRESETS}
+
+
+def best_candidates(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """method -> the settings ``names`` of the row with its highest validation accuracy; of equal ones, the last."""
+    ordered = sorted(rows, key=lambda row: row["validation_accuracy"])
+    return {row["method"]: {name: row[name] for name in names} for row in ordered}
 
 
 def draw(results: dict[str, Any]) -> dict[str, Figure]:
