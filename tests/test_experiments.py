@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from matplotlib.figure import Figure
 import metaprox as mp
 from metaprox import experiments
 from metaprox.cli import main
-from metaprox.experiments import EXPERIMENTS, base, bias, problems
+from metaprox.experiments import EXPERIMENTS, base, bias, problems, tuning
+from metaprox.training import TrainConfig, build
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -133,6 +135,20 @@ def test_reproduce_on_the_command_line(tmp_path, capsys):
         main(["reproduce", "everything"])
     assert caught.value.code == 2
     assert "unknown experiment 'everything'; known: all, convergence" in capsys.readouterr().err
+
+
+def test_a_candidate_is_judged_by_unseen_classes_at_the_end_of_its_run():
+    """With an outer step too short to move anything, by the accuracy of the initial weights; 0 if it diverges."""
+    config = TrainConfig(hidden=(8,), meta_steps=2, meta_batch=2, eval_tasks=5, eval_split="test", lr=1e-9)
+    start = build(config).evaluate("validation", 5).metrics["accuracy"].mean
+    assert tuning.validation_accuracy(config) == pytest.approx(start)
+    assert tuning.validation_accuracy(replace(config, inner_lr=1e6, steps=40)) == 0.0
+
+
+def test_best_candidates_are_those_of_the_highest_accuracy():
+    rows = [("a", 0.1, 0.6), ("a", 0.2, 0.7), ("a", 0.4, 0.5), ("b", 0.1, 0.3), ("b", 0.2, 0.2)]
+    found = [{"method": method, "lr": lr, "validation_accuracy": accuracy} for method, lr, accuracy in rows]
+    assert tuning.best_candidates(found, ["lr"]) == {"a": {"lr": 0.2}, "b": {"lr": 0.1}}
 
 
 def test_slope_of_a_power_law():
