@@ -8,7 +8,8 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-methods peers bench bench-error bench-backends bench-scaling clean
+.PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-tuning banking77-methods peers \
+  bench bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -58,14 +59,22 @@ banking77: $(READY)  ## the run on BANKING77 behind the README's figures; METAPR
 	$(BIN)/metaprox train --tasks banking77 --perturb center --scheme forward --residual-correction \
 	  --eval-every 25 --eval-tasks 40 --test-tasks 150 --checkpoint-every 5 --out results/banking77
 
-BANKING77 := --tasks banking77 --variants benchmarks/banking77_variants.json --budget gradients --seeds 0 \
-  --meta-steps 60 --eval-every 20 --eval-tasks 40 --test-tasks 200 --checkpoint-every 5
+banking77-tuning: $(READY)  ## the outer step of each method on BANKING77, half an hour: results/banking77-tuning
+	rm -rf results/banking77-tuning
+	$(BIN)/python benchmarks/banking77_tuning.py --out results/banking77-tuning
 
-banking77-methods: $(READY)  ## methods on BANKING77 at equal gradient evaluations, an hour: results/banking77-*
-	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --adapt all --inner-lr 0.1 --lam 1.0 \
-	  --out results/banking77-lora
-	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml --out results/banking77-lora-head
-	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --encoder frozen --out results/banking77-head
+BANKING77 := --tasks banking77 --budget gradients --seeds 0 1 2 --eval-every 60 --eval-split validation \
+  --checkpoint-every 5
+CHOSEN := results/banking77-tuning
+
+banking77-methods: $(READY)  ## methods on BANKING77 with those, at equal gradients, an hour: results/banking77-*
+	rm -rf results/banking77-head results/banking77-lora-head results/banking77-lora
+	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/head.json \
+	  --meta-steps 60 --eval-tasks 40 --test-tasks 200 --out results/banking77-head
+	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml --variants $(CHOSEN)/lora-head.json \
+	  --meta-steps 60 --eval-tasks 40 --test-tasks 100 --out results/banking77-lora-head
+	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/lora.json \
+	  --meta-steps 20 --eval-tasks 5 --test-tasks 50 --out results/banking77-lora
 
 peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
 	$(BIN)/python benchmarks/peers.py --out results/peers
