@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import metaprox as mp
-from metaprox.backends import BackendName
+from metaprox.choose import BackendName
 from metaprox.models import mean_squared_error
 from metaprox.stencil import stencil
 

@@ -77,4 +77,4 @@ def test_tasks_of_unequal_shapes_run_in_the_loop_and_say_so_under_vmap():
     out = mp.FOBMAML(mp.GradientDescent(0.3), steps=30, backend="loop")(problem, params, tasks)
     assert out.grad["w"].item() == pytest.approx(4 / 9, rel=1e-3)  # H = 2, y = 2/3, v = 4/3
     with pytest.raises(mp.InputError, match=r"tasks\[1\].*shape \(4,\).*backend='loop'"):
-        mp.FOBMAML(mp.GradientDescent(0.3), steps=3)(problem, params, tasks)
+        mp.FOBMAML(mp.GradientDescent(0.3), steps=3, backend="vmap")(problem, params, tasks)

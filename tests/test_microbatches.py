@@ -107,7 +107,7 @@ def test_adapt_and_evaluate_take_pieces():
 def test_vmap_says_that_it_takes_no_pieces():
     model = problem()
     with pytest.raises(mp.InputError, match=r"tasks\[0\]\.support is a MicroBatches.*use backend='loop'"):
-        mp.FOBMAML(SOLVER, 5)(model, model.live_parameters(), in_pieces())
+        mp.FOBMAML(SOLVER, 5, backend="vmap")(model, model.live_parameters(), in_pieces())
 
 
 def test_non_finite_data_are_named():

@@ -72,8 +72,8 @@ class Choice:
     ) -> Backend:
         """The backend for these tasks. ``held``: the evaluations whose memory a task takes at once under vmap."""
         limits = LIMITS.get(parameters.device.type, ELSEWHERE)
-        if self.backend == "vmap" and self.chunk_size != "auto":
-            return VmapBackend(self.chunk_size, self.compile)
+        if self.backend == "vmap" and (self.chunk_size != "auto" or not batch.stackable):
+            return VmapBackend(None if self.chunk_size == "auto" else self.chunk_size, self.compile)
         if self.backend == "loop":
             return LoopBackend()
         small = self.compile or parameters.adapted.size <= limits.parameters
@@ -134,11 +134,12 @@ def _cost(loss: Any, parameters: Parameters, data: Any) -> Cost:
     def keep(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() != x.data_ptr():
             saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
+        return tensor.detach()  # an output that its own graph held would never be freed
 
-    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as flops:
-        result = flat(x, data)
-    del result
+    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
+    with warnings.catch_warnings(), torch.enable_grad(), hooks, FlopCounterMode(display=False) as flops:
+        warnings.simplefilter("ignore")  # the counter hooks modules, which compiled ones warn of
+        flat(x, data)
     return Cost(flops.get_total_flops(), sum(saved.values()), _vmaps(flat, x.detach(), data))
 
 
