@@ -7,7 +7,8 @@ equation (2) written naively (nu = 0.1), our FO-MAML, MAML and iMAML, and those 
 Betty, where they are installed. Gradient descent, float32, one thread. The workloads are described in workloads.py, the
 rows in speed_rows.py.
 
-Time: all are timed in turn, in ``--rounds`` rounds; a row that has had 3 calls and ``--seconds`` sits out the rest. A
+Time: of the processor for one thread, which other processes do not lengthen, of the clock for more. All are timed in
+turn, in ``--rounds`` rounds; a row that has had 3 calls and ``--seconds`` sits out the rest. A
 call's ratio is to the unit of the same round, so that ratios hold while the machine's speed drifts; the median, and its
 quartiles. The first call is shown apart, and counts only where it took 2 seconds or more and compiled nothing; for the
 compiled row it is the time to compile. Short calls are repeated for 50 ms.
@@ -50,11 +51,12 @@ def seconds(load: Workload, run: Work, calls: int = 1) -> float:
     """Of one call. Garbage of earlier ones is collected before; what survives is left out of later collections."""
     gc.collect()
     gc.freeze()
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     for _ in range(calls):
         load.model.zero_grad()
         run()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def first_calls(load: Workload, rows: list[Row], steps: int) -> tuple[dict[Row, Work], dict[Row, Result]]:
