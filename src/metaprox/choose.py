@@ -71,29 +71,30 @@ class Choice:
         self, problem: ProximalProblem, parameters: Parameters, batch: TaskBatch, noise: Noise, held: int = 1
     ) -> Backend:
         """The backend for these tasks. ``held``: the evaluations whose memory a task takes at once under vmap."""
-        limits = LIMITS.get(parameters.device.type, ELSEWHERE)
-        if self.backend == "vmap" and (self.chunk_size != "auto" or not batch.stackable):
-            return VmapBackend(None if self.chunk_size == "auto" else self.chunk_size, self.compile)
         if self.backend == "loop":
             return LoopBackend()
-        small = self.compile or parameters.adapted.size <= limits.parameters
-        if self.backend == "auto" and not (small and batch.stackable):
-            return self._loop()
-        cost = cost_of_task(problem, parameters, batch, noise)
-        chunk = self._chunk(cost, parameters, held) if self.chunk_size == "auto" else self.chunk_size
-        fits = chunk is None or chunk >= min(2, batch.size)
-        fast = cost.vmaps and fits and (self.compile or cost.flops <= limits.flops)
-        return VmapBackend(chunk, self.compile) if fast or self.backend == "vmap" else self._loop()
-
-    def _loop(self) -> Backend:
+        if self.backend == "vmap":
+            unknown = self.chunk_size == "auto" and batch.stackable  # other tasks are refused where they are stacked
+            cost = cost_of_task(problem, parameters, batch, noise) if unknown else None
+            return VmapBackend(self._chunk(cost, parameters, held), self.compile)
+        limits = LIMITS.get(parameters.device.type, ELSEWHERE)
+        if batch.stackable and (self.compile or parameters.adapted.size <= limits.parameters):
+            cost = cost_of_task(problem, parameters, batch, noise)
+            chunk = self._chunk(cost, parameters, held)
+            fits = chunk is None or chunk >= min(2, batch.size)
+            if cost.vmaps and fits and (self.compile or cost.flops <= limits.flops):
+                return VmapBackend(chunk, self.compile)
         if self.compile:
-            warnings.warn(
-                "metaprox goes on without compile=True: these losses, or these tasks, can't be vmapped", stacklevel=2
-            )
+            why = "these losses, or these tasks, can't be vmapped"
+            warnings.warn(f"metaprox goes on without compile=True: {why}", stacklevel=2)
         return LoopBackend()
 
-    def _chunk(self, cost: Cost, parameters: Parameters, held: int) -> int:
-        """How many tasks take a quarter of the device's memory, at three times what is kept for a backward pass."""
+    def _chunk(self, cost: Cost | None, parameters: Parameters, held: int) -> int | None:
+        """As asked for; or how many tasks take a quarter of the device's memory, by an estimate."""
+        if self.chunk_size != "auto":
+            return self.chunk_size
+        if cost is None:
+            return None
         vectors = (2 * held + 4) * parameters.adapted.size * parameters.adapted.dtype.itemsize
         return max(1, memory_of(parameters.device) // 4 // (vectors + 3 * held * cost.saved_bytes))
 
