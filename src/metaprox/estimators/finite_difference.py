@@ -99,7 +99,7 @@ class FOBMAML(Branched):
                 raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
 
     def _evaluations_held(self) -> int:
-        return len(stencil(self.scheme).nodes)
+        return len(self._table(stencil(self.scheme))[0])
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         base = self._solve_base(gradients)
