@@ -114,9 +114,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eager", action="store_true", help="leave the compiled rows out: a minute instead of ten")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = [measure(name, n, options.rounds, not options.eager) for name in options.networks for n in options.tasks]
-    print(markdown(rows))
     options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in options.networks:
+        for count in options.tasks:
+            rows.append(measure(name, count, options.rounds, not options.eager))
+            print(rows[-1], flush=True)
     record = {
         "machine": f"{platform.machine()}, {platform.system()}",
         "rounds": options.rounds,
