@@ -120,6 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         for count in options.tasks:
             rows.append(measure(name, count, options.rounds, not options.eager))
             print(rows[-1], flush=True)
+    print(markdown(rows))
     record = {
         "machine": f"{platform.machine()}, {platform.system()}",
         "rounds": options.rounds,
