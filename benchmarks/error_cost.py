@@ -233,6 +233,8 @@ def markdown(results: dict[str, Any]) -> str:
     for name, found in results["workloads"].items():
         for method in LOOKS:
             rows = [row for row in found["rows"] if row["method"] == method]
+            if not rows:
+                continue
             least = min(row["error"] for row in rows)
             best = fastest(rows, method)
             cells = ["not reached", "", "", ""]
