@@ -74,7 +74,7 @@ banking77-methods: $(READY)  ## methods on BANKING77 with those, at equal gradie
 	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml --variants $(CHOSEN)/lora-head.json \
 	  --meta-steps 60 --eval-tasks 40 --test-tasks 100 --out results/banking77-lora-head
 	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/lora.json \
-	  --meta-steps 30 --eval-tasks 5 --test-tasks 80 --out results/banking77-lora
+	  --meta-steps 20 --eval-tasks 5 --test-tasks 50 --out results/banking77-lora
 
 peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
 	$(BIN)/python benchmarks/peers.py --out results/peers
