@@ -9,10 +9,8 @@ table, and writes results.json and table.md.
 
 import argparse
 import json
-import platform
 import statistics
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import torch
 from torch import nn
 
 import metaprox as mp
-from measures import processor_seconds
+from measures import processor_seconds, provenance
 from metaprox.batch import TaskBatch
 from metaprox.choose import cost_of_task
 from metaprox.models import cross_entropy, mlp
@@ -121,10 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(measure(name, count, options.rounds, not options.eager))
             print(rows[-1], flush=True)
     print(markdown(rows))
-    record = {
-        "machine": f"{platform.machine()}, {platform.system()}",
+    record = provenance() | {
         "rounds": options.rounds,
-        "versions": {name: version(name) for name in ("metaprox", "torch")},
         "rows": rows,
     }
     (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -60,14 +60,13 @@ def search(case: str, remember: Remember) -> list[dict[str, Any]]:
 def table(results: dict[str, Any]) -> str:
     """Accuracies in percent, a column for each length; Markdown."""
     lengths = sorted({length for of_case in LENGTHS.values() for length in of_case})
-    lines = [["case", "method", "meta-steps", *map(str, lengths)]]
-    lines.append(["---"] * len(lines[0]))
+    lines = []
     for case, rows in results["cases"].items():
         for label in methods(case):
             found = {row["lr"]: f"{100 * row['validation_accuracy']:.1f}" for row in rows if row["method"] == label}
             (count,) = {row["meta_steps"] for row in rows if row["method"] == label}
             lines.append([case, style.method_name(label), str(count), *(found.get(length, "") for length in lengths)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return style.markdown(["case", "method", "meta-steps", *map(str, lengths)], lines)
 
 
 def main() -> None:

@@ -23,18 +23,15 @@ Writes results.json, table.md and error_cost.png. Workloads that are not run aga
 
 import argparse
 import json
-import platform
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -42,7 +39,7 @@ import metaprox as mp
 import peer_methods
 import workloads
 from hand_methods import plain_gradients
-from measures import processor_seconds, relative_error
+from measures import processor_seconds, provenance, relative_error
 from metaprox.batch import TaskBatch
 from metaprox.gradients import flat_loss
 from metaprox.parameters import Parameters
@@ -94,8 +91,7 @@ def smooth(module: nn.Module) -> nn.Module:
 
 def workload(name: str, *, as_it_is: bool = False) -> Workload:
     load = workloads.workload(name, 0)
-    support, query = (tuple(leaf[: TASKS[name]] for leaf in part) for part in load.tasks)
-    load = replace(load, tasks=mp.Task(support, query))
+    load = replace(load, tasks=first_tasks(load.tasks, TASKS[name]))
     return load if as_it_is else replace(load, model=smooth(load.model), lr=LR[name])
 
 
@@ -147,13 +143,13 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     def unit() -> None:
         plain_gradients(load.model, load.loss, load.tasks, ten, query=False)
 
-    todo = list(jobs(name, load))
-    errors = [relative_error(job.gradient().values(), truth.grad.values()) for job in todo]
-    times: list[list[float]] = [[] for _ in todo]
+    work = list(jobs(name, load))
+    errors = [relative_error(job.gradient().values(), truth.grad.values()) for job in work]
+    times: list[list[float]] = [[] for _ in work]
     units = []
     for _ in range(rounds):
         units.append(processor_seconds(unit) / 10)
-        for job, own in zip(todo, times, strict=True):
+        for job, own in zip(work, times, strict=True):
             own.append(processor_seconds(job.gradient))
     base = statistics.median(units)
     return {
@@ -173,7 +169,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
                 "time": statistics.median(own) / base,
                 "quartiles": [q / base for q in statistics.quantiles(own, n=4)],
             }
-            for job, error, own in zip(todo, errors, times, strict=True)
+            for job, error, own in zip(work, errors, times, strict=True)
         ],
     }
 
@@ -181,7 +177,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
 def posed(name: str, lam: float, *, as_it_is: bool) -> dict[str, Any]:
     """Whether grad F is there to be had, by the first task."""
     load = workload(name, as_it_is=as_it_is)
-    problem, first = mp.ProximalProblem.from_module(load.model, load.loss, lam), _first(load.tasks)
+    problem, first = mp.ProximalProblem.from_module(load.model, load.loss, lam), first_tasks(load.tasks, 1)
     params = problem.live_parameters()
     solved = mp.FOMAML(mp.GradientDescent(load.lr), POSED_STEPS, backend="loop")(problem, params, first)
     longer = mp.IMAML(mp.AdaptiveGradientDescent(load.lr), 200, cg_steps=1, backend="loop")(problem, params, first)
@@ -200,8 +196,8 @@ def posed(name: str, lam: float, *, as_it_is: bool) -> dict[str, Any]:
     }
 
 
-def _first(tasks: mp.Task) -> mp.Task:
-    support, query = (tuple(leaf[:1] for leaf in part) for part in tasks)
+def first_tasks(tasks: mp.Task, count: int) -> mp.Task:
+    support, query = (tuple(leaf[:count] for leaf in part) for part in tasks)
     return mp.Task(support, query)
 
 
@@ -252,10 +248,7 @@ def draw(results: dict[str, Any]) -> Figure:
         for method in LOOKS:
             _draw_method(axes, method, [row for row in one["rows"] if row["method"] == method])
         axes.axhline(TARGET, color=style.GREY, linewidth=0.8)
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        style.log_scale(axes, "x")
         style.log_scale(axes)
         axes.set_xlabel("time, in plain gradients of all tasks")
     figure.axes[0].set_ylabel("relative error of the meta-gradient")
@@ -286,12 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     file = options.out / "results.json"
     if file.exists():
         results = json.loads(file.read_text())
-    results |= {
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "threads": 1,
-        "lam": SMOOTH_LAM,
-        "versions": {name: version(name) for name in ("metaprox", "torch", "torchopt")},
-    }
+    results |= provenance("torchopt") | {"threads": 1, "lam": SMOOTH_LAM}
     with sdpa_kernel(SDPBackend.MATH):
         for name in options.workloads:
             asked, changed = posed(name, LAM, as_it_is=True), posed(name, SMOOTH_LAM[name], as_it_is=False)

@@ -1,10 +1,18 @@
 """What the benchmarks measure with."""
 
+import platform
 import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from typing import Any
 
 from torch import Tensor
+
+
+def provenance(*packages: str) -> dict[str, Any]:
+    """Where a measurement was made, and with what: for the record."""
+    versions = {name: version(name) for name in ("metaprox", "torch", *packages)}
+    return {"machine": f"{platform.machine()}, {platform.system()}", "versions": versions}
 
 
 def processor_seconds(run: Callable[[], Any]) -> float:

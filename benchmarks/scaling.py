@@ -12,10 +12,8 @@ Writes results.json, table.md and scaling.png.
 import argparse
 import json
 import math
-import platform
 import random
 import statistics
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import torch
 from matplotlib.figure import Figure
 
 import metaprox as mp
-from measures import processor_seconds
+from measures import processor_seconds, provenance
 from metaprox.tasks import Sinusoid
 from metaprox.training import style
 from workloads import LAM, workload
@@ -122,11 +120,9 @@ def main(arguments: list[str] | None = None) -> None:
     table = markdown(exponents)
     print(table)
     options.out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "machine": f"{platform.machine()}, {platform.system()}",
+    record = provenance() | {
         "threads": 1,
         "rounds": options.rounds,
-        "versions": {name: version(name) for name in ("metaprox", "torch")},
         "exponents": exponents,
         "rows": rows,
     }

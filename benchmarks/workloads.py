@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import metaprox as mp
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
+from metaprox.tasks.base import in_float64
 from peer_methods import Loss, cross_entropy
 
 LAM, WAYS, QUERIES = 0.5, 5, 15
@@ -35,12 +36,7 @@ class Workload:
 
     def double(self) -> "Workload":
         """The same in float64."""
-
-        def wide(leaf: Tensor) -> Tensor:
-            return leaf.double() if leaf.is_floating_point() else leaf
-
-        tasks = mp.Task(*(tuple(map(wide, part)) for part in self.tasks))
-        return replace(self, model=copy.deepcopy(self.model).double(), tasks=tasks)
+        return replace(self, model=copy.deepcopy(self.model).double(), tasks=in_float64(self.tasks))
 
 
 def sinusoid(seed: int) -> Workload:

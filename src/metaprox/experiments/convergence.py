@@ -226,7 +226,7 @@ def table(results: dict[str, Any]) -> str:
         "distance to minimum",
     )
     rows = [_cells(family, row) for family in TITLES for row in results[family]["rows"]]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ("---",) * len(head), *rows))
+    return style.markdown(head, rows)
 
 
 def _cells(family: str, row: Row) -> tuple[str, ...]:

@@ -63,10 +63,10 @@ def table(results: Results) -> str:
         "Median and worst over problems. Without kinks: difference from the derivative, and decrease of the loss; with "
         "kinks: decrease of the loss. Loss: after training, relative to its start, mean over networks. Gradients: "
         "support + query.\n\n"
-        + _markdown(["setting", "step", "gradients", "difference", "decrease", "decrease, kinks", "loss"], steps)
+        + style.markdown(["setting", "step", "gradients", "difference", "decrease", "decrease, kinks", "loss"], steps)
         + "\nMedian and worst over problems: error against grad F where it is known; decrease of the loss without and "
         'with kinks. Step "rule".\n\n'
-        + _markdown(["setting", "branches", "gradients", "error", "decrease", "decrease, kinks"], solvers)
+        + style.markdown(["setting", "branches", "gradients", "error", "decrease", "decrease, kinks"], solvers)
     )
 
 
@@ -97,11 +97,6 @@ def _pair(found: Sequence[float], worst: Callable[[Iterable[float]], float]) -> 
     finite = [value for value in found if not math.isnan(value)]
     lost = f", {len(found) - len(finite)} overflow" if len(finite) < len(found) else ""
     return f"{statistics.median(finite):.2g}, {worst(finite):.2g}{lost}" if finite else "overflow"
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def draw(results: Results) -> dict[str, Figure]:

@@ -25,6 +25,7 @@ from metaprox.gradients import flat_loss
 from metaprox.models import cross_entropy, mean_squared_error
 from metaprox.parameters import Parameters
 from metaprox.tasks import MNIST1D, Quadratic, Sinusoid
+from metaprox.tasks.base import in_float64
 
 STEPS, TASKS, PRETRAINING = 10, 4, 60
 REFERENCE_STEPS, REFERENCE_TOL = 5000, 1e-8
@@ -47,16 +48,11 @@ class Case:
     def double(self) -> "Case":
         """The same in float64."""
         params = {name: value.double() for name, value in self.params.items()}
-        return replace(self, params=params, tasks=_double(self.tasks))
+        return replace(self, params=params, tasks=in_float64(self.tasks))
 
     def value(self, params: Params) -> float:
         """The mean query loss after K inner steps from ``params``."""
         return float(mp.FOMAML(mp.GradientDescent(self.lr), STEPS)(self.problem, params, self.tasks).query_loss.mean())
-
-
-def _double(tasks: mp.Task) -> mp.Task:
-    support, query = (tuple(t.double() if t.is_floating_point() else t for t in part) for part in tasks)
-    return mp.Task(support, query)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 import metaprox as mp
@@ -220,10 +219,7 @@ def draw(results: dict[str, Any]) -> dict[str, Figure]:
             points = (_column(part["iterates"], column) for column in ("gradient", "smoothness"))
             axes.plot(*points, "o", color=color, markersize=3.5, alpha=0.7, label=label)
         _line(axes, one)
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}")
+        style.log_scale(axes, "x")
         style.log_scale(axes)
         axes.set_xlabel("||g||, norm of the meta-gradient at an iterate")
         axes.set_ylim(top=4 * axes.get_ylim()[1])  # room for the legend

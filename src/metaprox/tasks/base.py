@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
+from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
 from metaprox.problem import Task
@@ -17,6 +18,11 @@ class TaskFamily(Protocol):
 
     def batch(self, ids: Sequence[int]) -> Task:
         """The tasks of these ids, stacked along a leading dimension."""
+
+
+def in_float64(tasks: Task) -> Task:
+    """The same with every floating-point tensor in float64."""
+    return pytree.tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tasks)
 
 
 def generator(seed: int, split: Split, task_id: int) -> np.random.Generator:

@@ -93,8 +93,7 @@ def legend(results: dict[str, Any]) -> str:
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """The table as Markdown."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *([row[key] for key in COLUMNS] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return style.markdown(list(COLUMNS.values()), ([row[key] for key in COLUMNS] for row in rows))
 
 
 def draw(results: dict[str, Any]) -> Figure:
