@@ -19,7 +19,7 @@ from metaprox.problem import Metrics, Task
 from metaprox.pull import Pull
 from metaprox.solve import Step
 from metaprox.solvers.protocol import InnerSolver, is_stateless
-from metaprox.vmapped import FlatLoss, evaluate_all
+from metaprox.vmapped import CheckedLoss, FlatLoss, evaluate_all
 
 Seed = Callable[[int], None]  # fixes the noise of that task of a chunk
 
@@ -37,7 +37,7 @@ class Evaluation:
 class AdaptedLoss:
     """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it."""
 
-    loss: Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]
+    loss: CheckedLoss
     structure: Structure
     w: Tensor
     cache: dict[Any, CompiledEvaluation] = field(default_factory=dict)

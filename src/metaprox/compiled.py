@@ -12,13 +12,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.parameters import Structure
-from metaprox.problem import Metrics
 from metaprox.solve import Step
 from metaprox.solvers.protocol import InnerSolver
-from metaprox.vmapped import evaluate_all
+from metaprox.vmapped import CheckedLoss, evaluate_all
 
 Evaluate = Callable[..., Any]
-CheckedLoss = Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Graphs:
     loss: CheckedLoss
     structure: Structure
     cache: dict[Any, CompiledEvaluation]
-    _proximal: CompiledEvaluation | None = None
+    _steps: dict[InnerSolver | None, CompiledEvaluation] = field(default_factory=dict)  # looked up so far, by solver
 
     @cached_property
     def evaluate(self) -> CompiledEvaluation:
@@ -81,11 +79,13 @@ class Graphs:
 
         Where there is a graph that also takes a step, no other is compiled.
         """
-        return self._proximal or self._take(None)
+        return next(iter(self._steps.values())) if self._steps else self.step(None)
 
-    def step(self, solver: InnerSolver) -> CompiledEvaluation:
+    def step(self, solver: InnerSolver | None) -> CompiledEvaluation:
         """As ``proximal``, but -> that, the point after a step of ``solver``, the norm and the step size."""
-        return self._take(solver)
+        if solver not in self._steps:
+            self._steps[solver] = self._take(solver)
+        return self._steps[solver]
 
     def _take(self, solver: InnerSolver | None) -> CompiledEvaluation:
         loss, structure = self.loss, self.structure
@@ -98,8 +98,7 @@ class Graphs:
             taken = Step.take(solver, y, None, gradient)
             return gradient, taken.y, taken.norm, taken.size
 
-        self._proximal = self._cached(take, solver)
-        return self._proximal
+        return self._cached(take, solver)
 
     def _cached(self, evaluate: Evaluate, *key: Any) -> CompiledEvaluation:
         place = (evaluate.__name__, self.structure, *key)

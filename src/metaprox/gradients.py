@@ -18,7 +18,7 @@ from metaprox.problem import Loss, Metrics, ModuleLoss, ProximalProblem
 from metaprox.pull import Pull, Shift
 from metaprox.solve import Step
 from metaprox.solvers.protocol import InnerSolver, for_parameters
-from metaprox.vmapped import FlatLoss
+from metaprox.vmapped import CheckedLoss, FlatLoss
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
 BASE_NOISE, BRANCH_NOISE = 0, 1
@@ -98,6 +98,8 @@ class Gradients:
         self, solver: InnerSolver, y: Tensor, state: Any, *noise_ids: int, shift: Shift | None = None
     ) -> Step | None:
         """``proximal`` and the step of ``solver`` along it in one, where that can be had; None where not."""
+        if not self._engine.compile:
+            return None
         pull, seed = Pull(self._parameters, self.lam, shift), self._seed((0, *noise_ids))
         step = self._engine.step(self._inner, y, self._data.support, seed, pull, solver, state)
         if step is not None:
@@ -243,9 +245,7 @@ def flat_loss(loss: Loss, role: str, parameters: Parameters, *, differentiable: 
     return lambda z, data: checked(parameters.unflatten(z), data)
 
 
-def checked_loss(
-    loss: Loss, role: str, *, differentiable: bool = True
-) -> Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]:
+def checked_loss(loss: Loss, role: str, *, differentiable: bool = True) -> CheckedLoss:
     """``loss`` as a function that always returns (scalar, metrics).
 
     Raises InputError unless the loss is a scalar and, where ``differentiable``, depends on the parameters.

@@ -23,8 +23,8 @@ class Layout:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, params: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> "Layout":
-        """Layout of ``params``, as a vector of ``dtype`` (default: the widest of theirs).
+    def of(cls, params: Mapping[str, Tensor]) -> "Layout":
+        """Layout of ``params``, as a vector of the widest of their dtypes.
 
         Raises InputError unless all are real, finite, at least float32 and on one device.
         """
@@ -39,7 +39,7 @@ class Layout:
         dtypes = tuple(value.dtype for value in params.values())
         widest = torch.float64 if torch.float64 in dtypes else torch.float32
         shapes = tuple(value.shape for value in params.values())
-        return cls(tuple(params), shapes, dtypes, devices.pop(), dtype or widest)
+        return cls(tuple(params), shapes, dtypes, devices.pop(), widest)
 
     def only(self, names: Collection[str]) -> "Layout | None":
         """The layout of these parameters alone, None where there are none."""

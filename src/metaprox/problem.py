@@ -139,7 +139,10 @@ class _LossOf(nn.Module):
 
 
 class ModuleLoss:
-    """``loss(model, batch)`` as a function of the model's parameters and a batch."""
+    """``loss(model, batch)`` as a function of the model's parameters and a batch.
+
+    A call finds the model as it is, in operations that torch.compile can trace and guard; ``fixed`` is faster.
+    """
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], LossValue]) -> None:
         self.wrapped = _LossOf(model, loss)

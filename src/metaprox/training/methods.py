@@ -68,6 +68,9 @@ def method(config: TrainConfig, solver: InnerSolver, branch_solver: InnerSolver)
     own = {name: getattr(config, name) for name in METHOD_OPTIONS[config.method] if name != "branch_lr"}
     if "branch_solver" in own:
         own["branch_solver"] = branch_solver
-    own |= {"backend": config.backend, "chunk_size": config.chunk_size or "auto"}
-    own["compile"] = config.compile == "on"
+    own |= {
+        "backend": config.backend,
+        "chunk_size": config.chunk_size or "auto",
+        "compile": config.compile == "on",
+    }
     return CLASSES[config.method](solver, config.steps, **own)
