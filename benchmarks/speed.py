@@ -170,17 +170,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="enough for a row (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and tasks (default: %(default)s)")
+    parser.add_argument("--no-memory", action="store_true", help="time alone: memory is the same with more threads")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     cases = [(name, steps) for name in options.workloads for steps in STEPS[name]]
-    peak = memory(ROWS, cases, options.seed)
+    peak = {} if options.no_memory else memory(ROWS, cases, options.seed)
     rows: list[Result] = []
     tables = []
     for name in options.workloads:
         results: list[Result] = []
         for steps in STEPS[name]:
             timed = measure(name, steps, ROWS, options.rounds, options.seconds, options.seed)
-            results += [one | peak[name, steps].get(row, {}) for row, one in zip(ROWS, timed, strict=True)]
+            peak_of = peak.get((name, steps), {})
+            results += [one | peak_of.get(row, {}) for row, one in zip(ROWS, timed, strict=True)]
         tables.append(f"## {name}\n\n{markdown(results)}\n")
         print(tables[-1], flush=True)
         rows += results

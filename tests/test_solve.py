@@ -44,6 +44,16 @@ def test_step_sizes_are_those_taken():
     torch.testing.assert_close(out.step_sizes, torch.full((3, 4), 0.25, dtype=torch.float64))
 
 
+def test_step_sizes_are_measured_where_the_solver_does_not_declare_them():
+    class Halving(mp.GradientDescent):
+        relative_step = None
+
+    declared, measured = (solve(gradient, ones(), kind(0.5), 4).step_sizes for kind in (mp.GradientDescent, Halving))
+    torch.testing.assert_close(measured, declared)
+    still = solve(gradient, 0 * ones(), mp.GradientDescent(0.5), 4)
+    assert still.step_sizes.eq(0.5).all()  # known where there is nothing to measure
+
+
 def test_start_is_not_written_on():
     y = ones()
     solve(gradient, y, mp.GradientDescent(0.5), 4)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.protocol import InnerSolver, relative_step
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,17 @@ class Step:
     def take(cls, solver: InnerSolver, y: Tensor, state: Any, grad: Tensor) -> "Step":
         norm = torch.linalg.vector_norm(grad, dim=-1)
         new, state = solver.step(grad, y, state)
-        return cls(new, state, grad, norm, step_size(new, y, norm))
+        return cls(new, state, grad, norm, step_size(solver, new, y, norm))
 
 
 Fused = Callable[[Tensor, Any, int, slice], Step | None]
 
 
-def step_size(new: Tensor, y: Tensor, norm: Tensor) -> Tensor:
+def step_size(solver: InnerSolver, new: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     """||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b]."""
+    known = relative_step(solver)
+    if known is not None:
+        return torch.full_like(norm[:, 0], known)
     return torch.linalg.vector_norm(new[:, 0] - y[:, 0], dim=-1) / norm[:, 0]
 
 
@@ -199,7 +202,7 @@ class _Progress:
         if self.tol is not None:
             new = torch.where(self.active[:, None, None], new, y)
         if where.start == 0:
-            size = step_size(new, y, norm) if done is None else done.size
+            size = step_size(self.solver, new, y, norm) if done is None else done.size
             self.step_sizes.append(size if self.tol is None else torch.where(self.active, size, torch.nan))
         return new, state
 

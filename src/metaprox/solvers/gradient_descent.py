@@ -22,6 +22,10 @@ class GradientDescent:
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)
 
+    @property
+    def relative_step(self) -> float:
+        return self.lr
+
     def init(self, y: Tensor) -> None:
         return None
 

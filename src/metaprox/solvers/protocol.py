@@ -23,6 +23,7 @@ class InnerSolver(Protocol):
       one branch at a time, in the memory of one.
     - ``stateless = True``: its step depends on nothing but the gradient and the point, and ``init`` returns None. With
       ``compile=True`` the step is then compiled together with the gradient; such a solver is to be hashable.
+    - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
     """
@@ -50,6 +51,11 @@ def for_parameters(solver: InnerSolver, views: Views) -> InnerSolver:
 def separates_branches(solver: InnerSolver) -> bool:
     """Whether ``solver`` has declared that it steps each branch without a look at the others."""
     return bool(getattr(solver, "separate_branches", False))
+
+
+def relative_step(solver: InnerSolver) -> float | None:
+    """h, where ``solver`` has declared that all its steps are -h times the gradient."""
+    return getattr(solver, "relative_step", None)
 
 
 def is_stateless(solver: InnerSolver) -> bool:
