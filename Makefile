@@ -9,7 +9,7 @@ DEMO := runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-tuning banking77-methods peers \
-  bench bench-error bench-backends bench-scaling clean
+  default-variants bench bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -78,6 +78,10 @@ banking77-methods: $(READY)  ## methods on BANKING77 with those, at equal gradie
 
 peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
 	$(BIN)/python benchmarks/peers.py --out results/peers
+
+default-variants: $(READY)  ## variants of FO-B-MAML in long training, half an hour: results/default-variants
+	$(BIN)/metaprox compare --tasks mnist1d --methods "symmetric, center" "symmetric, loss" corrected "corrected, step 0.2" \
+	  --variants benchmarks/default_variants.json --eval-every 250 --out results/default-variants
 
 bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradients and other libraries, half an hour: results/speed
 	$(BIN)/python benchmarks/speed.py --out results/speed

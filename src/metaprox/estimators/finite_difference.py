@@ -42,8 +42,8 @@ class FOBMAML(Branched):
         solver: the inner solver of the base solve.
         steps: base steps K. Or ``tol`` with ``max_steps``: each task stops once its gradient norm is <= tol
             (and its branches once theirs are <= nu tol, because the difference is divided by nu).
-        scheme: "forward", "symmetric", "central4", "central6", of order 1, 2, 4, 6 in nu. Nodes below 0 need
-            lam + min eig(Hess fhat) > |n_j| nu max eig(Hess f).
+        scheme: "forward", "symmetric", "central4", "central6", of order 1, 2, 4, 6 in nu. With "loss", nodes below 0
+            need lam + min eig(Hess fhat) > |n_j| nu max eig(Hess f).
         perturb: where nu enters, as above. "center" needs the query gradient once a task, "loss" at every step.
         nu: weight of the query loss at a node of 1, for perturb="loss".
         eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
@@ -54,7 +54,8 @@ class FOBMAML(Branched):
         branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
         residual_correction: subtract the gradient left at y_0 from every branch's gradient, so that y_0 is
             exactly stationary at nu = 0 and a node of 0 costs nothing. g is then (1) with H and v taken at y_0.
-            Noise is then the same at all branch steps.
+            Noise is then the same at all branch steps. Where y_0 is far from solved, that is not the gradient of what
+            the solver reaches, and long training ends worse.
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
         estimate_error: whether to compute ``info.error_estimate``. Without it the loop backend saves a vector.

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from metaprox.training import style
 from metaprox.training.config import foreign_options
@@ -122,6 +123,7 @@ def draw(results: dict[str, Any]) -> Figure:
         axes.set_xlabel(label)
         style.tidy(axes, "")
     left, right = figure.axes
+    left.xaxis.set_major_formatter(EngFormatter(sep=""))
     left.set_title(f"{metric.capitalize()} on unseen tasks against what it cost", loc="left", fontsize="medium")
     left.set_ylabel(f"query {metric} after adaptation")
     if metric == "loss":
