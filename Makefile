@@ -9,7 +9,7 @@ DEMO := runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint experiments experiments-quick mnist1d banking77 banking77-tuning banking77-methods peers \
-  default-variants bench bench-error bench-backends bench-scaling clean
+  default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -85,6 +85,9 @@ default-variants: $(READY)  ## variants of FO-B-MAML in long training, half an h
 
 bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradients and other libraries, half an hour: results/speed
 	$(BIN)/python benchmarks/speed.py --out results/speed
+
+bench-two-threads: $(BETTY_READY)  ## the times of bench with two threads of torch, twenty minutes: results/speed-two-threads
+	$(BIN)/python benchmarks/speed.py --threads 2 --no-memory --rounds 5 --seconds 2.5 --out results/speed-two-threads
 
 bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, beside TorchOpt's iMAML, half an hour: results/error-cost
 	$(BIN)/python benchmarks/error_cost.py --out results/error-cost

@@ -77,6 +77,17 @@ def test_tied_weights_adapt_as_one():
     assert torch.equal(model.one.weight, weight)
 
 
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+def test_a_parameter_that_the_model_does_not_have_is_refused(backend):
+    model = mlp([1, 8, 1]).double()
+    before = dict(model.named_parameters())
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5)
+    meta = mp.FOBMAML(mp.GradientDescent(0.1), steps=2, backend=backend)
+    with pytest.raises(mp.InputError, match="the model has no parameter 'wieght'"):
+        meta(problem, before | {"wieght": torch.ones(2)}, tasks())
+    assert all(p is before[name] for name, p in model.named_parameters())
+
+
 def test_unused_parameters_get_a_zero_gradient():
     model = nn.Sequential(*mlp([1, 8, 1]))
     model.unused = nn.Parameter(torch.ones(3))

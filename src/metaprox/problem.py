@@ -1,7 +1,7 @@
 """What is being solved: tasks, losses and the proximal weight."""
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -156,32 +156,45 @@ class ModuleLoss:
     def fixed(self) -> Loss:
         """The same function for as long as the model's modules, ties and buffers stay what they are now.
 
-        It looks them up once, which on small models takes as long as a forward pass.
+        It looks up once where tensors go, which on small models takes as long as a forward pass. The function raises
+        InputError where the model has no parameter of a name.
         """
-        tied = _tied_names(self.wrapped.named_parameters(remove_duplicate=False))
-        tied_buffers = _tied_names(self.wrapped.named_buffers(remove_duplicate=False))
+        places = _places(self.wrapped)
         buffers = dict(self.wrapped.named_buffers())
 
         def call(params: Params, batch: Any) -> LossValue:
             like = next(iter(params.values()))
-            state: dict[str, Tensor] = {}
-            for name, buffer in buffers.items():
-                state |= dict.fromkeys(tied_buffers[name], _copy(buffer, like))
-            for name, value in params.items():
-                state |= dict.fromkeys(tied.get(f"model.{name}", (f"model.{name}",)), value)
-            return functional_call(self.wrapped, state, (batch,), tie_weights=False)
+            tensors = {name: _copy(buffer, like) for name, buffer in buffers.items()}
+            tensors |= {f"model.{name}": value for name, value in params.items()}
+            before = []
+            try:
+                for name, tensor in tensors.items():
+                    if name not in places:
+                        raise InputError(f"the model has no parameter {name.removeprefix('model.')!r}")
+                    for held, key in places[name]:
+                        before.append((held, key, held[key]))
+                        held[key] = tensor
+                result: LossValue = self.wrapped(batch)
+            finally:
+                for held, key, own in reversed(before):
+                    held[key] = own
+            return result
 
         return call
 
 
-def _tied_names(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, list[str]]:
-    """Each name -> the names of the same tensor."""
-    groups: dict[int, list[str]] = {}
-    found = {}
-    for name, tensor in tensors:
-        found[name] = groups.setdefault(id(tensor), [])
-        found[name].append(name)
-    return found
+def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Each name of a parameter or buffer -> the dictionaries of modules, and the keys, where its tensor is found."""
+    of_tensor: dict[int, dict[tuple[int, str], tuple[dict[str, Any], str]]] = {}
+    names: dict[str, int] = {}
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for held in (owner._parameters, owner._buffers):
+            for key, tensor in held.items():
+                if tensor is None:
+                    continue
+                names[f"{path}.{key}"] = id(tensor)
+                of_tensor.setdefault(id(tensor), {})[id(held), key] = (held, key)
+    return {name: list(of_tensor[tensor].values()) for name, tensor in names.items()}
 
 
 def _copy(buffer: Tensor, like: Tensor) -> Tensor:
