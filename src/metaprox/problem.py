@@ -148,10 +148,7 @@ class ModuleLoss:
         self.wrapped = _LossOf(model, loss)
 
     def __call__(self, params: Params, batch: Any) -> LossValue:
-        like = next(iter(params.values()))
-        state = {name: _copy(buffer, like) for name, buffer in self.wrapped.named_buffers()}
-        state |= {f"model.{name}": value for name, value in params.items()}
-        return functional_call(self.wrapped, state, (batch,))
+        return functional_call(self.wrapped, _state(dict(self.wrapped.named_buffers()), params), (batch,))
 
     def fixed(self) -> Loss:
         """The same function for as long as the model's modules, ties and buffers stay what they are now.
@@ -163,12 +160,9 @@ class ModuleLoss:
         buffers = dict(self.wrapped.named_buffers())
 
         def call(params: Params, batch: Any) -> LossValue:
-            like = next(iter(params.values()))
-            tensors = {name: _copy(buffer, like) for name, buffer in buffers.items()}
-            tensors |= {f"model.{name}": value for name, value in params.items()}
             before = []
             try:
-                for name, tensor in tensors.items():
+                for name, tensor in _state(buffers, params).items():
                     if name not in places:
                         raise InputError(f"the model has no parameter {name.removeprefix('model.')!r}")
                     for held, key in places[name]:
@@ -181,6 +175,13 @@ class ModuleLoss:
             return result
 
         return call
+
+
+def _state(buffers: dict[str, Tensor], params: Params) -> dict[str, Tensor]:
+    """What a ``_LossOf`` is evaluated with: copies of ``buffers``, and ``params`` by their names in it."""
+    like = next(iter(params.values()))
+    copies = {name: _copy(buffer, like) for name, buffer in buffers.items()}
+    return copies | {f"model.{name}": value for name, value in params.items()}
 
 
 def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
