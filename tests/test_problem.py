@@ -77,12 +77,12 @@ def test_tied_weights_adapt_as_one():
     assert torch.equal(model.one.weight, weight)
 
 
-@pytest.mark.parametrize("backend", ["vmap", "loop"])
-def test_a_parameter_that_the_model_does_not_have_is_refused(backend):
+@pytest.mark.parametrize("settings", [{"backend": "loop"}, {"backend": "vmap"}, {"compile": True}], ids=str)
+def test_a_parameter_that_the_model_does_not_have_is_refused(settings):
     model = mlp([1, 8, 1]).double()
     before = dict(model.named_parameters())
     problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5)
-    meta = mp.FOBMAML(mp.GradientDescent(0.1), steps=2, backend=backend)
+    meta = mp.FOBMAML(mp.GradientDescent(0.1), steps=2, **settings)
     with pytest.raises(mp.InputError, match="the model has no parameter 'wieght'"):
         meta(problem, before | {"wieght": torch.ones(2)}, tasks())
     assert all(p is before[name] for name, p in model.named_parameters())

@@ -1,7 +1,7 @@
 """Named parameters as one flat vector, and back."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ class Layout:
     dtypes: tuple[torch.dtype, ...]
     device: torch.device
     dtype: torch.dtype
+    sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # of each parameter
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
 
     @classmethod
     def of(cls, params: Mapping[str, Tensor]) -> "Layout":
@@ -54,10 +58,6 @@ class Layout:
         )
 
     @property
-    def sizes(self) -> list[int]:
-        return [shape.numel() for shape in self.shapes]
-
-    @property
     def size(self) -> int:
         """P."""
         return sum(self.sizes)
@@ -74,7 +74,7 @@ class Layout:
         """[..., P] -> dict of views [..., *shape], all of the dtype of ``flat``."""
         lead = flat.shape[:-1]
         parts = zip(self.names, self.shapes, flat.split_with_sizes(self.sizes, -1), strict=True)
-        return {name: part.view((*lead, *shape)) for name, shape, part in parts}
+        return {name: part if len(shape) == 1 else part.view(lead + shape) for name, shape, part in parts}
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> dict of tensors [..., *shape], as views where the dtype allows."""

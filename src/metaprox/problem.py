@@ -107,7 +107,13 @@ class ProximalProblem:
         )
 
     def adapted_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of ``names`` that adapt. Raises InputError where a pattern fits none of them."""
+        """Those of ``names`` that adapt.
+
+        Raises InputError where a pattern fits none of them, or where the model has no parameter of a name.
+        """
+        for loss in (self.inner_loss, self.outer_loss):
+            if isinstance(loss, ModuleLoss):
+                loss.check_names(names)
         if self.adapt is None:
             return tuple(names)
         patterns = (self.adapt,) if isinstance(self.adapt, str) else tuple(self.adapt)
@@ -147,14 +153,20 @@ class ModuleLoss:
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], LossValue]) -> None:
         self.wrapped = _LossOf(model, loss)
 
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise InputError where the model has no parameter, or buffer, of a name; a call would not miss it."""
+        places = _places(self.wrapped)
+        for name in names:
+            if _inside(name) not in places:
+                raise InputError(f"the model has no parameter {name!r}")
+
     def __call__(self, params: Params, batch: Any) -> LossValue:
         return functional_call(self.wrapped, _state(dict(self.wrapped.named_buffers()), params), (batch,))
 
     def fixed(self) -> Loss:
         """The same function for as long as the model's modules, ties and buffers stay what they are now.
 
-        It looks up once where tensors go, which on small models takes as long as a forward pass. The function raises
-        InputError where the model has no parameter of a name.
+        It looks up once where tensors go, which on small models takes as long as a forward pass.
         """
         places = _places(self.wrapped)
         buffers = dict(self.wrapped.named_buffers())
@@ -163,8 +175,6 @@ class ModuleLoss:
             before = []
             try:
                 for name, tensor in _state(buffers, params).items():
-                    if name not in places:
-                        raise InputError(f"the model has no parameter {name.removeprefix('model.')!r}")
                     for held, key in places[name]:
                         before.append((held, key, held[key]))
                         held[key] = tensor
@@ -181,7 +191,12 @@ def _state(buffers: dict[str, Tensor], params: Params) -> dict[str, Tensor]:
     """What a ``_LossOf`` is evaluated with: copies of ``buffers``, and ``params`` by their names in it."""
     like = next(iter(params.values()))
     copies = {name: _copy(buffer, like) for name, buffer in buffers.items()}
-    return copies | {f"model.{name}": value for name, value in params.items()}
+    return copies | {_inside(name): value for name, value in params.items()}
+
+
+def _inside(name: str) -> str:
+    """What a ``_LossOf`` calls the model's parameter of that name."""
+    return f"model.{name}"
 
 
 def _places(module: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
