@@ -7,16 +7,16 @@ machine's speed drifts; medians. Processor time, float32, one thread.
 
 Along each line the work grows: base steps K, and for each K branch steps of FO-B-MAML (Anderson, forward with residual
 correction, perturb="center", the default eps) or steps of conjugate gradients. The base is gradient descent for all;
-"Anderson base" has Anderson in its place, which TorchOpt's users would have to write. Attention runs by torch's math
-kernel, for the fused ones have no second derivatives: in every method, so that the times compare.
+"Anderson base" has Anderson in its place, which TorchOpt's users would have to write, with backend="auto". One gradient
+of the query loss, which no method here does without, is timed beside them. Attention runs by torch's math kernel, for
+the fused ones have no second derivatives: in every method, so that the times compare.
 
 The workloads are those of workloads.py with changes, because grad F must exist to be compared with. With ReLU inner
 solves come to rest on kinks, and with lam = 0.5 H + lam I can have negative eigenvalues where K steps end, so that no
 method that solves with it is near grad F. Here they have GELU; sinusoid and transformer have lam = 10; conv keeps
 lam = 0.5 but has no normalization, whose statistics of five images bend the loss beyond any such lam, and an inner
 step of 1. "posed" in the results has both: the gradient left after K = 20 and 200 steps, and the least and largest Ritz
-value of H + lam I after K, from 30 steps of Lanczos. Ten sinusoids, four tasks of conv, one of transformer. Vmapped and
-compiled at the least K only, but for sinusoids.
+value of H + lam I after K, from 30 steps of Lanczos. Ten sinusoids, four tasks of conv, one of transformer.
 
 Writes results.json, table.md and error_cost.png. Workloads that are not run again keep their numbers in results.json.
 """
@@ -49,16 +49,20 @@ from workloads import LAM, STEPS, Workload
 TARGET, POSED_STEPS = 0.05, 20
 SMOOTH_LAM = {"sinusoid": 10.0, "conv": 0.5, "transformer": 10.0}
 TASKS = {"sinusoid": 10, "conv": 4, "transformer": 1}
-BASE = {"sinusoid": (20, 60), "conv": (5, 10), "transformer": (10, 20)}
-ANDERSON_BASE = {"sinusoid": (5, 10), "conv": (3, 6), "transformer": (5, 10)}
-BRANCH_STEPS = {"sinusoid": (4, 8, 12), "conv": (2, 3, 5), "transformer": (4, 8)}
-CG_STEPS = {"sinusoid": (3, 6, 9), "conv": (1, 2, 4), "transformer": (3, 6)}
+BASE = {"sinusoid": (20, 40, 60), "conv": (2, 3, 5), "transformer": (10, 15, 20)}
+ANDERSON_BASE = {"sinusoid": (5, 10), "conv": (2, 3), "transformer": (3, 5)}
+BRANCH_STEPS = {"sinusoid": (4, 6, 8), "conv": (2, 3, 4), "transformer": (3, 4, 6)}
+CG_STEPS = {"sinusoid": (3, 4, 6), "conv": (1, 2, 4), "transformer": (2, 3, 6)}
 LR = {"sinusoid": 0.01, "conv": 1.0, "transformer": 0.01}
+COMPILED = {"backend": "vmap", "compile": True}
+BACKENDS = {"loop": {"backend": "loop"}, "vmap": {"backend": "vmap"}, "compiled": COMPILED}
+ANDERSON = {"Anderson base": {}, "Anderson base, compiled": COMPILED}
 LOOKS = {
     "FO-B-MAML, loop": ("o", "-", style.BLUE),
     "FO-B-MAML, vmap": ("D", "-", style.LIGHT_BLUE),
     "FO-B-MAML, compiled": ("v", "-", style.BLACK),
     "FO-B-MAML, Anderson base": ("P", "--", style.PURPLE),
+    "FO-B-MAML, Anderson base, compiled": ("*", "--", style.BLACK),
     "iMAML, ours, loop": ("s", "-", style.GREEN),
     "iMAML, ours, vmap": ("X", "-", style.GREY),
     "iMAML, TorchOpt": ("^", "-", style.ORANGE),
@@ -105,8 +109,7 @@ def jobs(name: str, load: Workload) -> Iterator[Job]:
         return Job(method, steps, inner, lambda: meta(problem, problem.live_parameters(), load.tasks).grad)
 
     for steps in BASE[name]:
-        for label in ("loop", "vmap", "compiled") if steps == BASE[name][0] or name == "sinusoid" else ("loop",):
-            where: dict[str, Any] = {"backend": "loop" if label == "loop" else "vmap", "compile": label == "compiled"}
+        for label, where in BACKENDS.items():
             for inner in BRANCH_STEPS[name]:
                 meta = mp.FOBMAML(descent, steps, branch_steps=inner, **branches, **where)
                 yield job(f"FO-B-MAML, {label}", steps, inner, meta)
@@ -115,9 +118,10 @@ def jobs(name: str, load: Workload) -> Iterator[Job]:
         for inner in CG_STEPS[name]:
             yield Job("iMAML, TorchOpt", steps, inner, lambda s=steps, i=inner: torchopt_imaml(name, load, s, i))
     for steps in ANDERSON_BASE[name]:
-        for inner in BRANCH_STEPS[name]:
-            meta = mp.FOBMAML(anderson, steps, branch_steps=inner, **branches, backend="vmap")
-            yield job("FO-B-MAML, Anderson base", steps, inner, meta)
+        for label, where in ANDERSON.items():
+            for inner in BRANCH_STEPS[name]:
+                meta = mp.FOBMAML(anderson, steps, branch_steps=inner, **branches, **where)
+                yield job(f"FO-B-MAML, {label}", steps, inner, meta)
 
 
 def torchopt_imaml(name: str, load: Workload, steps: int, cg_steps: int) -> dict[str, Tensor]:
@@ -138,17 +142,21 @@ def reference(name: str, load: Workload) -> mp.MetaGradient:
 def measure(name: str, rounds: int) -> dict[str, Any]:
     load = workload(name)
     truth = reference(name, load)
-    ten = peer_methods.Inner(mp.GradientDescent(load.lr), 10)
+    ten, none = (peer_methods.Inner(mp.GradientDescent(load.lr), steps) for steps in (10, 0))
 
     def unit() -> None:
         plain_gradients(load.model, load.loss, load.tasks, ten, query=False)
 
+    def query() -> None:
+        plain_gradients(load.model, load.loss, load.tasks, none, query=True)
+
     work = list(jobs(name, load))
     errors = [relative_error(job.gradient().values(), truth.grad.values()) for job in work]
     times: list[list[float]] = [[] for _ in work]
-    units = []
+    units, queries = [], []
     for _ in range(rounds):
         units.append(processor_seconds(unit) / 10)
+        queries.append(processor_seconds(query))
         for job, own in zip(work, times, strict=True):
             own.append(processor_seconds(job.gradient))
     base = statistics.median(units)
@@ -160,6 +168,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         },
         "rounds": rounds,
         "unit_seconds": base,
+        "query": statistics.median(queries) / base,
         "rows": [
             {
                 "method": job.method,
@@ -227,10 +236,9 @@ def fastest(rows: list[dict[str, Any]], method: str) -> dict[str, Any] | None:
 def markdown(results: dict[str, Any]) -> str:
     lines = ["| workload | method | time to 5 % | error | K | branch or CG steps | least error |", "|---" * 7 + "|"]
     for name, found in results["workloads"].items():
+        lines.append(f"| {name} | one query gradient | {found['query']:.1f} |  |  |  |  |")
         for method in LOOKS:
             rows = [row for row in found["rows"] if row["method"] == method]
-            if not rows:
-                continue
             least = min(row["error"] for row in rows)
             best = fastest(rows, method)
             cells = ["not reached", "", "", ""]
@@ -248,12 +256,13 @@ def draw(results: dict[str, Any]) -> Figure:
         for method in LOOKS:
             _draw_method(axes, method, [row for row in one["rows"] if row["method"] == method])
         axes.axhline(TARGET, color=style.GREY, linewidth=0.8)
+        axes.axvline(one["query"], color=style.GREY, linewidth=0.8, linestyle=":", label="one query gradient")
         style.log_scale(axes, "x")
         style.log_scale(axes)
         axes.set_xlabel("time, in plain gradients of all tasks")
     figure.axes[0].set_ylabel("relative error of the meta-gradient")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize="small", loc="outside lower center", ncols=6)
+    figure.legend(handles, labels, frameon=False, fontsize="small", loc="outside lower center", ncols=5)
     return figure
 
 
@@ -271,7 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--workloads", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, 2 or more (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds, 2 or more (default: %(default)s)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     results: dict[str, Any] = {"posed": {}, "workloads": {}}
