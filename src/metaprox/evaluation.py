@@ -84,7 +84,7 @@ def adapt(
     """
     stopping = Stopping.of(steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
-    parameters = Parameters.of(problem, x)
+    parameters = Parameters.of(problem, x).joined(sparing=True)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
     with torch.no_grad(), coupled_noise(parameters.device) as noise:
@@ -164,7 +164,7 @@ def _evaluate_batch(
     results = []
     with coupled_noise(parameters.device) as noise:
         engine = choice.of(problem, parameters, checked, noise)
-        parameters = parameters if engine.sequential else parameters.joined()
+        parameters = parameters.joined(sparing=engine.sequential)
         for span in engine.chunks(checked.size):
             gradients = Gradients(problem, parameters, engine, noise, checked, span)
             try:

@@ -8,6 +8,9 @@ from torch import Tensor
 from metaprox.layout import Layout
 from metaprox.problem import Params, ProximalProblem
 
+# In bytes: up to here a copy of x costs less memory than it saves time.
+SMALL = 2**20
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -55,8 +58,10 @@ class Parameters:
         w = shared.flatten(params) if shared else pieces[0].new_empty(0)
         return cls(Structure(everything.names, adapted, shared), pieces, w)
 
-    def joined(self) -> "Parameters":
-        """The same with x as one vector of its own."""
+    def joined(self, *, sparing: bool = False) -> "Parameters":
+        """The same with x as one vector of its own; where ``sparing``, only if that is small."""
+        if sparing and self.adapted.size * self.adapted.dtype.itemsize > SMALL:
+            return self
         return replace(self, pieces=(torch.cat(self.pieces),))
 
     @property

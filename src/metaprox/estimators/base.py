@@ -240,7 +240,7 @@ class Estimator(ABC):
         adapted: list[Tensor] = []
         with coupled_noise(parameters.device) as noise:
             engine = self._choice().of(problem, parameters, batch, noise, self._evaluations_held())
-            parameters = parameters if engine.sequential else parameters.joined()
+            parameters = parameters.joined(sparing=engine.sequential)
             for span in engine.chunks(batch.size):
                 gradients = Gradients(problem, parameters, engine, noise, batch, span)
                 chunk = self._estimate(gradients, keep_adapted)
