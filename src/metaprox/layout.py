@@ -103,6 +103,7 @@ def _check_kind(name: str, value: Tensor) -> None:
 def _check_finite(params: Mapping[str, Tensor]) -> None:
     """One look from the host, however many parameters there are."""
     filled = [name for name, value in params.items() if value.numel()]
-    finite = [torch.linalg.vector_norm(params[name].detach(), torch.inf).isfinite() for name in filled]
-    if finite and not bool(torch.stack(finite).all()):
-        raise InputError(f"parameter {filled[[bool(good) for good in finite].index(False)]!r} has non-finite values")
+    largest = torch._foreach_norm([params[name].detach() for name in filled], torch.inf) if filled else ()
+    if filled and not bool(torch.stack(largest).isfinite().all()):
+        name = next(name for name, norm in zip(filled, largest, strict=True) if not norm.isfinite())
+        raise InputError(f"parameter {name!r} has non-finite values")
