@@ -89,7 +89,7 @@ bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradi
 bench-two-threads: $(BETTY_READY)  ## the times of bench with two threads of torch, twenty minutes: results/speed-two-threads
 	$(BIN)/python benchmarks/speed.py --threads 2 --no-memory --rounds 5 --seconds 2.5 --out results/speed-two-threads
 
-bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, beside TorchOpt's iMAML, half an hour: results/error-cost
+bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, beside TorchOpt's iMAML, a quarter of an hour: results/error-cost
 	$(BIN)/python benchmarks/error_cost.py --out results/error-cost
 
 bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on networks of growing size, 20 minutes: results/backends
