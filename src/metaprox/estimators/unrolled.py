@@ -11,7 +11,7 @@ from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Estimator, Info
 from metaprox.gradients import Gradients
 from metaprox.problem import ProximalProblem
-from metaprox.solve import Solution, check_finite
+from metaprox.solve import Solution, check_finite, step_size
 from metaprox.solvers.protocol import check_differentiable
 
 
@@ -54,7 +54,7 @@ class MAML(Estimator):
         records = out.metrics["records"]
         check_finite(records["norms"].movedim(-1, 0), self.solver, self.steps, "base solve", gradients.start)
         taken = torch.full((tasks,), self.steps, device=x.device)
-        base = Solution((records["y"],), None, taken, records["moves"].squeeze(1) / records["norms"].squeeze(1))
+        base = Solution((records["y"],), None, taken, records["sizes"].squeeze(1))
         info = Info.of_base(base, gradients.counts)
         query = Evaluation(out.grad, out.value, out.metrics["metrics"])
         size = x.shape[-1]
@@ -64,15 +64,15 @@ class MAML(Estimator):
         def solve(x: Tensor, gradient: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             y = x[None, None]
             state = self.solver.init(y)
-            norms, moves = [], []
+            norms, sizes = [], []
             assert self.steps is not None
             for step in range(self.steps):
                 grad = gradient(y[0, 0], step) + lam * (y - x)
                 new, state = self.solver.step(grad, y, state)
-                norms.append(torch.linalg.vector_norm(grad.detach()))
-                moves.append(torch.linalg.vector_norm((new - y).detach()))
+                norms.append(torch.linalg.vector_norm(grad.detach(), dim=-1)[0])
+                sizes.append(step_size(self.solver, new.detach(), y.detach(), norms[-1][None]))
                 y = new
             y = y[0, 0]
-            return y, {"y": y.detach(), "norms": torch.stack(norms), "moves": torch.stack(moves)}
+            return y, {"y": y.detach(), "norms": torch.cat(norms), "sizes": torch.cat(sizes)}
 
         return solve
