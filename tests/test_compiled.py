@@ -130,6 +130,28 @@ def test_goes_on_with_a_warning_where_it_fails():
         assert torch.equal(ours.grad[name], grad)
 
 
+@needs_compiler
+def test_goes_on_with_a_warning_where_a_loss_changes_from_call_to_call():
+    calls = 0
+
+    def counting(model, batch):
+        nonlocal calls
+        calls += 1
+        return mean_squared_error(model, batch) + calls
+
+    problem = mp.ProximalProblem.from_module(mlp([1, 4, 1]), counting, 0.5, mean_squared_error)
+    tasks = Sinusoid().batch(range(3))
+    with (
+        torch._dynamo.config.patch(recompile_limit=1),
+        pytest.warns(UserWarning, match="recompile_limit of 1 graph") as caught,
+    ):
+        ours = mp.FOMAML(GD, 3, compile=True)(problem, problem.live_parameters(), tasks)
+    assert len(caught) == 1
+    theirs = mp.FOMAML(GD, 3)(problem, problem.live_parameters(), tasks)
+    for name, grad in theirs.grad.items():
+        torch.testing.assert_close(ours.grad[name], grad)
+
+
 def test_the_loop_has_nothing_to_compile():
     with pytest.raises(mp.InputError, match=r"compile=True needs backend='vmap'.*torch\.compile\(model\)"):
         mp.FOBMAML(GD, 3, backend="loop", compile=True)

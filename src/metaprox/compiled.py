@@ -46,10 +46,9 @@ class CompiledEvaluation:
             if not missing:
                 return self._compiled(*fixed, *of_tasks)
             out = self._compiled(*fixed, *pytree.tree_map(lambda leaf: _padded(leaf, missing), of_tasks))
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             self.fails = True
-            reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-            warnings.warn(f"metaprox goes on without compile=True, which failed: {reason}", stacklevel=2)
+            warnings.warn(f"metaprox goes on without compile=True, which failed: {_reason(error)}", stacklevel=2)
             return self.evaluate(*fixed, *of_tasks)
         return pytree.tree_map(lambda leaf: leaf[:count], out)
 
@@ -105,6 +104,16 @@ class Graphs:
         if place not in self.cache:
             self.cache[place] = CompiledEvaluation(evaluate)
         return self.cache[place]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+        limit = torch._dynamo.config.recompile_limit
+        return (
+            f"torch's recompile_limit of {limit} graphs is reached, by as many shapes of data or because something in "
+            "the loss changes from call to call; TORCH_LOGS=recompiles says what"
+        )
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
 
 
 def _padded(leaf: Tensor, missing: int) -> Tensor:
