@@ -18,7 +18,6 @@ from metaprox.parameters import Structure
 from metaprox.problem import Metrics, Task
 from metaprox.pull import Pull
 from metaprox.solve import Step
-from metaprox.solvers.protocol import InnerSolver, is_stateless
 from metaprox.vmapped import CheckedLoss, FlatLoss, evaluate_all
 
 Seed = Callable[[int], None]  # fixes the noise of that task of a chunk
@@ -75,10 +74,8 @@ class Backend(Protocol):
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
         """The gradient of ``loss`` at y and the ``pull`` there, a new tensor [T, B, P]."""
 
-    def step(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, solver: InnerSolver, state: Any
-    ) -> Step | None:
-        """``proximal`` and the step of ``solver`` along it, where both in one are faster; else None."""
+    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
+        """``proximal`` and y - ``size`` times it, where both in one are faster; else None."""
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         """``loss`` and metrics [T] at y [T, P], without a gradient."""
@@ -123,26 +120,21 @@ class VmapBackend:
 
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
         if self.compile and isinstance(loss, AdaptedLoss):
-            return self._compiled(loss.graphs.proximal, loss, y, data, seed, pull)[0]
+            return self._step(loss, y, data, seed, pull, 0.0).grad
         return self.add_gradient(loss, y, data, seed, pull.at(y))
 
-    def step(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, solver: InnerSolver, state: Any
-    ) -> Step | None:
-        if self.compile and isinstance(loss, AdaptedLoss) and is_stateless(solver):
-            grad, new, norm, size = self._compiled(loss.graphs.step(solver), loss, y, data, seed, pull)
-            return Step(new, state, grad, norm, size)
+    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
+        if self.compile and isinstance(loss, AdaptedLoss):
+            return self._step(loss, y, data, seed, pull, size)
         return None
 
-    def _compiled(
-        self, graph: CompiledEvaluation, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull
-    ) -> tuple[Tensor, ...]:
+    def _step(self, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step:
         seed(0)
         y = y.contiguous()
         shift = torch.zeros_like(y) if pull.shift is None else pull.shift.vector
+        fixed = (loss.w, pull.parameters.x, pull.lam, y.new_full((), size))
         with _vmap_errors_explained():
-            out: tuple[Tensor, ...] = graph((loss.w, pull.parameters.x, pull.lam), (y, shift, data), len(y))
-        return out
+            return Step(*loss.graphs.step(fixed, (y, shift, data), len(y)))
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         seed(0)
@@ -202,9 +194,7 @@ class LoopBackend:
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
         return self.add_gradient(loss, y, data, seed, pull.at(y))
 
-    def step(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, solver: InnerSolver, state: Any
-    ) -> Step | None:
+    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
         return None
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:

@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.parameters import Structure
-from metaprox.solve import Step
-from metaprox.solvers.protocol import InnerSolver
 from metaprox.vmapped import CheckedLoss, evaluate_all
 
 Evaluate = Callable[..., Any]
@@ -60,7 +58,6 @@ class Graphs:
     loss: CheckedLoss
     structure: Structure
     cache: dict[Any, CompiledEvaluation]
-    _steps: dict[InnerSolver | None, CompiledEvaluation] = field(default_factory=dict)  # looked up so far, by solver
 
     @cached_property
     def evaluate(self) -> CompiledEvaluation:
@@ -72,35 +69,25 @@ class Graphs:
 
         return self._cached(evaluate)
 
-    @property
-    def proximal(self) -> CompiledEvaluation:
-        """(w [W], x [P], lam, y, shift [T, B, P], data) -> gradients + lam (y - x) + shift, and perhaps more.
+    @cached_property
+    def step(self) -> CompiledEvaluation:
+        """(w [W], x [P], lam, size [], y, shift [T, B, P], data) -> y - size g, g, ||g||, for any solver and step size.
 
-        Where there is a graph that also takes a step, no other is compiled.
+        g = gradients + lam (y - x) + shift.
         """
-        return next(iter(self._steps.values())) if self._steps else self.step(None)
-
-    def step(self, solver: InnerSolver | None) -> CompiledEvaluation:
-        """As ``proximal``, but -> that, the point after a step of ``solver``, the norm and the step size."""
-        if solver not in self._steps:
-            self._steps[solver] = self._take(solver)
-        return self._steps[solver]
-
-    def _take(self, solver: InnerSolver | None) -> CompiledEvaluation:
         loss, structure = self.loss, self.structure
 
-        def take(w: Tensor, x: Tensor, lam: float, y: Tensor, shift: Tensor, data: Any) -> tuple[Tensor, ...]:
+        def step(
+            w: Tensor, x: Tensor, lam: float, size: Tensor, y: Tensor, shift: Tensor, data: Any
+        ) -> tuple[Tensor, ...]:
             gradient, _ = evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
             gradient = gradient + lam * (y - x) + shift
-            if solver is None:
-                return (gradient,)
-            taken = Step.take(solver, y, None, gradient)
-            return gradient, taken.y, taken.norm, taken.size
+            return y - size * gradient, gradient, torch.linalg.vector_norm(gradient, dim=-1)
 
-        return self._cached(take, solver)
+        return self._cached(step)
 
-    def _cached(self, evaluate: Evaluate, *key: Any) -> CompiledEvaluation:
-        place = (evaluate.__name__, self.structure, *key)
+    def _cached(self, evaluate: Evaluate) -> CompiledEvaluation:
+        place = (evaluate.__name__, self.structure)
         if place not in self.cache:
             self.cache[place] = CompiledEvaluation(evaluate)
         return self.cache[place]

@@ -17,7 +17,7 @@ from metaprox.parameters import Parameters
 from metaprox.problem import Loss, Metrics, ModuleLoss, ProximalProblem
 from metaprox.pull import Pull, Shift
 from metaprox.solve import Step
-from metaprox.solvers.protocol import InnerSolver, for_parameters
+from metaprox.solvers.protocol import InnerSolver, for_parameters, relative_step
 from metaprox.vmapped import CheckedLoss, FlatLoss
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
@@ -94,14 +94,13 @@ class Gradients:
         pull = Pull(self._parameters, self.lam, shift)
         return self._engine.proximal(self._inner, y, self._data.support, self._seed((0, *noise_ids)), pull)
 
-    def step(
-        self, solver: InnerSolver, y: Tensor, state: Any, *noise_ids: int, shift: Shift | None = None
-    ) -> Step | None:
+    def step(self, solver: InnerSolver, y: Tensor, *noise_ids: int, shift: Shift | None = None) -> Step | None:
         """``proximal`` and the step of ``solver`` along it in one, where that can be had; None where not."""
-        if not self._engine.compile:
+        size = relative_step(solver)
+        if size is None or not self._engine.compile:
             return None
-        pull, seed = Pull(self._parameters, self.lam, shift), self._seed((0, *noise_ids))
-        step = self._engine.step(self._inner, y, self._data.support, seed, pull, solver, state)
+        pull = Pull(self._parameters, self.lam, shift)
+        step = self._engine.step(self._inner, y, self._data.support, self._seed((0, *noise_ids)), pull, size)
         if step is not None:
             self.counts.support_gradients += y.shape[0] * y.shape[1]
         return step

@@ -13,7 +13,7 @@ def proximal_solve(gradients: Gradients, solver: InnerSolver, stopping: Stopping
         [gradients.start_at_x()],
         solver,
         stopping.max_steps,
-        fused=lambda y, state, step, branches: gradients.step(solver, y, state, BASE_NOISE, step),
+        fused=lambda y, step, branches: gradients.step(solver, y, BASE_NOISE, step),
         tol=None if stopping.tol is None else gradients.per_task(stopping.tol),
         describe="base solve",
         first_task=gradients.start,

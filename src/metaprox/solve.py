@@ -60,32 +60,21 @@ class Solution:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was taken: the new point [T, b, P] and state, the gradient that led there, its norm [T, b].
-
-    size: of the first branch's step, relative to its gradient [T].
-    """
+    """A step that was taken: the new point [T, b, P], the gradient that led there, its norm [T, b]."""
 
     y: Tensor
-    state: Any
     grad: Tensor
     norm: Tensor
-    size: Tensor
-
-    @classmethod
-    def take(cls, solver: InnerSolver, y: Tensor, state: Any, grad: Tensor) -> "Step":
-        norm = torch.linalg.vector_norm(grad, dim=-1)
-        new, state = solver.step(grad, y, state)
-        return cls(new, state, grad, norm, step_size(solver, new, y, norm))
 
 
-Fused = Callable[[Tensor, Any, int, slice], Step | None]
+Fused = Callable[[Tensor, int, slice], Step | None]
 
 
 def step_size(solver: InnerSolver, new: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     """||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b]."""
     known = relative_step(solver)
     if known is not None:
-        return torch.full_like(norm[:, 0], known)
+        return norm.new_full((len(norm),), known)
     return torch.linalg.vector_norm(new[:, 0] - y[:, 0], dim=-1) / norm[:, 0]
 
 
@@ -119,7 +108,7 @@ def solve_parts(
     *,
     tol: Tensor | None = None,
     weights: Sequence[float] | None = None,
-    fused: Fused = lambda y, state, step, branches: None,
+    fused: Fused = lambda y, step, branches: None,
     describe: str = "inner solve",
     first_task: int = 0,
 ) -> Solution:
@@ -134,7 +123,7 @@ def solve_parts(
         parts: where to start, [T, b, P] each. The list is emptied, so that no start lives longer than its first step.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
         weights: of the branches in ``Solution.grad``. None: it is not kept.
-        fused: (y, state, step, branches) -> gradient and step in one, where that can be had; None where not.
+        fused: (y, step, branches) -> gradient and step in one, where that can be had; None where not.
         describe, first_task: what and where this is, for the error message.
 
     Raises:
@@ -187,7 +176,7 @@ class _Progress:
 
     def advance(self, y: Tensor, state: Any, where: slice) -> tuple[Tensor, Any]:
         """The part ``where`` and its solver's state after a step; unchanged where the tolerance ends the solve."""
-        done = self.fused(y, state, self.step, where)
+        done = self.fused(y, self.step, where)
         grad = self.gradient(y, self.step, where) if done is None else done.grad
         norm = torch.linalg.vector_norm(grad, dim=-1) if done is None else done.norm
         self._record(grad, norm, where)
@@ -197,12 +186,12 @@ class _Progress:
             with _without_autocast(y.device.type):
                 new, state = self.solver.step(grad, y, state)
         else:
-            new, state = done.y, done.state
+            new = done.y
         del grad  # so that its memory serves the next lines
         if self.tol is not None:
             new = torch.where(self.active[:, None, None], new, y)
         if where.start == 0:
-            size = step_size(self.solver, new, y, norm) if done is None else done.size
+            size = step_size(self.solver, new, y, norm)
             self.step_sizes.append(size if self.tol is None else torch.where(self.active, size, torch.nan))
         return new, state
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,13 +175,13 @@ class FOBMAML(Branched):
         return gradient
 
     def _fused(self, gradients: Gradients, origin: "_Origin", solver: InnerSolver) -> Fused:
-        """(y, state, step, branches) -> gradient and step in one, where no query gradient comes between."""
+        """(y, step, branches) -> gradient and step in one, where no query gradient comes between."""
 
-        def step(y: Tensor, state: Any, step: int, branches: slice) -> Step | None:
+        def step(y: Tensor, step: int, branches: slice) -> Step | None:
             if self.perturb == "loss" or (step == 0 and self.start == "base"):
                 return None
             shift = self._shift(origin, branches)
-            return gradients.step(solver, y, state, BRANCH_NOISE, self._noise(step), shift=shift)
+            return gradients.step(solver, y, BRANCH_NOISE, self._noise(step), shift=shift)
 
         return step
 

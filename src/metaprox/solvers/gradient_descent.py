@@ -17,7 +17,6 @@ class GradientDescent:
 
     lr: float
     separate_branches: ClassVar[bool] = True
-    stateless: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.positive("lr", self.lr)

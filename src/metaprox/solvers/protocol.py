@@ -21,9 +21,8 @@ class InnerSolver(Protocol):
 
     - ``separate_branches = True``: it steps each branch without a look at the others. The loop backend then gives it
       one branch at a time, in the memory of one.
-    - ``stateless = True``: its step depends on nothing but the gradient and the point, and ``init`` returns None. With
-      ``compile=True`` the step is then compiled together with the gradient; such a solver is to be hashable.
-    - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them.
+    - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them, and with
+      ``compile=True`` they are taken in one graph with the gradient, without a call of ``step``.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
     """
@@ -56,11 +55,6 @@ def separates_branches(solver: InnerSolver) -> bool:
 def relative_step(solver: InnerSolver) -> float | None:
     """h, where ``solver`` has declared that all its steps are -h times the gradient."""
     return getattr(solver, "relative_step", None)
-
-
-def is_stateless(solver: InnerSolver) -> bool:
-    """Whether ``solver`` has declared that its step depends on nothing but the gradient and the point."""
-    return bool(getattr(solver, "stateless", False))
 
 
 def check_differentiable(solver: InnerSolver, method: str) -> None:
