@@ -83,7 +83,7 @@ default-variants: $(READY)  ## variants of FO-B-MAML in long training, half an h
 	$(BIN)/metaprox compare --tasks mnist1d --methods "symmetric, center" "symmetric, loss" corrected "corrected, step 0.2" \
 	  --variants benchmarks/default_variants.json --eval-every 250 --out results/default-variants
 
-bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradients and other libraries, half an hour: results/speed
+bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradients and other libraries, three quarters of an hour: results/speed
 	$(BIN)/python benchmarks/speed.py --out results/speed
 
 bench-two-threads: $(BETTY_READY)  ## the times of bench with two threads of torch, twenty minutes: results/speed-two-threads
