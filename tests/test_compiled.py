@@ -130,7 +130,7 @@ def test_goes_on_with_a_warning_where_it_fails():
     assert len(caught) == 2  # one for each loss, and not one for each step
     theirs = mp.FOMAML(GD, 3)(problem, problem.live_parameters(), tasks)
     for name, grad in theirs.grad.items():
-        torch.testing.assert_close(ours.grad[name], grad)
+        assert torch.equal(ours.grad[name], grad)
 
 
 @needs_compiler
@@ -149,7 +149,7 @@ def test_goes_on_with_a_warning_where_a_loss_changes_from_call_to_call():
         pytest.warns(UserWarning, match="recompile_limit of 1 graph") as caught,
     ):
         ours = mp.FOMAML(GD, 3, compile=True)(problem, problem.live_parameters(), tasks)
-    assert len(caught) == 1
+    assert len([w for w in caught if "metaprox" in str(w.message)]) == 1  # torch's compiler has its own
     theirs = mp.FOMAML(GD, 3)(problem, problem.live_parameters(), tasks)
     for name, grad in theirs.grad.items():
         torch.testing.assert_close(ours.grad[name], grad)

@@ -124,9 +124,10 @@ class VmapBackend:
         return self.add_gradient(loss, y, data, seed, pull.at(y))
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
-        if self.compile and isinstance(loss, AdaptedLoss):
-            return self._step(loss, y, data, seed, pull, size)
-        return None
+        if not self.compile or not isinstance(loss, AdaptedLoss) or loss.graphs.step.fails:
+            return None
+        step = self._step(loss, y, data, seed, pull, size)
+        return None if loss.graphs.step.fails else step  # eager steps are the solver's own, to the last bit
 
     def _step(self, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step:
         seed(0)
