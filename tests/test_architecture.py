@@ -11,14 +11,17 @@ import metaprox
 ROOT = Path(metaprox.__file__).parent
 # A module may import its own part and the parts of the lines above.
 LAYERS = (
-    {"errors"},
+    {"errors", "types"},
     {"checks"},
-    {"stencil", "layout", "noise", "solvers", "problem", "optim"},
-    {"microbatches", "solve", "parameters", "vmapped"},
-    {"batch", "pull", "compiled"},
+    {"stencil", "layout", "noise", "solvers", "replica", "optim"},
+    {"module"},
+    {"problem", "microbatches"},
+    {"checked", "solve", "parameters", "vmapped"},
+    {"batch", "pull", "compiled", "dimensions"},
     {"backends"},
-    {"gradients"},
+    {"gradients", "look", "agreement"},
     {"proximal", "exact", "choose"},
+    {"call"},
     {"estimators", "evaluation"},
     {"__init__"},
     {"text"},
@@ -27,7 +30,7 @@ LAYERS = (
     {"experiments"},
     {"cli"},
 )
-CORE = set().union(*LAYERS[:10])
+CORE = set().union(*LAYERS[: LAYERS.index({"__init__"}) + 1])
 
 
 def part(path):

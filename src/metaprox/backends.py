@@ -1,10 +1,10 @@
 """How a loss is evaluated at T x B points: vmapped, or one by one."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -12,15 +12,24 @@ from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
 from metaprox.batch import TaskBatch
+from metaprox.checked import CheckedLoss
 from metaprox.compiled import CompiledEvaluation, Graphs
+from metaprox.errors import InputError
 from metaprox.microbatches import weighted_sum
+from metaprox.module import PrivateLoss
 from metaprox.parameters import Structure
-from metaprox.problem import Metrics, Task
+from metaprox.problem import Task
 from metaprox.pull import Pull
 from metaprox.solve import Step
-from metaprox.vmapped import CheckedLoss, FlatLoss, evaluate_all
+from metaprox.types import Metrics
+from metaprox.vmapped import FlatLoss, evaluate_all
 
-Seed = Callable[[int], None]  # fixes the noise of that task of a chunk
+REENTRANT = (
+    "the model recomputes activations with torch.utils.checkpoint and use_reentrant=True, which takes gradients of all "
+    "that requires grad, and hides what that is; give use_reentrant=False (transformers: "
+    "gradient_checkpointing_enable({'use_reentrant': False}))"
+)
+Seed = Callable[[int], AbstractContextManager[None]]  # around an evaluation: fixes the noise of that task of a chunk
 
 
 @dataclass(frozen=True)
@@ -34,19 +43,35 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class AdaptedLoss:
-    """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it."""
+    """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it.
+
+    ``writes``: whether it writes on its parameters, so that w is not given to it itself.
+    """
 
     loss: CheckedLoss
     structure: Structure
     w: Tensor
     cache: dict[Any, CompiledEvaluation] = field(default_factory=dict)
+    writes: bool = False
 
     def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
-        return self.loss(self.structure.unflatten(y, self.w), data)
+        return self.at(self.structure.adapted.unflatten(y), data)
+
+    def at(self, adapted: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
+        """At the parameters that adapt, by name."""
+        return self.loss(self.structure.merge(adapted, guarded(self.w) if self.writes else self.w), data)
+
+    def leaves(self, point: Tensor) -> dict[str, Tensor]:
+        """The parameters that adapt at y [P], as leaves of a graph, in memory that a loss may write on."""
+        parts = self.structure.adapted.unflatten(guarded(point))
+        return {name: part.requires_grad_() for name, part in parts.items()}
 
     @cached_property
     def graphs(self) -> Graphs:
-        return Graphs(self.loss, self.structure, self.cache)
+        """What is compiled is a function of the live model, which outlives a call."""
+        own = self.loss.loss
+        traced = replace(self.loss, loss=own.source if isinstance(own, PrivateLoss) else own, explains=False)
+        return Graphs(traced, self.structure, self.cache)
 
 
 class Backend(Protocol):
@@ -104,12 +129,11 @@ class VmapBackend:
         return pytree.tree_map(torch.Tensor.contiguous, tasks) if self.compile else tasks
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
-        seed(0)
-        with _vmap_errors_explained():
-            if self.compile and isinstance(loss, AdaptedLoss):
+        with seed(0), _vmap_errors_explained():
+            if self._compiles(loss):
                 gradient, (value, metrics) = loss.graphs.evaluate((loss.w,), (y.contiguous(), data), len(y))
             else:
-                gradient, (value, metrics) = evaluate_all(loss, y, data)
+                gradient, (value, metrics) = evaluate_all(loss, guarded(y), data)
         return Evaluation(gradient, value, metrics)
 
     def add_gradient(
@@ -119,34 +143,38 @@ class VmapBackend:
         return total.add_(gradient) if weight is None else total.addcmul_(weight, gradient)
 
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        if self.compile and isinstance(loss, AdaptedLoss):
+        if self._compiles(loss):
             return self._step(loss, y, data, seed, pull, 0.0).grad
         return self.add_gradient(loss, y, data, seed, pull.at(y))
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
-        if not self.compile or not isinstance(loss, AdaptedLoss) or loss.graphs.step.fails:
+        if not self._compiles(loss):
             return None
         step = self._step(loss, y, data, seed, pull, size)
         return None if loss.graphs.step.fails else step  # eager steps are the solver's own, to the last bit
 
+    def _compiles(self, loss: FlatLoss) -> TypeGuard[AdaptedLoss]:
+        """Whether there are graphs of ``loss``, or may be."""
+        graphs = loss.graphs if self.compile and isinstance(loss, AdaptedLoss) else None
+        return graphs is not None and not (graphs.evaluate.fails or graphs.step.fails)
+
     def _step(self, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step:
-        seed(0)
         y = y.contiguous()
         shift = torch.zeros_like(y) if pull.shift is None else pull.shift.vector
         fixed = (loss.w, pull.parameters.x, pull.lam, y.new_full((), size))
-        with _vmap_errors_explained():
+        with seed(0), _vmap_errors_explained():
             return Step(*loss.graphs.step(fixed, (y, shift, data), len(y)))
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
-        seed(0)
-        with _vmap_errors_explained():
-            return vmap(loss, randomness="different")(y, data)
+        with seed(0), _vmap_errors_explained(), torch.enable_grad():
+            found = vmap(loss, randomness="different")(guarded(y).requires_grad_(), data)
+        return pytree.tree_map(torch.Tensor.detach, found)
 
     def join(self, *parts: Any) -> Any:
         return parts
 
     def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
-        return grad(loss, has_aux=True)(y, data)[0]
+        return grad(loss, has_aux=True)(y.clone(), data)[0]
 
 
 @contextmanager
@@ -177,8 +205,8 @@ class LoopBackend:
         results = []
         for task, task_data in enumerate(data):
             for point, place in zip(y[task], gradient[task], strict=True):
-                seed(task)
-                results.append(_evaluate_point(loss, point, task_data, place, None))
+                with seed(task):
+                    results.append(_evaluate_point(loss, point, task_data, place, None))
         value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
         return Evaluation(gradient, value, metrics)
 
@@ -187,9 +215,9 @@ class LoopBackend:
     ) -> Tensor:
         for task, task_data in enumerate(data):
             for branch, (point, place) in enumerate(zip(y[task], total[task], strict=True)):
-                seed(task)
                 scale = None if weight is None else weight[task, branch, 0]
-                _evaluate_point(loss, point, task_data, place, scale)
+                with seed(task):
+                    _evaluate_point(loss, point, task_data, place, scale)
         return total
 
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
@@ -201,14 +229,16 @@ class LoopBackend:
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         results = []
         for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
-            seed(task)
-            results.append(loss(point, task_data))
+            with seed(task), torch.enable_grad():  # losses may take derivatives of their own
+                found = weighted_sum(lambda batch, share: _values(loss, point, batch), task_data)  # noqa: B023
+            results.append(pytree.tree_map(torch.Tensor.detach, found))
         return _stack(results)
 
     def join(self, *parts: Any) -> Any:
         return list(zip(*parts, strict=True))
 
     def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
+        y = y.clone()  # what the loss writes on is this
         value, _ = loss(y, data)
         (gradient,) = torch.autograd.grad(value, y, create_graph=True)
         _require_second_derivatives(gradient, y)
@@ -232,8 +262,20 @@ def _require_second_derivatives(gradient: Tensor, y: Tensor) -> None:
         left += [parent for parent, _ in node.next_functions]
 
 
+def guarded(y: Tensor) -> Tensor:
+    """``y``, in memory that a loss may write on: a copy that is made if and when it is written on, where torch can."""
+    try:
+        copied: Tensor = torch._lazy_clone(y.detach())
+    except (AttributeError, RuntimeError):  # torch without it, or memory that is not torch's own
+        return y.detach().clone()
+    return copied
+
+
 def _stack(results: list[Any]) -> Any:
     """Trees of tensors -> one tree with a leading dimension."""
+    names = [list(metrics) for _, metrics in results]
+    if any(each != names[0] for each in names):
+        raise InputError(f"outer_loss reports other metrics in one task than in another: {names[0]} and others")
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
@@ -256,7 +298,7 @@ def _evaluate_batch(
         if isinstance(loss, AdaptedLoss):
             value, metrics = _backward_in_place(loss, point, data, gradient, weight)
         else:
-            leaf = point.detach().requires_grad_()
+            leaf = guarded(point).requires_grad_()
             value, metrics = loss(leaf, data)
             if value.requires_grad:
                 (found,) = torch.autograd.grad(value, leaf, None if weight is None else weight.to(value.dtype))
@@ -269,14 +311,25 @@ def _backward_in_place(
 ) -> tuple[Tensor, Metrics]:
     """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
     layout = loss.structure.adapted
-    leaves = {name: part.requires_grad_() for name, part in layout.unflatten(point.detach()).items()}
+    leaves = loss.leaves(point)
+    value, metrics = loss.at(dict(leaves), data)
     places = layout.views(gradient)
-    for name, leaf in leaves.items():
-        if leaf.dtype == gradient.dtype:
-            leaf.grad = places[name]
-    value, metrics = loss.loss(loss.structure.merge(dict(leaves), loss.w), data)
-    value.backward(None if weight is None else weight.to(value.dtype), inputs=list(leaves.values()))
-    for name, leaf in leaves.items():
+    learned = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}  # unless the loss has frozen it
+    for name, leaf in learned.items():  # now: the loss may have filled, or emptied, its parameters' .grad
+        leaf.grad = places[name] if leaf.dtype == gradient.dtype else None
+    try:
+        value.backward(None if weight is None else weight.to(value.dtype), inputs=list(learned.values()))
+    except RuntimeError as error:
+        if "Checkpointing is not compatible" in str(error):
+            raise InputError(REENTRANT) from error
+        raise
+    for name, leaf in learned.items():
         if leaf.dtype != gradient.dtype and leaf.grad is not None:
             places[name].add_(leaf.grad)
     return value, metrics
+
+
+def _values(loss: FlatLoss, point: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+    if isinstance(loss, AdaptedLoss):
+        return loss.at(loss.leaves(point), data)
+    return loss(guarded(point), data)

@@ -1,6 +1,6 @@
 """A checked batch of tasks, one at a time or in chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
-from metaprox.microbatches import MicroBatches
+from metaprox.microbatches import MicroBatches, usable
 from metaprox.problem import Task
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """T >= 1 tasks with finite data: either stacked (leading dimension T) or as single tasks."""
+    """T >= 1 tasks: either stacked (leading dimension T) or as single tasks."""
 
     size: int
     stacked: Task | None
@@ -25,25 +25,24 @@ class TaskBatch:
     def of(cls, tasks: Task | Sequence[Task]) -> "TaskBatch":
         """Check ``tasks``, a stacked Task or a sequence of single ones. Raises InputError that names the place."""
         if isinstance(tasks, Task):
-            size = _leading_size(tasks)
-            _check_finite(tasks)
-            return cls(size, tasks, ())
+            return cls(_leading_size(tasks), usable(tasks), ())
+        if isinstance(tasks, (Tensor, str, dict)) or not isinstance(tasks, Iterable):
+            raise InputError(
+                f"tasks must be a mp.Task with a task dimension, or a list of them, got {_describe(tasks)}"
+            )
         singles = tuple(tasks)
         if not singles:
             raise InputError("the batch of tasks is empty: give at least one task")
         for index, task in enumerate(singles):
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
-            _check_finite(task, index)
-        return cls(len(singles), None, singles)
+        return cls(len(singles), None, tuple(usable(task) for task in singles))
 
     @property
     def stackable(self) -> bool:
         """Whether the tasks are tensors of equal shapes."""
-        if self.stacked is not None:
-            return True
         try:
-            _check_stackable(self.singles)
+            _check_stackable(self.singles if self.stacked is None else (self.stacked,))
         except InputError:
             return False
         return True
@@ -61,6 +60,19 @@ class TaskBatch:
         chunk = self.singles[start:stop]
         _check_stackable(chunk)
         return Task.stack(chunk)
+
+    def non_finite(self, index: int) -> str:
+        """Where the data of task ``index`` have infinities or NaNs, for an error that they may explain; or ""."""
+        task = self.one(index)
+        places = [path for path, leaf in _leaves_in_pieces(task) if isinstance(leaf, Tensor) and _has_non_finite(leaf)]
+        return f"Its data have non-finite values, in {', '.join(places)}. " if places else ""
+
+
+def _has_non_finite(leaf: Tensor) -> bool:
+    values = leaf.detach()
+    if values.layout != torch.strided:
+        values = values.coalesce().values() if values.layout == torch.sparse_coo else values.values()
+    return values.is_floating_point() and not bool(values.isfinite().all())
 
 
 def _leaves(task: Task) -> list[tuple[str, Any]]:
@@ -98,23 +110,16 @@ def _leading_size(tasks: Task) -> int:
     return size
 
 
-def _check_finite(tasks: Task, index: int | None = None) -> None:
-    for path, leaf in _leaves_in_pieces(tasks):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
-            place = f"tasks[{index}]{path}" if index is not None else f"tasks{path} of task {_first_bad_row(leaf)}"
-            raise InputError(f"non-finite value in {place}; clean the data before adapting on it")
-
-
-def _first_bad_row(leaf: Tensor) -> int:
-    return int((~torch.isfinite(leaf)).reshape(len(leaf), -1).any(1).int().argmax())
-
-
 def _check_stackable(tasks: Sequence[Task]) -> None:
-    first = _leaves(tasks[0])
+    first, tree = _leaves(tasks[0]), pytree.tree_structure(tasks[0])
     for path, leaf in first:
-        if not isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or leaf.is_nested:
             raise InputError(f"tasks[0]{path} is {_describe(leaf)}, which can't be vmapped; use backend='loop'")
     for index, task in enumerate(tasks[1:], start=1):
+        if pytree.tree_structure(task) != tree:
+            raise InputError(
+                f"tasks[0] and tasks[{index}] are built differently, which can't be vmapped; use backend='loop'"
+            )
         for (path, a), (_, b) in zip(first, _leaves(task), strict=True):
             if _describe(a) != _describe(b):
                 raise InputError(

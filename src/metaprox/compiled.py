@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metaprox.checked import CheckedLoss
 from metaprox.parameters import Structure
-from metaprox.vmapped import CheckedLoss, evaluate_all
+from metaprox.vmapped import evaluate_all
 
 Evaluate = Callable[..., Any]
 

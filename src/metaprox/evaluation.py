@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.backends import LoopBackend
 from metaprox.batch import TaskBatch
+from metaprox.call import begun
 from metaprox.choose import BackendName, Choice
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.noise import coupled_noise
-from metaprox.parameters import Parameters
-from metaprox.problem import Metrics, Params, ProximalProblem, Task
+from metaprox.gradients import BRANCH_NOISE
+from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Stopping
 from metaprox.solvers.protocol import InnerSolver
+from metaprox.types import Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -84,13 +83,11 @@ def adapt(
     """
     stopping = Stopping.of(steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
-    parameters = Parameters.of(problem, x).joined(sparing=True)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
-    with torch.no_grad(), coupled_noise(parameters.device) as noise:
-        gradients = Gradients(problem, parameters, LoopBackend(), noise, batch, (0, 1))
-        y = proximal_solve(gradients, solver, stopping).y
-    return {name: value.clone() for name, value in parameters.adapted.unflatten(y[0, 0]).items()}
+    with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
+        y = proximal_solve(call.gradients((0, 1)), solver, stopping).y
+        return {name: value.clone() for name, value in call.parameters.adapted.unflatten(y[0, 0]).items()}
 
 
 def evaluate(
@@ -149,7 +146,6 @@ def evaluate(
     )
 
 
-@torch.no_grad()
 def _evaluate_batch(
     problem: ProximalProblem,
     x: Params,
@@ -159,14 +155,10 @@ def _evaluate_batch(
     stopping: Stopping,
     choice: Choice,
 ) -> tuple[Tensor, Metrics]:
-    checked = TaskBatch.of(tasks)
-    parameters = Parameters.of(problem, x)
     results = []
-    with coupled_noise(parameters.device) as noise:
-        engine = choice.of(problem, parameters, checked, noise)
-        parameters = parameters.joined(sparing=engine.sequential)
-        for span in engine.chunks(checked.size):
-            gradients = Gradients(problem, parameters, engine, noise, checked, span)
+    with begun(problem, x, TaskBatch.of(tasks), choice, query="value") as call:
+        for span in call.chunks():
+            gradients = call.gradients(span)
             try:
                 y = proximal_solve(gradients, solver, stopping).y
             except NonFiniteError as error:

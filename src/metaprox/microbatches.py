@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.errors import InputError
-from metaprox.problem import Metrics
+from metaprox.types import Metrics
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,16 @@ def weighted_sum(evaluate: Callable[[Any, float], tuple[Tensor, Metrics]], data:
         return evaluate(data, 1.0)
     total = None
     for weight, batch in data:
-        scaled = pytree.tree_map(partial(torch.mul, other=weight), evaluate(batch, weight))
+        scaled = pytree.tree_map(partial(torch.mul, other=weight), evaluate(usable(batch), weight))
         total = scaled if total is None else pytree.tree_map(torch.add, total, scaled)
     assert total is not None  # there is at least one batch
     return total
+
+
+def usable(data: Any) -> Any:
+    """``data`` with copies of the tensors that were made in inference mode, which autograd refuses."""
+    leaves, tree = pytree.tree_flatten(data)
+    if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
+        return data
+    own = [leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf for leaf in leaves]
+    return pytree.tree_unflatten(own, tree)

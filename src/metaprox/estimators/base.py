@@ -3,22 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from metaprox.backends import Evaluation
 from metaprox.batch import TaskBatch
+from metaprox.call import begun
 from metaprox.choose import BackendName, Choice, ChunkSize
 from metaprox.errors import NonFiniteError
 from metaprox.gradients import Counts, Gradients
-from metaprox.noise import coupled_noise
-from metaprox.parameters import Parameters
-from metaprox.problem import Metrics, Params, ProximalProblem, Task
+from metaprox.look import Query
+from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Solution, Stopping
 from metaprox.solvers.protocol import InnerSolver
+from metaprox.types import Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,9 @@ class Estimator(ABC):
     chunk_size: ChunkSize = "auto"
     compile: bool = False
 
+    _query: ClassVar[Query] = "gradient"
+    _differentiates_twice: ClassVar[bool] = False
+
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
         self._stopping()
@@ -228,23 +232,25 @@ class Estimator(ABC):
                 value.grad.add_(result.grad[name])
         return result
 
-    @torch.no_grad()
     def _run(
         self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
     ) -> MetaGradient:
         self.check(problem)
-        parameters = Parameters.of(problem, params)
         batch = TaskBatch.of(tasks)
         total: Tensor | None = None
         chunks: list[ChunkResult] = []
         adapted: list[Tensor] = []
-        with coupled_noise(parameters.device) as noise:
-            engine = self._choice().of(problem, parameters, batch, noise, self._evaluations_held())
-            parameters = parameters.joined(sparing=engine.sequential)
-            for span in engine.chunks(batch.size):
-                gradients = Gradients(problem, parameters, engine, noise, batch, span)
-                chunk = self._estimate(gradients, keep_adapted)
-                del gradients
+        with begun(
+            problem,
+            params,
+            batch,
+            self._choice(),
+            query=self._query,
+            held=self._evaluations_held(),
+            twice=self._differentiates_twice,
+        ) as call:
+            for span in call.chunks():
+                chunk = self._estimate(call.gradients(span), keep_adapted)
                 some = chunk.grad[0] if len(chunk.grad) == 1 else chunk.grad.sum(0)
                 total = some if total is None else total.add_(some)
                 if keep_adapted:
@@ -252,6 +258,7 @@ class Estimator(ABC):
                     adapted.append(chunk.adapted)
                 chunks.append(_without_vectors(chunk))
                 del chunk, some
+            parameters = call.parameters
         assert total is not None  # a batch has at least one task
         return MetaGradient(
             grad=parameters.unflatten(total.div_(batch.size)),
