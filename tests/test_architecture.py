@@ -11,7 +11,7 @@ import metaprox
 ROOT = Path(metaprox.__file__).parent
 # A module may import its own part and the parts of the lines above.
 LAYERS = (
-    {"errors", "types"},
+    {"errors", "types", "inference"},
     {"checks"},
     {"stencil", "layout", "noise", "solvers", "replica", "optim"},
     {"module"},

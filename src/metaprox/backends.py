@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from metaprox.batch import TaskBatch
@@ -55,7 +55,8 @@ class AdaptedLoss:
     writes: bool = False
 
     def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
-        return self.at(self.structure.adapted.unflatten(y), data)
+        parts = self.structure.adapted.unflatten(y)
+        return self.at(apart(parts) if self.writes else parts, data)
 
     def at(self, adapted: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
         """At the parameters that adapt, by name."""
@@ -166,9 +167,13 @@ class VmapBackend:
             return Step(*loss.graphs.step(fixed, (y, shift, data), len(y)))
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
-        with seed(0), _vmap_errors_explained(), torch.enable_grad():
-            found = vmap(loss, randomness="different")(guarded(y).requires_grad_(), data)
-        return pytree.tree_map(torch.Tensor.detach, found)
+        def one(point: Tensor, of_task: Any) -> tuple[Tensor, Metrics]:
+            # Not loss(point, ...): p requires grad, as parameters do elsewhere.
+            value, _, metrics = vjp(lambda p: loss(p, of_task), point, has_aux=True)  # type: ignore[misc]
+            return value, metrics
+
+        with seed(0), _vmap_errors_explained():
+            return vmap(one, randomness="different")(guarded(y), data)
 
     def join(self, *parts: Any) -> Any:
         return parts
@@ -262,6 +267,11 @@ def _require_second_derivatives(gradient: Tensor, y: Tensor) -> None:
         left += [parent for parent, _ in node.next_functions]
 
 
+def apart(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies with the graph of ``parts``: autograd lets nobody write on one of several views."""
+    return {name: part.clone() for name, part in parts.items()}
+
+
 def guarded(y: Tensor) -> Tensor:
     """``y``, in memory that a loss may write on: a copy that is made if and when it is written on, where torch can."""
     try:
@@ -273,9 +283,9 @@ def guarded(y: Tensor) -> Tensor:
 
 def _stack(results: list[Any]) -> Any:
     """Trees of tensors -> one tree with a leading dimension."""
-    names = [list(metrics) for _, metrics in results]
-    if any(each != names[0] for each in names):
-        raise InputError(f"outer_loss reports other metrics in one task than in another: {names[0]} and others")
+    for result in results:
+        if pytree.tree_structure(result) != pytree.tree_structure(results[0]):
+            raise InputError("a loss reports other metrics in one evaluation than in another")
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
-from metaprox.microbatches import MicroBatches, usable
+from metaprox.inference import normal_tree
+from metaprox.microbatches import MicroBatches
 from metaprox.problem import Task
 
 
@@ -25,7 +26,7 @@ class TaskBatch:
     def of(cls, tasks: Task | Sequence[Task]) -> "TaskBatch":
         """Check ``tasks``, a stacked Task or a sequence of single ones. Raises InputError that names the place."""
         if isinstance(tasks, Task):
-            return cls(_leading_size(tasks), usable(tasks), ())
+            return cls(_leading_size(tasks), normal_tree(tasks), ())
         if isinstance(tasks, (Tensor, str, dict)) or not isinstance(tasks, Iterable):
             raise InputError(
                 f"tasks must be a mp.Task with a task dimension, or a list of them, got {_describe(tasks)}"
@@ -36,7 +37,7 @@ class TaskBatch:
         for index, task in enumerate(singles):
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
-        return cls(len(singles), None, tuple(usable(task) for task in singles))
+        return cls(len(singles), None, tuple(normal_tree(task) for task in singles))
 
     @property
     def stackable(self) -> bool:

@@ -1,6 +1,6 @@
 """A user's loss as a function that always returns (scalar, metrics), or says what it returned instead."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -101,6 +101,16 @@ def _metric(value: Any, role: str, name: str) -> Tensor:
     if isinstance(value, Real):
         return torch.tensor(float(value), dtype=torch.float64, device="cpu")
     raise InputError(f"{role} returned {_kind(value)} as the metric {name!r}: a metric is a number or a scalar tensor")
+
+
+def joined(parts: Sequence[Metrics], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Metrics:
+    """The metrics of several tasks, or chunks of them, as one. Raises InputError where their names differ."""
+    for part in parts:
+        if part.keys() != parts[0].keys():
+            raise InputError(
+                f"a loss reports other metrics in one task than in another: {list(parts[0])}, {list(part)}"
+            )
+    return {name: join([part[name] for part in parts]) for name in parts[0]}
 
 
 def describe(data: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.batch import TaskBatch
 from metaprox.call import begun
+from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.gradients import BRANCH_NOISE
@@ -137,7 +138,7 @@ def evaluate(
         losses.append(loss)
         columns.append(metrics)
     values = {"loss": torch.cat(losses)}
-    values |= {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+    values |= joined(columns)
     return Evaluation(
         loss=Statistic.of(values["loss"]),
         metrics={name: Statistic.of(values[name]) for name in columns[0]},
@@ -166,7 +167,4 @@ def _evaluate_batch(
                     error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")
                 raise
             results.append(gradients.query_values(y.squeeze(1), BRANCH_NOISE, 0))
-    names = results[0][1]
-    return torch.cat([loss for loss, _ in results]), {
-        name: torch.cat([metrics[name] for _, metrics in results]) for name in names
-    }
+    return torch.cat([loss for loss, _ in results]), joined([metrics for _, metrics in results])

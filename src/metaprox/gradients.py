@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import AdaptedLoss, Backend, Evaluation, Seed
+from metaprox.backends import AdaptedLoss, Backend, Evaluation, Seed, apart
 from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
 from metaprox.errors import MetaproxError
@@ -72,8 +72,9 @@ class Gradients:
         self._outer = AdaptedLoss(outer, *at_w, problem.cache.setdefault("outer", {}), writes)
         self._values = AdaptedLoss(replace(outer, differentiable=False), *at_w, writes=writes)
         self._version = parameters.w._version
+        self._writes = writes
         self._inner_z = replace(inner, differentiable=False)
-        self._outer_z = flat_loss(outer, parameters)
+        self._outer_z = flat_loss(outer, parameters, writes=writes)
 
     def for_parameters(self, solver: InnerSolver) -> InnerSolver:
         """``solver``, told of the parameters' shapes if it wants to know."""
@@ -140,7 +141,7 @@ class Gradients:
         self.counts.support_gradients += y.shape[0] * y.shape[1]
         size = y.shape[-1]
 
-        inner = flat_loss(self._inner_z, self._parameters)
+        inner = flat_loss(self._inner_z, self._parameters, writes=self._writes)
 
         def at_fixed_y(z: Tensor, data: Any) -> tuple[Tensor, Metrics]:
             return inner(torch.cat([z[:size].detach(), z[size:]]), data)
@@ -226,7 +227,7 @@ class Gradients:
 
     def _at_w(self, inner: CheckedLoss, w: Tensor) -> FlatLoss:
         """The inner loss as one of y, at another w."""
-        loss = flat_loss(inner, self._parameters)
+        loss = flat_loss(inner, self._parameters, writes=self._writes)
         return lambda y, data: loss(torch.cat([y, w]), data)
 
     def _evaluate(self, half: str, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int]) -> Evaluation:
@@ -268,8 +269,10 @@ def _second_derivatives_explained() -> Iterator[None]:
         raise
 
 
-def flat_loss(loss: CheckedLoss, parameters: Parameters) -> FlatLoss:
-    """``loss`` as a function of z [P + W]."""
+def flat_loss(loss: CheckedLoss, parameters: Parameters, *, writes: bool = False) -> FlatLoss:
+    """``loss`` as a function of z [P + W]; ``writes``: whether it writes on its parameters."""
+    if writes:
+        return lambda z, data: loss(apart(parameters.unflatten(z)), data)
     return lambda z, data: loss(parameters.unflatten(z), data)
 
 

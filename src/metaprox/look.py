@@ -18,7 +18,8 @@ from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
 from metaprox.dimensions import check_dimensions, remember_dimensions, single_examples_refused
 from metaprox.errors import InputError
-from metaprox.microbatches import MicroBatches, usable
+from metaprox.inference import normal_tree
+from metaprox.microbatches import MicroBatches
 from metaprox.module import PrivateLoss
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
@@ -85,7 +86,7 @@ def _kinds(task: Task) -> tuple[Any, ...]:
 
 
 def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) -> Look:
-    batch = usable(next(iter(data))[1]) if isinstance(data, MicroBatches) else data
+    batch = normal_tree(next(iter(data))[1]) if isinstance(data, MicroBatches) else data
     x, structure = torch.cat(parameters.pieces), parameters.structure
     leaves = AdaptedLoss(loss, structure, parameters.w).leaves(x)
     w = parameters.w.clone()

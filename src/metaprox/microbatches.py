@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.errors import InputError
+from metaprox.inference import normal_tree
 from metaprox.types import Metrics
 
 
@@ -77,16 +78,7 @@ def weighted_sum(evaluate: Callable[[Any, float], tuple[Tensor, Metrics]], data:
         return evaluate(data, 1.0)
     total = None
     for weight, batch in data:
-        scaled = pytree.tree_map(partial(torch.mul, other=weight), evaluate(usable(batch), weight))
+        scaled = pytree.tree_map(partial(torch.mul, other=weight), evaluate(normal_tree(batch), weight))
         total = scaled if total is None else pytree.tree_map(torch.add, total, scaled)
     assert total is not None  # there is at least one batch
     return total
-
-
-def usable(data: Any) -> Any:
-    """``data`` with copies of the tensors that were made in inference mode, which autograd refuses."""
-    leaves, tree = pytree.tree_flatten(data)
-    if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
-        return data
-    own = [leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf for leaf in leaves]
-    return pytree.tree_unflatten(own, tree)

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metaprox.errors import InputError, MetaproxError
+from metaprox.inference import normal
 from metaprox.replica import Replica, places
 from metaprox.types import LossValue, Params
 
@@ -69,7 +70,7 @@ class PrivateLoss:
         self.source = source
         self.written = written
         self.replica = Replica(source.model)
-        self._live = {name: _normal(tensor.detach()) for name, tensor in source.state().items()}
+        self._live = {name: normal(tensor.detach()) for name, tensor in source.state().items()}
         self._known: Collection[str] | None = written  # what of ``written`` the next four rest on
         self._aliases: dict[str, Tensor] | None = None
         self._versions: dict[str, int] = {}
@@ -147,11 +148,6 @@ class _LossOf(nn.Module):
 
     def forward(self, batch: Any) -> LossValue:
         return self.loss(self.model, batch)
-
-
-def _normal(tensor: Tensor) -> Tensor:
-    """``tensor``, or a copy of one that was made in inference mode, which autograd refuses."""
-    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _copy(buffer: Tensor, like: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from metaprox.backends import Evaluation
 from metaprox.batch import TaskBatch
 from metaprox.call import begun
+from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice, ChunkSize
-from metaprox.errors import NonFiniteError
+from metaprox.errors import InputError, NonFiniteError
 from metaprox.gradients import Counts, Gradients
 from metaprox.look import Query
 from metaprox.problem import ProximalProblem, Task
@@ -224,12 +225,15 @@ class Estimator(ABC):
         """
         if params is None:
             params = problem.live_parameters()
-        result = self._run(problem, params, tasks, keep_adapted=False)
         for name, value in params.items():
-            if value.grad is None:
-                value.grad = result.grad[name]
-            else:
-                value.grad.add_(result.grad[name])
+            _check_accumulates(name, value)
+        result = self._run(problem, params, tasks, keep_adapted=False)
+        with torch.no_grad():
+            for name, value in params.items():
+                if value.grad is None:
+                    value.grad = result.grad[name]
+                else:
+                    value.grad.add_(result.grad[name])
         return result
 
     def _run(
@@ -263,9 +267,21 @@ class Estimator(ABC):
         return MetaGradient(
             grad=parameters.unflatten(total.div_(batch.size)),
             query_loss=torch.cat([c.query_loss for c in chunks]),
-            metrics={name: torch.cat([c.metrics[name] for c in chunks]) for name in chunks[0].metrics},
+            metrics=joined([c.metrics for c in chunks]),
             adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
             info=_join([c.info for c in chunks]),
+        )
+
+
+def _check_accumulates(name: str, value: Tensor) -> None:
+    """Raise InputError where no meta-gradient can be added to the parameter's ``.grad``."""
+    if isinstance(value, Tensor) and not value.is_leaf:
+        raise InputError(f"parameter {name!r} is no leaf tensor, and has no .grad to fill; give the ones it is made of")
+    grad = value.grad if isinstance(value, Tensor) else None
+    if grad is not None and (grad.shape != value.shape or grad.dtype != value.dtype or grad.layout != torch.strided):
+        raise InputError(
+            f"the .grad of parameter {name!r} is a {grad.layout} {grad.dtype} tensor of shape {tuple(grad.shape)}: a "
+            f"meta-gradient of {value.dtype} and shape {tuple(value.shape)} can't be added to it; set it to None"
         )
 
 
