@@ -13,6 +13,7 @@ ROOT = Path(metaprox.__file__).parent
 LAYERS = (
     {"errors"},
     {"checks"},
+    {"cache"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
     {"microbatches", "solve", "parameters", "vmapped"},
     {"batch", "pull", "compiled"},
@@ -27,7 +28,7 @@ LAYERS = (
     {"experiments"},
     {"cli"},
 )
-CORE = set().union(*LAYERS[:10])
+CORE = set().union(*LAYERS[:11])
 
 
 def part(path):
