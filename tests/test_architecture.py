@@ -13,6 +13,7 @@ ROOT = Path(metaprox.__file__).parent
 LAYERS = (
     {"errors", "types", "inference"},
     {"checks"},
+    {"cache"},
     {"stencil", "layout", "noise", "solvers", "replica", "optim"},
     {"module"},
     {"problem", "microbatches"},

@@ -21,7 +21,7 @@ from metaprox.errors import InputError
 from metaprox.look import LOOK_NOISE, Look
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
-from metaprox.problem import ProximalProblem
+from metaprox.problem import ProximalProblem, Task
 
 BackendName = Literal["auto", "vmap", "loop"]
 ChunkSize = int | Literal["auto"] | None
@@ -149,28 +149,26 @@ def cost_of_task(
     leaves, tree = pytree.tree_flatten(task)
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
     key = ("cost", parameters.structure, problem.modes(), twice, shapes, tree)
-    if key not in problem.cache:
-        deterministic = look is not None and look.repeats and not look.draws
-        losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
-        with noise.of(LOOK_NOISE):
-            parts = [
-                _cost(
-                    CheckedLoss(loss, role, differentiable=False),
-                    parameters,
-                    data,
-                    deterministic,
-                    twice=twice and not k,
-                )
-                for k, (loss, role, data) in enumerate(losses)
-            ]
-        problem.cache[key] = Cost(
-            max(part.flops for part in parts),
-            max(part.saved_bytes for part in parts),
-            all(part.vmaps for part in parts),
-            next((part.differs for part in parts if part.differs), ""),
-        )
-    found: Cost = problem.cache[key]
+    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(problem, parameters, task, noise, look, twice))
     return found
+
+
+def _cost_of_both(
+    problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, look: Look | None, twice: bool
+) -> Cost:
+    deterministic = look is not None and look.repeats and not look.draws
+    losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
+    with noise.of(LOOK_NOISE):
+        parts = [
+            _cost(CheckedLoss(loss, role, differentiable=False), parameters, data, deterministic, twice=twice and not k)
+            for k, (loss, role, data) in enumerate(losses)
+        ]
+    return Cost(
+        max(part.flops for part in parts),
+        max(part.saved_bytes for part in parts),
+        all(part.vmaps for part in parts),
+        next((part.differs for part in parts if part.differs), ""),
+    )
 
 
 def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, deterministic: bool, *, twice: bool) -> Cost:

@@ -61,22 +61,28 @@ def look_at(
     count = None if batch.stacked is None else batch.size
     check_dimensions(problem, task, count)
     key = ("look", query, count is None, parameters.structure, problem.modes(), _kinds(task))
-    if key not in problem.cache:
-        with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task):
-            seen = [_look(CheckedLoss(problem.inner_loss, "inner_loss"), parameters, task.support, noise)]
-        if query != "nothing":
-            outer = CheckedLoss(problem.outer_loss, "outer_loss", differentiable=query == "gradient")
-            seen.append(_look(outer, parameters, task.query, noise))
-        names: frozenset[str] = frozenset().union(*(one.written for one in seen))
-        problem.cache[key] = Look(
-            any(one.draws for one in seen), all(one.repeats for one in seen), any(one.writes for one in seen), names
-        )
-        remember_dimensions(problem, task)
-    found: Look = problem.cache[key]
+    found: Look = problem.cache.get_or_make(key, lambda: _look_at_both(problem, parameters, task, noise, query, count))
     for loss in (problem.inner_loss, problem.outer_loss):
         if isinstance(loss, PrivateLoss):
             loss.written = found.written
     return found
+
+
+def _look_at_both(
+    problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, query: Query, count: int | None
+) -> Look:
+    with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task):
+        seen = [_look(CheckedLoss(problem.inner_loss, "inner_loss"), parameters, task.support, noise)]
+    if query != "nothing":
+        outer = CheckedLoss(problem.outer_loss, "outer_loss", differentiable=query == "gradient")
+        seen.append(_look(outer, parameters, task.query, noise))
+    remember_dimensions(problem, task)
+    return Look(
+        draws=any(one.draws for one in seen),
+        repeats=all(one.repeats for one in seen),
+        writes=any(one.writes for one in seen),
+        written=frozenset().union(*(one.written for one in seen)),
+    )
 
 
 def _kinds(task: Task) -> tuple[Any, ...]:

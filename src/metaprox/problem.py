@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.cache import BoundedCache
 from metaprox.errors import InputError
 from metaprox.module import ModelLoss, ModuleLoss, PrivateLoss
 from metaprox.types import Loss
@@ -33,6 +34,10 @@ class Task(NamedTuple):
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
 
 
+def _cache() -> BoundedCache[Any, Any]:
+    return BoundedCache(256)
+
+
 @dataclass(frozen=True)
 class ProximalProblem:
     """The B-MAML problem.
@@ -49,7 +54,7 @@ class ProximalProblem:
         parameters: the live tensors x that ``.backward`` fills the gradients of; ``from_module`` sets it.
         transductive: whether a query example's prediction depends on the other ones; None where unknown.
 
-    ``cache`` keeps what estimators have compiled of the losses, and what a task of these shapes costs.
+    ``cache`` keeps what is known of the losses: what was seen of them, what a task of these shapes costs.
 
     Example:
         >>> import torch, metaprox as mp
@@ -65,7 +70,7 @@ class ProximalProblem:
     adapt: str | Sequence[str] | None = None
     parameters: Callable[[], dict[str, Tensor]] | None = None
     transductive: Callable[[], bool] | None = None
-    cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    cache: BoundedCache[Any, Any] = field(default_factory=_cache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.nonnegative("lam", self.lam)
