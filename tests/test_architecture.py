@@ -13,8 +13,9 @@ ROOT = Path(metaprox.__file__).parent
 LAYERS = (
     {"errors"},
     {"checks"},
-    {"stencil", "layout", "noise", "solvers", "problem", "optim"},
-    {"microbatches", "solve", "parameters", "vmapped"},
+    {"signatures"},
+    {"stencil", "layout", "noise", "solvers", "problem", "optim", "loader"},
+    {"microbatches", "solve", "parameters", "vmapped", "arguments"},
     {"batch", "pull", "compiled"},
     {"backends"},
     {"gradients"},
@@ -27,7 +28,7 @@ LAYERS = (
     {"experiments"},
     {"cli"},
 )
-CORE = set().union(*LAYERS[:10])
+CORE = set().union(*LAYERS[:11])
 
 
 def part(path):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.arguments import check_adapt, check_evaluate, check_number_of_tasks, parameters_of
 from metaprox.backends import LoopBackend
 from metaprox.batch import TaskBatch
 from metaprox.choose import BackendName, Choice
-from metaprox.errors import InputError, NonFiniteError
+from metaprox.errors import NonFiniteError
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.noise import coupled_noise
 from metaprox.parameters import Parameters
@@ -82,8 +83,9 @@ def adapt(
     Raises:
         InputError: bad input. NonFiniteError: the solve diverged.
     """
+    x = parameters_of(problem, params)
+    check_adapt(support, solver)
     stopping = Stopping.of(steps, tol, max_steps)
-    x = problem.live_parameters() if params is None else params
     parameters = Parameters.of(problem, x).joined(sparing=True)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
@@ -127,11 +129,10 @@ def evaluate(
         >>> mp.evaluate(problem, Sinusoid(split="test").batch, range(100), mp.GradientDescent(lr=0.01), steps=10).loss.n
         100
     """
+    x = parameters_of(problem, params)
+    ids = check_evaluate(batch, ids, solver)
     stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
-    checks.count("batch_size", batch_size)
-    if not ids:
-        raise InputError("ids is empty: give at least one task id to evaluate on")
-    x = problem.live_parameters() if params is None else params
+    batch_size = checks.count("batch_size", batch_size)
     losses: list[Tensor] = []
     columns: list[Metrics] = []
     for start in range(0, len(ids), batch_size):
@@ -160,6 +161,7 @@ def _evaluate_batch(
     choice: Choice,
 ) -> tuple[Tensor, Metrics]:
     checked = TaskBatch.of(tasks)
+    check_number_of_tasks(checked.size, len(ids))
     parameters = Parameters.of(problem, x)
     results = []
     with coupled_noise(parameters.device) as noise:

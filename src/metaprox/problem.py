@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from metaprox import checks
+from metaprox import checks, signatures
 from metaprox.errors import InputError
 
 Params = Mapping[str, Tensor]
@@ -72,7 +72,12 @@ class ProximalProblem:
     cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.nonnegative("lam", self.lam)
+        signatures.loss_of_parameters("inner_loss", self.inner_loss)
+        signatures.loss_of_parameters("outer_loss", self.outer_loss)
+        checks.settle(self, lam=checks.nonnegative, adapt=checks.optional(checks.patterns))
+        checks.settle(
+            self, parameters=checks.optional(signatures.getter), transductive=checks.optional(signatures.getter)
+        )
 
     @classmethod
     def from_module(
@@ -90,6 +95,9 @@ class ProximalProblem:
         that ``adapt`` leaves out stay as they are within a task; tied weights stay tied; buffers are copied for every
         evaluation, so that nothing leaks into the model. Train and eval mode are the model's own.
         """
+        signatures.model("model", model)
+        signatures.loss_of_model("loss", loss)
+        signatures.loss_of_model("outer_loss", outer_loss or loss)
 
         def parameters() -> dict[str, Tensor]:
             adapted: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox import checks
+from metaprox.arguments import check_estimate, parameters_to_fill
 from metaprox.backends import Evaluation
 from metaprox.batch import TaskBatch
 from metaprox.choose import BackendName, Choice, ChunkSize
@@ -18,7 +20,7 @@ from metaprox.parameters import Parameters
 from metaprox.problem import Metrics, Params, ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Solution, Stopping
-from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.protocol import InnerSolver, check_solver
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,9 @@ class Estimator(ABC):
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
+        checks.settle(self, solver=check_solver, compile=checks.switch)
+        checks.settle(self, **dict.fromkeys(("steps", "max_steps"), checks.optional(checks.count)))
+        checks.settle(self, tol=checks.optional(checks.positive), chunk_size=checks.count_or("auto"))
         self._stopping()
         self._choice()
 
@@ -207,6 +212,7 @@ class Estimator(ABC):
             InputError: bad parameters, tasks or losses, before anything is changed.
             NonFiniteError: a solve or a gradient overflowed; names the task and the step.
         """
+        check_estimate(problem, params)
         return self._run(problem, params, tasks, keep_adapted=True)
 
     def backward(
@@ -218,8 +224,7 @@ class Estimator(ABC):
         ``.grad`` was None, it and the result's ``grad`` are one tensor; the adapted parameters are not kept
         (``adapted`` is None): a meta-gradient takes no more memory than it must.
         """
-        if params is None:
-            params = problem.live_parameters()
+        params = parameters_to_fill(problem, params)
         result = self._run(problem, params, tasks, keep_adapted=False)
         for name, value in params.items():
             if value.grad is None:
