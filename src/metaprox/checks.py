@@ -48,11 +48,12 @@ def fraction(name: str, value: Any) -> float:
     return found
 
 
-def count(name: str, value: Any, least: int = 1) -> int:
-    """``value`` is an integer >= ``least``."""
+def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """``value`` is an integer >= ``least``, and <= ``most``."""
     found = _integer(value)
-    if found is None or found < least:
-        raise InputError(f"{name} must be an integer >= {least}, got {shown(value)}")
+    if found is None or found < least or (most is not None and found > most):
+        limit = "" if most is None else f" and <= {most}"
+        raise InputError(f"{name} must be an integer >= {least}{limit}, got {shown(value)}")
     return found
 
 

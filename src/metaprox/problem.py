@@ -95,7 +95,7 @@ class ProximalProblem:
         that ``adapt`` leaves out stay as they are within a task; tied weights stay tied; buffers are copied for every
         evaluation, so that nothing leaks into the model. Train and eval mode are the model's own.
         """
-        signatures.model("model", model)
+        signatures.module("model", model, "the order is from_module(model, loss, lam)")
         signatures.loss_of_model("loss", loss)
         signatures.loss_of_model("outer_loss", outer_loss or loss)
 

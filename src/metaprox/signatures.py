@@ -40,13 +40,10 @@ def loss_of_model(name: str, value: Any) -> None:
     function(name, value, "model, batch", remedy)
 
 
-def model(name: str, value: Any) -> None:
+def module(name: str, value: Any, remedy: str = "") -> None:
     """``value`` is a module."""
     if not isinstance(value, nn.Module):
-        raise InputError(
-            f"{name} must be a torch.nn.Module, got {shown(value)}: the order is from_module(model, loss, lam); "
-            "losses of plain tensors make a problem with mp.ProximalProblem(inner_loss, outer_loss, lam)"
-        )
+        raise InputError(f"{name} must be a torch.nn.Module, got {shown(value)}{remedy and ': '}{remedy}")
 
 
 def _of_torch(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.problem import Params, ProximalProblem, Task
-from metaprox.tasks.base import Split, generator
+from metaprox.tasks.base import SPLITS, Split, generator, stacked
 
 
 def loss(params: Params, data: tuple[Tensor, Tensor]) -> Tensor:
@@ -37,9 +38,8 @@ class Quadratic:
     split: Split = "train"
 
     def __post_init__(self) -> None:
-        checks.count("dim", self.dim)
-        if not self.condition >= 1:
-            checks.positive("condition - 1", self.condition - 1)
+        checks.settle(self, dim=checks.count, seed=checks.seed, split=checks.one_of(*SPLITS))
+        checks.settle(self, condition=partial(checks.at_least, least=1))
 
     def problem(self, lam: float) -> ProximalProblem:
         """The problem of these losses; its parameters are {"y": [P]}."""
@@ -47,7 +47,7 @@ class Quadratic:
 
     def batch(self, ids: Sequence[int]) -> Task:
         """Tasks in float64."""
-        return Task.stack([self._task(i) for i in ids])
+        return stacked(self._task, ids)
 
     def _task(self, task_id: int) -> Task:
         rng = generator(self.seed, self.split, task_id)
