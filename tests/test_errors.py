@@ -31,7 +31,7 @@ def run(params=None, tasks=None, inner=None, outer=None, lam=1.0, **settings):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scheme": "central3"}, "unknown scheme 'central3'; known schemes: forward, symmetric, central4, central6"),
+        ({"scheme": "central3"}, "unknown scheme 'central3'; known: forward, symmetric, central4, central6"),
         ({"nu": 0.0}, "nu must be a finite number > 0, got 0.0"),
         ({"nu": -0.1}, "nu must be a finite number > 0, got -0.1"),
         ({"eps": 0.0, "perturb": "center"}, "eps must be a finite number > 0, got 0.0"),

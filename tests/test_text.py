@@ -115,7 +115,7 @@ def test_repeated_questions_count_once(made_up):
         ({"ways": 16, "split": "test"}, "16-way tasks need 16 intents, but the test split has 15"),
         ({"shots": 5, "queries": 5}, "5 shots and 5 queries need 10 questions of an intent, but .* has 9"),
         ({"shots": 0}, "shots must be an integer >= 1, got 0"),
-        ({"tokens": 2}, "tokens must be an integer >= 3, got 2"),
+        ({"tokens": 2}, "tokens must be an integer >= 3 and <= 512, got 2"),
         ({"split": "dev"}, "unknown split 'dev'"),
     ],
 )

@@ -173,7 +173,7 @@ def test_bad_settings_are_refused_before_the_folder_is_made(tmp_path, change, me
         ({"tasks": "omniglot"}, "unknown tasks 'omniglot'; known: mnist1d, sinusoid, banking77"),
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"meta_steps": 0}, "meta_steps must be an integer >= 1, got 0"),
-        ({"hidden": (8, 0)}, "hidden must be an integer >= 1, got 0"),
+        ({"hidden": (8, 0)}, r"hidden\[1\] must be an integer >= 1, got 0"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
     ],
 )

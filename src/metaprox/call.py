@@ -70,6 +70,9 @@ def begun(
                 yield Call(private, joined, batch, noise, backend, look)
             except NonFiniteError as error:
                 hint = "" if error.task is None else batch.non_finite(error.task)
-                if hint:
-                    raise NonFiniteError(f"{error} {hint}", task=error.task, step=error.step) from error
-                raise
+                if not hint:
+                    raise
+                explained = NonFiniteError(f"{error} {hint}", task=error.task, step=error.step)
+                for note in getattr(error, "__notes__", ()):
+                    explained.add_note(note)
+                raise explained from error

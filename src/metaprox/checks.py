@@ -1,44 +1,212 @@
-"""Checks of settings, shared by every class that has some. Each raises InputError and changes nothing."""
+"""Checks of settings and arguments, shared by all that have some. Each raises InputError and changes nothing.
+
+A check of a number, an integer or a switch returns it as Python's own, also where numpy or a tensor without dimensions
+held it, so that nothing after it sees another kind.
+"""
 
 import math
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from metaprox.errors import InputError
 
 
-def positive(name: str, value: float, why: str = "") -> None:
+def positive(name: str, value: Any, why: str = "") -> float:
     """``value`` is a finite number > 0."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise InputError(f"{name} must be a finite number > 0, got {value!r}{_because(why)}")
+    found = _number(value)
+    if found is None or not 0 < found < math.inf:
+        raise InputError(f"{name} must be a finite number > 0, got {shown(value)}{_because(why)}")
+    return found
 
 
-def nonnegative(name: str, value: float, why: str = "") -> None:
+def nonnegative(name: str, value: Any, why: str = "") -> float:
     """``value`` is a finite number >= 0."""
-    if not _is_number(value) or not 0 <= value < math.inf:
-        raise InputError(f"{name} must be a finite number >= 0, got {value!r}{_because(why)}")
+    found = _number(value)
+    if found is None or not 0 <= found < math.inf:
+        raise InputError(f"{name} must be a finite number >= 0, got {shown(value)}{_because(why)}")
+    return found
 
 
-def fraction(name: str, value: float) -> None:
+def at_least(name: str, value: Any, least: float) -> float:
+    """``value`` is a finite number >= ``least``."""
+    found = _number(value)
+    if found is None or not least <= found < math.inf:
+        raise InputError(f"{name} must be a finite number >= {least}, got {shown(value)}")
+    return found
+
+
+def fraction(name: str, value: Any) -> float:
     """``value`` lies in [0, 1)."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise InputError(f"{name} must lie in [0, 1), got {value!r}")
+    found = _number(value)
+    if found is None or not 0 <= found < 1:
+        raise InputError(f"{name} must lie in [0, 1), got {shown(value)}")
+    return found
 
 
-def count(name: str, value: int, least: int = 1) -> None:
-    """``value`` is an integer >= ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be an integer >= {least}, got {value!r}")
+def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """``value`` is an integer >= ``least``, and <= ``most``."""
+    found = _integer(value)
+    if found is None or found < least or (most is not None and found > most):
+        limit = "" if most is None else f" and <= {most}"
+        raise InputError(f"{name} must be an integer >= {least}{limit}, got {shown(value)}")
+    return found
 
 
-def choice(name: str, value: str, known: Iterable[str]) -> None:
+def seed(name: str, value: Any) -> int:
+    """``value`` is an integer in [0, 2^63), which every generator takes."""
+    found = count(name, value, least=0)
+    if found >= 2**63:
+        raise InputError(f"{name} must be an integer < 2^63, got {shown(value)}")
+    return found
+
+
+def switch(name: str, value: Any) -> bool:
+    """``value`` is True or False."""
+    found = _held(value)
+    if not isinstance(found, bool):
+        raise InputError(f"{name} must be True or False, got {shown(value)}")
+    return found
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
     """``value`` is one of ``known``."""
     known = tuple(known)
-    if value not in known:
-        raise InputError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"unknown {name} {shown(value)}; known: {', '.join(known)}")
+    return str(value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def tuple_of(name: str, value: Any, check: Callable[..., Any], length: int | None = None) -> tuple[Any, ...]:
+    """``value`` holds ``length`` values (any number where None) that ``check(name, value)`` takes, in order."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping, set)) or _has_no_dimension(value):
+        raise InputError(f"{name} must be a list or tuple, got {shown(value)}")
+    values = tuple(value)
+    if length is not None and len(values) != length:
+        raise InputError(f"{name} must hold {length} values, got {shown(value)}")
+    return tuple(check(f"{name}[{index}]", one) for index, one in enumerate(values))
+
+
+def text(name: str, value: Any) -> str:
+    """``value`` is a string."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a string, got {shown(value)}")
+    return value
+
+
+def patterns(name: str, value: Any) -> str | tuple[str, ...]:
+    """``value`` is a name or pattern, or several."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping, Tensor)):
+        raise InputError(f"{name} must be a name or pattern of parameters, or several, got {shown(value)}")
+    found = tuple(value)
+    for one in found:
+        if not isinstance(one, str):
+            raise InputError(f"{name} must hold names or patterns of parameters, got {shown(one)} in {shown(value)}")
+    return found
+
+
+def path(name: str, value: Any) -> Path:
+    """``value`` is a path, or a string that names one."""
+    if not isinstance(value, (str, Path)) or value == "":
+        raise InputError(f"{name} must be a path, as a string or a Path, got {shown(value)}")
+    return Path(value)
+
+
+def ids(name: str, value: Any, example: str = "range(100)") -> list[int]:
+    """``value`` holds at least one integer: a range, a list, an array, a tensor or an iterator of them."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)) or _has_no_dimension(value):
+        raise InputError(f"{name} must be a sequence of integers, such as {example}, got {shown(value)}")
+    found = [_id(f"{name}[{index}]", one) for index, one in enumerate(value)]
+    if not found:
+        raise InputError(f"{name} is empty: give at least one task id")
+    return found
+
+
+def settle(settings: Any, **how: Callable[[str, Any], Any]) -> None:
+    """Check fields of a frozen dataclass by ``how``, field -> check(name, value), and set them to what it returns."""
+    for name, check in how.items():
+        object.__setattr__(settings, name, check(name, getattr(settings, name)))
+
+
+def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """The same check, which takes None too."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def one_of(*known: str) -> Callable[[str, Any], str]:
+    """The check that a value is one of ``known``."""
+    return lambda name, value: choice(name, value, known)
+
+
+def count_or(*words: str) -> Callable[[str, Any], Any]:
+    """The check that a value is an integer >= 1, None, or one of ``words``."""
+    return lambda name, value: (
+        value if value is None or (isinstance(value, str) and value in words) else count(name, value)
+    )
+
+
+def shown(value: Any) -> str:
+    """``value`` for a message, in one line; of something large its kind, and of a type or function its name."""
+    if isinstance(value, Tensor) and (value.dim() or value.is_meta):
+        return f"a Tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    if isinstance(value, type) or hasattr(value, "__qualname__"):
+        return f"the {'class' if isinstance(value, type) else type(value).__name__} {value.__qualname__}"
+    try:
+        line = " ".join(repr(value).split())
+    except Exception:  # of a huge integer, or of the user's own
+        return f"a {type(value).__name__}"
+    if len(line) <= 100 and (isinstance(value, _PLAIN) or type(value).__name__ in line):
+        return line
+    return f"a {type(value).__name__}: {line if len(line) <= 60 else line[:60] + '...'}"
+
+
+_PLAIN = (str, bytes, bool, int, float, complex, list, tuple, dict, set, type(None))
+
+
+def _id(name: str, value: Any) -> int:
+    found = _integer(value)
+    if found is None:
+        raise InputError(f"{name} must be an integer, got {shown(value)}")
+    return found
+
+
+def _number(value: Any) -> float | None:
+    """As Python's own; None where it is no real number that a float can hold."""
+    found = _held(value)
+    if isinstance(found, bool) or not isinstance(found, Real):
+        return None
+    try:
+        as_float = float(found)
+    except OverflowError:
+        return None
+    return int(found) if isinstance(found, Integral) else as_float
+
+
+def _integer(value: Any) -> int | None:
+    found = _held(value)
+    if isinstance(found, bool):
+        return None
+    try:
+        return operator.index(found)
+    except TypeError:
+        return None
+
+
+def _held(value: Any) -> Any:
+    """What a scalar of numpy, or an array or tensor without dimensions, holds."""
+    if not _has_no_dimension(value) or (isinstance(value, Tensor) and (value.is_meta or value.requires_grad)):
+        return value
+    return value.item()
+
+
+def _has_no_dimension(value: Any) -> bool:
+    return getattr(value, "shape", None) == () and callable(getattr(value, "item", None))
 
 
 def _because(why: str) -> str:

@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.arguments import check_adapt, check_evaluate, check_number_of_tasks, parameters_of
 from metaprox.batch import TaskBatch
 from metaprox.call import begun
 from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice
-from metaprox.errors import InputError, NonFiniteError
+from metaprox.errors import NonFiniteError
 from metaprox.gradients import BRANCH_NOISE
 from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
@@ -82,19 +84,21 @@ def adapt(
     Raises:
         InputError: bad input. NonFiniteError: the solve diverged.
     """
+    x = parameters_of(problem, params)
+    check_adapt(support, solver)
     stopping = Stopping.of(steps, tol, max_steps)
-    x = problem.live_parameters() if params is None else params
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
     with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
         y = proximal_solve(call.gradients((0, 1)), solver, stopping).y
+        _require_finite(y, "point after the last step", 0)
         return {name: value.clone() for name, value in call.parameters.adapted.unflatten(y[0, 0]).items()}
 
 
 def evaluate(
     problem: ProximalProblem,
-    batch: Callable[[Sequence[int]], Task | Sequence[Task]],
-    ids: Sequence[int],
+    tasks: Callable[[Sequence[int]], Task | Sequence[Task]] | Task | Sequence[Task],
+    ids: Sequence[int] | None,
     solver: InnerSolver,
     steps: int | None = None,
     *,
@@ -104,14 +108,16 @@ def evaluate(
     batch_size: int = 100,
     backend: BackendName = "auto",
 ) -> Evaluation:
-    """Adapt from x to each task of ``ids`` and judge y_i on its query.
+    """Adapt from x to each of ``tasks`` and judge y_i on its query.
 
     Equal ids give equal tasks, so results of different x or solvers can be compared in pairs. Costs K support
     gradients and one forward pass on the query per task; memory grows with ``batch_size``, which does not change
     the result (but for noise in the losses).
 
     Args:
-        batch: ids -> tasks, such as the ``batch`` method of a family in ``metaprox.tasks``.
+        tasks: a function of ids, such as the ``batch`` method of a family in ``metaprox.tasks``; or the tasks
+            themselves, a list of single ones or a stack of them.
+        ids: of the tasks, for a function; for tasks None, or an id for each, for messages.
         params: x; the module's trainable parameters unless given.
 
     Raises:
@@ -125,16 +131,16 @@ def evaluate(
         >>> mp.evaluate(problem, Sinusoid(split="test").batch, range(100), mp.GradientDescent(lr=0.01), steps=10).loss.n
         100
     """
+    x = parameters_of(problem, params)
+    ids = check_evaluate(tasks, ids, solver)
     stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
-    checks.count("batch_size", batch_size)
-    if not ids:
-        raise InputError("ids is empty: give at least one task id to evaluate on")
-    x = problem.live_parameters() if params is None else params
+    batch_size = checks.count("batch_size", batch_size)
     losses: list[Tensor] = []
     columns: list[Metrics] = []
     for start in range(0, len(ids), batch_size):
         some = ids[start : start + batch_size]
-        loss, metrics = _evaluate_batch(problem, x, batch(some), some, solver, stopping, choice)
+        chosen = tasks(some) if callable(tasks) else _part(tasks, start, start + batch_size)
+        loss, metrics = _evaluate_batch(problem, x, chosen, some, solver, stopping, choice)
         losses.append(loss)
         columns.append(metrics)
     values = {"loss": torch.cat(losses)}
@@ -156,15 +162,31 @@ def _evaluate_batch(
     stopping: Stopping,
     choice: Choice,
 ) -> tuple[Tensor, Metrics]:
-    results = []
-    with begun(problem, x, TaskBatch.of(tasks), choice, query="value") as call:
+    batch, results = TaskBatch.of(tasks), []
+    check_number_of_tasks(batch.size, len(ids))
+    with begun(problem, x, batch, choice, query="value") as call:
         for span in call.chunks():
             gradients = call.gradients(span)
             try:
                 y = proximal_solve(gradients, solver, stopping).y
+                loss, metrics = gradients.query_values(y.squeeze(1), BRANCH_NOISE, 0)
+                _require_finite(loss, "query loss at the adapted parameters", gradients.start)
             except NonFiniteError as error:
                 if error.task is not None:
                     error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")
                 raise
-            results.append(gradients.query_values(y.squeeze(1), BRANCH_NOISE, 0))
+            results.append((loss, metrics))
     return torch.cat([loss for loss, _ in results]), joined([metrics for _, metrics in results])
+
+
+def _require_finite(values: Tensor, what: str, first_task: int) -> None:
+    """Raise NonFiniteError, naming the first task, unless all of ``values`` [T, ...] are finite."""
+    good = values.isfinite().flatten(1).all(1) if values.dim() > 1 else values.isfinite()
+    if not bool(good.all()):
+        task = first_task + int((~good).int().argmax())
+        raise NonFiniteError(f"task {task}: the {what} is not finite. Lower lr, or use another solver.", task=task)
+
+
+def _part(tasks: Task | Sequence[Task], start: int, stop: int) -> Task | Sequence[Task]:
+    """Those from start to stop - 1."""
+    return pytree.tree_map(lambda leaf: leaf[start:stop], tasks) if isinstance(tasks, Task) else tasks[start:stop]

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import grad, hessian
 
 from metaprox import checks
+from metaprox.arguments import check_estimate
 from metaprox.batch import TaskBatch
 from metaprox.errors import MetaproxError
 from metaprox.gradients import flat_losses
@@ -37,6 +38,8 @@ def exact_meta_gradient(
     Raises:
         InputError: bad input. MetaproxError: Newton's method did not converge, so that there is no reference.
     """
+    check_estimate(problem, params)
+    tol, max_steps = checks.positive("tol", tol), checks.count("max_steps", max_steps)
     checks.positive("lam", problem.lam, "the inner problem is a proximal solve")
     parameters = Parameters.of(problem, params).joined()
     batch = TaskBatch.of(tasks)

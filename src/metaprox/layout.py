@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from metaprox.errors import InputError
 from metaprox.inference import normal
@@ -100,6 +101,16 @@ def _check_kind(name: str, value: Tensor) -> None:
                 f"parameter {name!r} has a gradient hook, which inner steps and the meta-gradient would pass by; do "
                 "what it does in the loss (multiply by a mask, ...) or on .grad afterwards, and remove it"
             )
+    if is_lazy(value):
+        raise InputError(
+            f"parameter {name!r} is not initialized, as those of lazy modules are not: call the model once on data"
+        )
+    if value.layout != torch.strided or value.is_nested:
+        raise InputError(f"parameter {name!r} is of layout {value.layout}, sparse or nested: give it as a dense tensor")
+    if value.is_meta:
+        raise InputError(
+            f"parameter {name!r} is on the device meta, without values: model.to_empty(...) gives it memory"
+        )
     if value.dtype.is_complex or not value.dtype.is_floating_point:
         raise InputError(
             f"parameter {name!r} has dtype {value.dtype}: only real floating-point parameters can be adapted; "

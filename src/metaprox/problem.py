@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from metaprox import checks
+from metaprox import checks, signatures
 from metaprox.cache import BoundedCache
 from metaprox.errors import InputError
 from metaprox.module import ModelLoss, ModuleLoss, PrivateLoss
@@ -73,7 +73,12 @@ class ProximalProblem:
     cache: BoundedCache[Any, Any] = field(default_factory=_cache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        checks.nonnegative("lam", self.lam)
+        signatures.loss_of_parameters("inner_loss", self.inner_loss)
+        signatures.loss_of_parameters("outer_loss", self.outer_loss)
+        checks.settle(self, lam=checks.nonnegative, adapt=checks.optional(checks.patterns))
+        checks.settle(
+            self, parameters=checks.optional(signatures.getter), transductive=checks.optional(signatures.getter)
+        )
 
     @classmethod
     def from_module(
@@ -94,6 +99,9 @@ class ProximalProblem:
 
         Raises InputError where the model is one that can't be given other weights (DistributedDataParallel, ...).
         """
+        signatures.module("model", model, "the order is from_module(model, loss, lam)")
+        signatures.loss_of_model("loss", loss)
+        signatures.loss_of_model("outer_loss", outer_loss or loss)
         inner = ModuleLoss(model, loss)
         inner.private()  # refuses what can't be replicated
 

@@ -9,7 +9,7 @@ which holds when sum_j weights[j] nodes[j]^m is 1 for m = 1 and 0 for every othe
 
 from dataclasses import dataclass
 
-from metaprox.errors import InputError
+from metaprox import checks
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,4 @@ STENCILS = {s.name: s for s in (FORWARD, SYMMETRIC, CENTRAL4, CENTRAL6)}
 
 def stencil(name: str) -> Stencil:
     """The scheme of that name. Raises InputError, listing the known ones, for any other."""
-    if name not in STENCILS:
-        raise InputError(f"unknown scheme {name!r}; known schemes: {', '.join(STENCILS)}")
-    return STENCILS[name]
+    return STENCILS[checks.choice("scheme", name, STENCILS)]

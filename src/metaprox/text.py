@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.utils import _pytree as pytree
 
-from metaprox import checks
-from metaprox.errors import needs_extra
+from metaprox import checks, signatures
+from metaprox.errors import InputError, needs_extra
 from metaprox.problem import Task
 
 # What of an encoder is meta-learned: nothing, LoRA adapters, or all its weights.
@@ -21,6 +21,8 @@ Learned = Literal["frozen", "lora", "full"]
 LEARNED: tuple[Learned, ...] = ("frozen", "lora", "full")
 LORA_TARGETS = ("query", "value")
 MINILM_WIDTH = 384
+# The check of a length of token sequences: two tokens mark start and end, and MiniLM has 512 positions.
+check_tokens = partial(checks.count, least=3, most=512)
 
 Inputs = Mapping[str, Tensor] | Tensor
 
@@ -38,8 +40,10 @@ class EncoderClassifier(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int, ways: int) -> None:
         super().__init__()
+        signatures.module("encoder", encoder)
+        sizes = checks.count("width", width), checks.count("ways", ways)
         self.encoder = encoder
-        self.head = skip_init(nn.Linear, width, ways)  # draws no random numbers
+        self.head = skip_init(nn.Linear, *sizes, device="cpu", dtype=torch.float32)  # draws no random numbers
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self._last = _Last()
@@ -105,16 +109,29 @@ class WithoutPadding(nn.Module):
 def mean_pooled(encoder: nn.Module, inputs: Inputs) -> Tensor:
     """Features [N, width]: the mean of the encoder's last hidden states over the tokens that are no padding.
 
-    Padding is at the end of texts; what of it all N texts have is cut, for speed. Inputs that are features already are
-    returned as they are.
+    Padding that all N texts have at their end is cut, for speed. Inputs that are features already are returned as they
+    are. Raises InputError where inputs are of other kinds, or a text has no tokens.
     """
     if isinstance(inputs, Tensor):
         return inputs
-    longest = int(inputs["attention_mask"].sum(1).max())
+    _check_texts(inputs)
+    real = inputs["attention_mask"].bool()
+    if not real.any(1).all():
+        raise InputError(f"text {int(real.any(1).int().argmin())} has no tokens: its attention_mask is 0 throughout")
+    longest = int(real.any(0).nonzero().max()) + 1
     mask = inputs["attention_mask"][:, :longest]
     states = encoder(input_ids=inputs["input_ids"][:, :longest], attention_mask=mask).last_hidden_state
     weights = mask.unsqueeze(-1).to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def _check_texts(inputs: Any) -> None:
+    found = inputs if isinstance(inputs, Mapping) else {}
+    ids, mask = (found.get(name) for name in ("input_ids", "attention_mask"))
+    if ids is None or mask is None or ids.shape != mask.shape or ids.dim() != 2 or not ids.numel():
+        raise InputError(
+            f"texts are input_ids and attention_mask [N, L], as tokenize gives them, got {checks.shown(inputs)}"
+        )
 
 
 def minilm_classifier(ways: int, learned: Learned = "lora", *, layers: int = 2, rank: int = 8, seed: int = 0) -> Any:
@@ -122,6 +139,7 @@ def minilm_classifier(ways: int, learned: Learned = "lora", *, layers: int = 2, 
 
     The head is ``head.*``, all else is ``encoder.*``. Raises InputError for an unknown ``learned``.
     """
+    ways = checks.count("ways", ways)
     checks.choice("encoder", learned, LEARNED)
     encoder = minilm(layers)
     width = encoder.config.hidden_size
@@ -148,12 +166,10 @@ def minilm(layers: int = 2) -> Any:
         from safetensors.torch import load_file
         from transformers import BertConfig, BertModel
 
-    checks.count("layers", layers)
     config = BertConfig.from_pretrained(_minilm_path())
-    checks.choice("layers", str(layers), map(str, range(1, config.num_hidden_layers + 1)))
-    config.num_hidden_layers = layers
-    with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, and overwritten
-        encoder = BertModel(config, add_pooling_layer=False)
+    config.num_hidden_layers = checks.count("layers", layers, most=config.num_hidden_layers)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # its initial weights are drawn, and overwritten
+        encoder = BertModel(config, add_pooling_layer=False).float()
     weights = load_file(_minilm_path() / "model.safetensors")
     encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
     return encoder.eval()
@@ -169,24 +185,30 @@ def with_lora(encoder: nn.Module, rank: int = 8, seed: int = 0) -> Any:
     with needs_extra("LoRA"):
         from peft import LoraConfig, get_peft_model
 
-    checks.count("rank", rank)
+    signatures.module("encoder", encoder)
+    rank, seed = checks.count("rank", rank), checks.seed("seed", seed)
     settings: Any = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LORA_TARGETS), lora_dropout=0.0)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that transformers gives up
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return get_peft_model(encoder, settings)
 
 
 def tokenize(texts: Sequence[str], tokens: int = 32) -> dict[str, Tensor]:
     """{"input_ids", "attention_mask"} [N, tokens] of MiniLM's tokenizer; longer texts are cut, shorter ones padded."""
-    checks.count("tokens", tokens, least=3)  # two of them mark start and end
-    encoded = _tokenizer()(list(texts), padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
+    some, length = list(checks.tuple_of("texts", texts, checks.text)), check_tokens("tokens", tokens)
+    if not some:
+        raise InputError("texts is empty: give at least one")
+    with torch.device("cpu"):
+        encoded = _tokenizer()(some, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 @torch.no_grad()
 def minilm_features(inputs: Mapping[str, Tensor], at_once: int = 64) -> Tensor:
     """Features [N, width] of ``mean_pooled`` by MiniLM as it is, ``at_once`` texts at a time."""
+    _check_texts(inputs)
+    at_once = checks.count("at_once", at_once)
     encoder = WithoutPadding(minilm()).eval()
     count = len(inputs["input_ids"])
     spans = [slice(start, start + at_once) for start in range(0, count, at_once)]
@@ -200,6 +222,9 @@ def nearest_mean_accuracy(encoder: nn.Module, tasks: Task) -> Tensor:
     What the frozen encoder can do without adaptation. Tasks are as those of ``metaprox.tasks.BANKING77``; distances are
     Euclidean between mean-pooled features that are scaled to unit length.
     """
+    signatures.module("encoder", encoder)
+    if not isinstance(tasks, Task) or [isinstance(part, tuple) and len(part) for part in tasks] != [2, 2]:
+        raise InputError(f"tasks must be a mp.Task of pairs (texts, labels), got {checks.shown(tasks)}")
     singles = zip(*(_unstack(part) for part in tasks), strict=True)
     return torch.stack([_nearest_mean(encoder, *single) for single in singles])
 

@@ -8,18 +8,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from metaprox import checks
+from metaprox.arguments import check_estimate, parameters_to_fill
 from metaprox.backends import Evaluation
 from metaprox.batch import TaskBatch
 from metaprox.call import begun
 from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice, ChunkSize
-from metaprox.errors import InputError, NonFiniteError
+from metaprox.errors import NonFiniteError
 from metaprox.gradients import Counts, Gradients
 from metaprox.look import Query
 from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Solution, Stopping
-from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.protocol import InnerSolver, check_solver
 from metaprox.types import Metrics, Params
 
 
@@ -177,6 +179,9 @@ class Estimator(ABC):
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
+        checks.settle(self, solver=check_solver, compile=checks.switch)
+        checks.settle(self, **dict.fromkeys(("steps", "max_steps"), checks.optional(checks.count)))
+        checks.settle(self, tol=checks.optional(checks.positive), chunk_size=checks.count_or("auto"))
         self._stopping()
         self._choice()
 
@@ -212,6 +217,7 @@ class Estimator(ABC):
             InputError: bad parameters, tasks or losses, before anything is changed.
             NonFiniteError: a solve or a gradient overflowed; names the task and the step.
         """
+        check_estimate(problem, params)
         return self._run(problem, params, tasks, keep_adapted=True)
 
     def backward(
@@ -223,10 +229,7 @@ class Estimator(ABC):
         ``.grad`` was None, it and the result's ``grad`` are one tensor; the adapted parameters are not kept
         (``adapted`` is None): a meta-gradient takes no more memory than it must.
         """
-        if params is None:
-            params = problem.live_parameters()
-        for name, value in params.items():
-            _check_accumulates(name, value)
+        params = parameters_to_fill(problem, params)
         result = self._run(problem, params, tasks, keep_adapted=False)
         with torch.no_grad():
             for name, value in params.items():
@@ -270,18 +273,6 @@ class Estimator(ABC):
             metrics=joined([c.metrics for c in chunks]),
             adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
             info=_join([c.info for c in chunks]),
-        )
-
-
-def _check_accumulates(name: str, value: Tensor) -> None:
-    """Raise InputError where no meta-gradient can be added to the parameter's ``.grad``."""
-    if isinstance(value, Tensor) and not value.is_leaf:
-        raise InputError(f"parameter {name!r} is no leaf tensor, and has no .grad to fill; give the ones it is made of")
-    grad = value.grad if isinstance(value, Tensor) else None
-    if grad is not None and (grad.shape != value.shape or grad.dtype != value.dtype or grad.layout != torch.strided):
-        raise InputError(
-            f"the .grad of parameter {name!r} is a {grad.layout} {grad.dtype} tensor of shape {tuple(grad.shape)}: a "
-            f"meta-gradient of {value.dtype} and shape {tuple(value.shape)} can't be added to it; set it to None"
         )
 
 

@@ -1,12 +1,13 @@
 """What the estimators share whose branches are perturbed proximal solves from y_0."""
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Literal
 
 from metaprox import checks
 from metaprox.estimators.base import Estimator
 from metaprox.problem import ProximalProblem
-from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.protocol import InnerSolver, check_solver
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Branched(Estimator):
 
     def __post_init__(self) -> None:
         self._check_base()
-        checks.choice("perturb", self.perturb, ("loss", "center"))
-        checks.choice("start", self.start, ("base", "predictor"))
-        if self.branch_steps is not None:
-            checks.count("branch_steps", self.branch_steps, least=0 if self.start == "predictor" else 1)
+        checks.settle(self, perturb=checks.one_of("loss", "center"), start=checks.one_of("base", "predictor"))
+        checks.settle(self, branch_solver=checks.optional(check_solver), residual_correction=checks.switch)
+        least = 0 if self.start == "predictor" else 1
+        checks.settle(self, branch_steps=checks.optional(partial(checks.count, least=least)))
 
     def check(self, problem: ProximalProblem) -> None:
         name = type(self).__name__

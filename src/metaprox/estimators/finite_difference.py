@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.pull import Shift
 from metaprox.solve import Fused, Solution, Step, add_weighted, solve_parts
 from metaprox.solvers.protocol import InnerSolver, separates_branches
-from metaprox.stencil import Stencil, stencil
+from metaprox.stencil import STENCILS, Stencil, stencil
 
 # Of the default steps. Branches at nu < 0 minimize fhat - |nu| f, which needs a small nu to have a minimum.
 LARGEST_EPS, LARGEST_NU = 1.0, 0.1
@@ -90,12 +91,10 @@ class FOBMAML(Branched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stencil(self.scheme)
+        step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
+        checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, estimate_error=checks.switch)
         for name, value, goes_with in (("nu", self.nu, "loss"), ("eps", self.eps, "center")):
-            if value is None:
-                continue
-            checks.positive(name, value, "it is the step of a finite difference")
-            if self.perturb != goes_with:
+            if value is not None and self.perturb != goes_with:
                 raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
 
     def _evaluations_held(self) -> int:

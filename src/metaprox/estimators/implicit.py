@@ -41,9 +41,7 @@ class IMAML(Estimator):
 
     def __post_init__(self) -> None:
         self._check_base()
-        checks.count("cg_steps", self.cg_steps)
-        checks.nonnegative("cg_tol", self.cg_tol)
-        checks.nonnegative("damping", self.damping)
+        checks.settle(self, cg_steps=checks.count, cg_tol=checks.nonnegative, damping=checks.nonnegative)
 
     def check(self, problem: ProximalProblem) -> None:
         checks.positive("lam", problem.lam, "IMAML differentiates a proximal solve, which needs a proximal term")

@@ -96,7 +96,7 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     """
     checks.choice("size", size, ("quick", "full"))
     checks.count("seed", seed, least=0)
-    folder = RunFolder(out / experiment.name)
+    folder = RunFolder(checks.path("out", out) / experiment.name)
     folder.path.mkdir(parents=True, exist_ok=True)
     remember = Remember(folder.path, f"{size}_{seed}")
     threads = torch.get_num_threads()
@@ -120,7 +120,7 @@ def has_results(experiment: Experiment, out: Path) -> bool:
 
 def judge(experiment: Experiment, out: Path) -> Outcome:
     """Draw and check again from the results.json of an earlier run."""
-    folder = RunFolder(out / experiment.name)
+    folder = RunFolder(checks.path("out", out) / experiment.name)
     results = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
     figures = {}
     for name, figure in experiment.draw(results).items():

@@ -34,10 +34,8 @@ class Adam:
     separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks.positive("lr", self.lr)
-        checks.positive("eps", self.eps)
-        for index, beta in enumerate(self.betas):
-            checks.fraction(f"betas[{index}]", beta)
+        checks.settle(self, lr=checks.positive, eps=checks.positive)
+        checks.settle(self, betas=lambda name, betas: checks.tuple_of(name, betas, checks.fraction, length=2))
 
     def init(self, y: Tensor) -> AdamState:
         return AdamState(torch.zeros_like(y), torch.zeros_like(y), 0)

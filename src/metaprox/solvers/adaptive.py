@@ -44,10 +44,7 @@ class AdaptiveGradientDescent:
     probe: float = 0.01
 
     def __post_init__(self) -> None:
-        checks.positive("lr", self.lr)
-        checks.positive("probe", self.probe)
-        if self.max_lr is not None:
-            checks.positive("max_lr", self.max_lr)
+        checks.settle(self, lr=checks.positive, probe=checks.positive, max_lr=checks.optional(checks.positive))
 
     def init(self, y: Tensor) -> AdaptiveState | None:
         return None

@@ -41,8 +41,7 @@ class Anderson:
     separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks.positive("lr", self.lr)
-        checks.count("memory", self.memory)
+        checks.settle(self, lr=checks.positive, memory=checks.count)
 
     def init(self, y: Tensor) -> AndersonState | None:
         return None

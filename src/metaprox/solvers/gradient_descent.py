@@ -19,7 +19,7 @@ class GradientDescent:
     separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks.positive("lr", self.lr)
+        checks.settle(self, lr=checks.positive)
 
     @property
     def relative_step(self) -> float:

@@ -33,9 +33,7 @@ class Nesterov:
     separate_branches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks.positive("lr", self.lr)
-        if self.momentum is not None:
-            checks.fraction("momentum", self.momentum)
+        checks.settle(self, lr=checks.positive, momentum=checks.optional(checks.fraction))
 
     def init(self, y: Tensor) -> NesterovState:
         return NesterovState(y, 0)

@@ -1,11 +1,14 @@
 """What an inner solver is: any object with ``init`` and ``step``."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
+from metaprox.checks import shown
 from metaprox.errors import InputError
 
 Views = Callable[[Tensor], dict[str, Tensor]]  # a vector of P numbers -> the parameters in it, by name
@@ -44,6 +47,24 @@ class ShapedSolver(Protocol):
 
     def for_parameters(self, views: Views) -> InnerSolver:
         """The solver to use on parameters that ``views`` finds in a vector."""
+
+
+def check_solver(name: str, solver: Any) -> Any:
+    """Returns ``solver``. Raises InputError, saying how to write one, unless it has ``init`` and ``step``."""
+    made = solver.func if isinstance(solver, functools.partial) else solver
+    kind = made if isinstance(made, type) else type(made)
+    if issubclass(kind, Optimizer):
+        remedy = f"wrap how to make one: mp.TorchOptimizer(functools.partial({_torch_name(kind)}, lr=...))"
+    elif isinstance(solver, type) or not all(callable(getattr(solver, part, None)) for part in ("init", "step")):
+        remedy = "such as mp.GradientDescent(lr=0.1), or any with init(y) and step(grad, y, state)"
+    else:
+        return solver
+    raise InputError(f"{name} must be an inner solver, an object, got {shown(solver)}; {remedy}")
+
+
+def _torch_name(kind: type) -> str:
+    own = kind.__module__.startswith("torch.optim.")
+    return f"torch.optim.{kind.__name__}" if own else kind.__name__
 
 
 def for_parameters(solver: InnerSolver, views: Views) -> InnerSolver:

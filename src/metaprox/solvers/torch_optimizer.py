@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from metaprox import checks, signatures
 from metaprox.errors import InputError
 from metaprox.solvers.protocol import InnerSolver, Views
 
@@ -39,7 +40,8 @@ class TorchOptimizer:
             tasks, branches and parameters are then stepped as one tensor, which is faster.
 
     Raises:
-        InputError: the optimizer's step needs a closure (LBFGS), or ``factory`` does not return an optimizer.
+        InputError: ``factory`` is no function; at the first solve: it fails, does not return an optimizer of just the
+            parameters it got, or the optimizer's step needs a closure (LBFGS).
     """
 
     factory: Callable[[list[Tensor]], Optimizer]
@@ -48,6 +50,11 @@ class TorchOptimizer:
     differentiable: ClassVar[bool] = False
     _views: Views | None = field(default=None, init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        remedy = "such as functools.partial(torch.optim.AdamW, lr=1e-3)"
+        signatures.function("factory", self.factory, "params", remedy, classes=True)
+        checks.settle(self, elementwise=checks.switch)
+
     def for_parameters(self, views: Views) -> InnerSolver:
         shaped = copy.copy(self)
         object.__setattr__(shaped, "_views", views)
@@ -55,12 +62,7 @@ class TorchOptimizer:
 
     def init(self, y: Tensor) -> OptimizerState:
         params = [torch.empty_like(point, requires_grad=False) for point in self._split(y)]
-        optimizer = self.factory(params)
-        if not isinstance(optimizer, Optimizer):
-            raise InputError(f"factory must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
-            raise InputError(f"{type(optimizer).__name__} needs a closure at every step, which inner solves have not")
-        return OptimizerState(optimizer, params)
+        return OptimizerState(_checked_optimizer(self.factory, params), params)
 
     def step(self, grad: Tensor, y: Tensor, state: OptimizerState) -> tuple[Tensor, OptimizerState]:
         new = y.clone(memory_format=torch.contiguous_format)
@@ -77,3 +79,23 @@ class TorchOptimizer:
             return [y]
         rows = y.flatten(0, 1)
         return list(rows) if self._views is None else [part for row in rows for part in self._views(row).values()]
+
+
+def _checked_optimizer(factory: Callable[[list[Tensor]], Optimizer], params: list[Tensor]) -> Optimizer:
+    """``factory(params)``, if that is an optimizer which steps them, all of them and nothing else."""
+    try:
+        optimizer = factory(params)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(p.shape)) for p in params[:4]) + (", ..." if len(params) > 4 else "")
+        raise InputError(f"factory can't make an optimizer of parameters of shapes {shapes}: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"factory must return a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if {id(p) for group in optimizer.param_groups for p in group["params"]} != {id(p) for p in params}:
+        raise InputError(
+            f"factory made a {type(optimizer).__name__} of other parameters than it was given: it must take all of "
+            "these, and none of the model's own; which parameters adapt is said by adapt="
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(f"{type(optimizer).__name__} needs a closure at every step, which inner solves have not")
+    return optimizer

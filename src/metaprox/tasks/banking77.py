@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.problem import Task
-from metaprox.tasks.base import SPLITS, Split, generator
-from metaprox.text import minilm_features, tokenize
+from metaprox.tasks.base import SPLITS, Split, generator, stacked
+from metaprox.text import check_tokens, minilm_features, tokenize
 
 # 47, 15 and 15 intents: all names, sorted, in the order of numpy.random.default_rng(77).permutation(77).
 INTENTS: dict[Split, list[str]] = json.loads(
@@ -62,10 +62,9 @@ class BANKING77:
     embedded: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("ways", "shots", "queries"):
-            checks.count(name, getattr(self, name))
-        checks.count("tokens", self.tokens, least=3)
-        checks.choice("split", self.split, SPLITS)
+        checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
+        checks.settle(self, seed=checks.seed, split=checks.one_of(*SPLITS), path=checks.optional(checks.path))
+        checks.settle(self, tokens=check_tokens, embedded=checks.switch)
         intents = INTENTS[self.split]
         if self.ways > len(intents):
             raise InputError(
@@ -93,7 +92,7 @@ class BANKING77:
 
     def batch(self, ids: Sequence[int]) -> Task:
         """Tasks in int64; features in float32."""
-        return Task.stack([self._task(i) for i in ids])
+        return stacked(self._task, ids)
 
     def _task(self, task_id: int) -> Task:
         rng = generator(self.seed, self.split, task_id)
@@ -113,7 +112,7 @@ def _shuffled(pool: Inputs, rows: np.ndarray, rng: np.random.Generator) -> tuple
     """Questions ``rows`` [ways, count] of the pool with their labels, in random order."""
     order = rng.permutation(rows.size)
     chosen = torch.from_numpy(rows.flatten()[order])
-    labels = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
+    labels = torch.arange(len(rows), device="cpu").repeat_interleave(rows.shape[1])
     return pytree.tree_map(lambda leaf: leaf[chosen], pool), labels[torch.from_numpy(order)]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError, needs_extra
 from metaprox.problem import Task
-from metaprox.tasks.base import SPLITS, Split, generator
+from metaprox.tasks.base import SPLITS, Split, generator, stacked
 
 CLASSES: dict[Split, int] = {"train": 200, "validation": 20, "test": 10}
 EXAMPLES = 100
@@ -40,9 +40,8 @@ class MNIST1D:
     split: Split = "train"
 
     def __post_init__(self) -> None:
-        for name in ("ways", "shots", "queries"):
-            checks.count(name, getattr(self, name))
-        checks.choice("split", self.split, SPLITS)
+        checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
+        checks.settle(self, seed=checks.seed, split=checks.one_of(*SPLITS))
         if self.ways > CLASSES[self.split]:
             raise InputError(
                 f"{self.ways}-way tasks need {self.ways} classes, but the {self.split} split has {CLASSES[self.split]}"
@@ -55,7 +54,7 @@ class MNIST1D:
 
     def batch(self, ids: Sequence[int]) -> Task:
         """Tasks in float32, labels in int64."""
-        return Task.stack([self._task(i) for i in ids])
+        return stacked(self._task, ids)
 
     def _task(self, task_id: int) -> Task:
         rng = generator(self.seed, self.split, task_id)
@@ -72,7 +71,7 @@ class MNIST1D:
 def _shuffled(chosen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     ways, count, length = chosen.shape
     order = torch.from_numpy(rng.permutation(ways * count))
-    labels = torch.arange(ways).repeat_interleave(count)
+    labels = torch.arange(ways, device="cpu").repeat_interleave(count)
     return chosen.reshape(-1, length)[order], labels[order]
 
 

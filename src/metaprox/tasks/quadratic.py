@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.problem import ProximalProblem, Task
-from metaprox.tasks.base import Split, generator
+from metaprox.tasks.base import SPLITS, Split, generator, stacked
 from metaprox.types import Params
 
 
@@ -38,9 +39,8 @@ class Quadratic:
     split: Split = "train"
 
     def __post_init__(self) -> None:
-        checks.count("dim", self.dim)
-        if not self.condition >= 1:
-            checks.positive("condition - 1", self.condition - 1)
+        checks.settle(self, dim=checks.count, seed=checks.seed, split=checks.one_of(*SPLITS))
+        checks.settle(self, condition=partial(checks.at_least, least=1))
 
     def problem(self, lam: float) -> ProximalProblem:
         """The problem of these losses; its parameters are {"y": [P]}."""
@@ -48,7 +48,7 @@ class Quadratic:
 
     def batch(self, ids: Sequence[int]) -> Task:
         """Tasks in float64."""
-        return Task.stack([self._task(i) for i in ids])
+        return stacked(self._task, ids)
 
     def _task(self, task_id: int) -> Task:
         rng = generator(self.seed, self.split, task_id)

@@ -9,7 +9,7 @@ import torch
 
 from metaprox import checks
 from metaprox.problem import Task
-from metaprox.tasks.base import Split, generator
+from metaprox.tasks.base import SPLITS, Split, generator, stacked
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,11 @@ class Sinusoid:
     split: Split = "train"
 
     def __post_init__(self) -> None:
-        checks.count("shots", self.shots)
-        checks.count("queries", self.queries)
+        checks.settle(self, shots=checks.count, queries=checks.count, seed=checks.seed, split=checks.one_of(*SPLITS))
 
     def batch(self, ids: Sequence[int]) -> Task:
         """Tasks in float32."""
-        return Task.stack([self._task(i) for i in ids])
+        return stacked(self._task, ids)
 
     def _task(self, task_id: int) -> Task:
         rng = generator(self.seed, self.split, task_id)

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.tasks import Split
-from metaprox.text import LEARNED, Learned
+from metaprox.text import Learned
+from metaprox.training.kinds import checks_of
 
 SolverName = Literal["gd", "nesterov", "adam", "anderson", "adaptive"]
 TasksName = Literal["mnist1d", "sinusoid", "banking77"]
@@ -173,19 +174,7 @@ class TrainConfig:
     """Threads of torch on the CPU. One is fastest for small models."""
 
     def __post_init__(self) -> None:
-        checks.choice("tasks", self.tasks, FAMILY_DEFAULTS)
-        for name in ("ways", "steps", "eval_every", "eval_tasks", "test_tasks", "checkpoint_every", "threads"):
-            checks.count(name, getattr(self, name))
-        for name in ("shots", "queries", "meta_steps", "meta_batch"):
-            if getattr(self, name) is not None:
-                checks.count(name, getattr(self, name))
-        for name, known in (("encoder", LEARNED), ("adapt", ("head", "all"))):
-            if getattr(self, name) is not None:
-                checks.choice(name, getattr(self, name), known)
-        for width in self.hidden or ():
-            checks.count("hidden", width)
-        checks.count("seed", self.seed, least=0)
-        checks.choice("method", self.method, METHOD_OPTIONS)
+        checks.settle(self, **checks_of(TrainConfig))
         if self.tasks == "banking77" and self.backend == "vmap":
             raise InputError("backend='vmap' can't take the encoder of tasks='banking77': use backend='loop'")
         self._refuse_foreign("tasks", FAMILY_OPTIONS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metaprox import checks
 from metaprox.errors import InputError, RunFolderError
 from metaprox.training.config import TrainConfig
 
@@ -17,9 +18,13 @@ class RunFolder:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        checks.settle(self, path=checks.path)
+
     @classmethod
-    def create(cls, path: Path, config: TrainConfig) -> "RunFolder":
+    def create(cls, path: str | Path, config: TrainConfig) -> "RunFolder":
         """A new run in a folder that is missing or empty. Raises RunFolderError, and touches nothing, otherwise."""
+        path = checks.path("path", path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunFolderError(
                 f"{path} exists and is not an empty folder: choose another --out, or go on with the run in it: "
@@ -31,8 +36,9 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, path: str | Path) -> "RunFolder":
         """An existing run. Raises RunFolderError where there is none."""
+        path = checks.path("path", path)
         if not (path / "config.json").is_file():
             raise RunFolderError(f"{path} is not a run folder: it has no config.json")
         return cls(path)
@@ -41,8 +47,8 @@ class RunFolder:
         """The resolved configuration of the run."""
         place = self.path / "config.json"
         try:
-            return TrainConfig.from_json(place.read_text())
-        except (InputError, TypeError) as error:
+            return TrainConfig.from_json(place.read_text(encoding="utf-8"))
+        except (InputError, TypeError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{place}: {error}") from error
 
     @property

@@ -30,7 +30,7 @@ class Progress:
     metrics: dict[str, float]
 
 
-def train(config: TrainConfig, out: Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
+def train(config: TrainConfig, out: str | Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
     """Run ``config`` in the new folder ``out``.
 
     Writes config.json (every default resolved), metrics.jsonl (a line for each meta-step and each evaluation; seconds
@@ -50,7 +50,7 @@ def train(config: TrainConfig, out: Path, watch: Callable[[Progress], None] = la
     return folder
 
 
-def resume(out: Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
+def resume(out: str | Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
     """Go on with the run in ``out`` from its last checkpoint: the result is that of a run that was never stopped.
 
     A finished run is left as it is. Raises what ``train`` does, and RunFolderError where there is no run or its

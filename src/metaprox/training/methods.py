@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Reptile, Tangent
 from metaprox.solvers import InnerSolver
@@ -47,16 +48,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def preset(label: str) -> dict[str, Any]:
     """The settings of a named variant. Raises InputError, listing the known ones, for any other name."""
-    if label not in PRESETS:
+    if not isinstance(label, str) or label not in PRESETS:
         raise InputError(f"unknown method {label!r}; known: {', '.join(PRESETS)}; others go into --variants FILE")
     return PRESETS[label]
 
 
-def read_variants(path: Path) -> dict[str, dict[str, Any]]:
+def read_variants(path: str | Path) -> dict[str, dict[str, Any]]:
     """Named variants from a JSON file. Raises InputError unless it holds an object of objects."""
+    path = checks.path("path", path)
     try:
         variants = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"--variants {path}: {error}") from error
     if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
         raise InputError(f'--variants {path} must hold {{"name": {{"setting": value, ...}}, ...}}')

@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from metaprox.checks import shown as shown_value
+from metaprox.errors import InputError
 from metaprox.gradients import Counts
 from metaprox.training.figures import draw
 from metaprox.training.folder import RunFolder
@@ -17,6 +19,8 @@ from metaprox.training.setup import build
 
 def write_report(folder: RunFolder) -> Path:
     """Draw the figures of a finished run and write report.html with them and the final table."""
+    if not isinstance(folder, RunFolder):
+        raise InputError(f"folder must be a training.RunFolder, got {shown_value(folder)}: RunFolder.open(path)")
     config = folder.config()
     setup = build(config)
     initial = {name: p.detach().clone() for name, p in setup.model.named_parameters()}

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LinearLR
 from torch.optim.optimizer import Optimizer
 from torch.utils import _pytree as pytree
 
+from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators import Estimator
 from metaprox.evaluation import Evaluation, evaluate
@@ -17,6 +18,7 @@ from metaprox.optim import ClippedSGD, NormalizedSGD
 from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
 from metaprox.tasks import BANKING77, MNIST1D, Sinusoid, Split, TaskFamily
+from metaprox.tasks.base import SPLITS
 from metaprox.text import EncoderClassifier, head_classifier, minilm_classifier, nearest_mean_accuracy
 from metaprox.training.config import TrainConfig
 from metaprox.training.methods import method
@@ -53,6 +55,8 @@ class Setup:
         For texts also the accuracy of the nearest mean of the encoder's features as they are, without adaptation.
         """
         config = self.config
+        checks.choice("split", split, SPLITS)
+        count = checks.count("count", count)
         result = evaluate(
             self.problem,
             lambda ids: self.batch(split, ids),
@@ -70,6 +74,8 @@ class Setup:
 
 def build(config: TrainConfig) -> Setup:
     """Everything that ``config`` describes. Raises InputError for whatever can't be, before any work is done."""
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"config must be a training.TrainConfig, got {checks.shown(config)}")
     config = config.resolved()
     for split in ("train", "validation", "test"):
         family(config, split)
@@ -115,6 +121,8 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise InputError("device 'meta' can't be used here: its tensors have no values")
     return device
 
 

@@ -32,6 +32,11 @@ class Plan:
     ) -> "Plan":
         """``variants``: label -> changes to the shared settings. Raises InputError before any work is done."""
         checks.choice("budget", budget, ("steps", "gradients"))
+        if not isinstance(shared, TrainConfig):
+            raise InputError(f"shared must be a training.TrainConfig, got {checks.shown(shared)}")
+        if not isinstance(variants, Mapping) or not all(isinstance(own, Mapping) for own in variants.values()):
+            raise InputError(f"variants must be a dict: label -> changed settings, got {checks.shown(variants)}")
+        seeds = checks.tuple_of("seeds", seeds, checks.seed)
         if len(variants) < 2:
             raise InputError(f"a comparison needs at least two methods, got {list(variants)}")
         if not seeds or len(set(seeds)) < len(seeds):
@@ -40,7 +45,7 @@ class Plan:
             if getattr(shared, name) != DEFAULTS[name]:
                 raise InputError(f"{name}={getattr(shared, name)!r} can't be shared by all methods: {remedy}")
         for label, changes in variants.items():
-            if not label or set(label) & set("/\\") or label.startswith("."):
+            if not isinstance(label, str) or not label or set(label) & set("/\\") or label.startswith("."):
                 raise InputError(f"{label!r} names a folder: it can't be empty, start with a dot or have slashes")
             if {"seed", "tasks"} & changes.keys():
                 raise InputError(f"{label}: seed and tasks are the same for all methods, got {dict(changes)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metaprox import checks
-from metaprox.errors import NonFiniteError, RunFolderError
+from metaprox.errors import InputError, NonFiniteError, RunFolderError
 from metaprox.training import loop
 from metaprox.training.comparison.plan import Plan, run_path
 from metaprox.training.comparison.results import collect
@@ -18,7 +18,9 @@ from metaprox.training.cost import measure
 from metaprox.training.folder import RunFolder
 
 
-def compare(plan: Plan, out: Path, jobs: int = 1, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def compare(
+    plan: Plan, out: str | Path, jobs: int = 1, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Run what ``plan`` says in ``out``/label/seed_N, and write comparison.json. Returns what it holds.
 
     A comparison that was stopped goes on where it was: finished runs are kept, others resume from their last
@@ -31,7 +33,9 @@ def compare(plan: Plan, out: Path, jobs: int = 1, say: Callable[[str], None] = l
     Raises:
         RunFolderError: ``out`` holds something else, such as runs with other settings; nothing is touched.
     """
-    checks.count("jobs", jobs)
+    if not isinstance(plan, Plan):
+        raise InputError(f"plan must be a training.Plan, got {checks.shown(plan)}")
+    jobs, out = checks.count("jobs", jobs), checks.path("out", out)
     _refuse_strangers(plan, out)
     costs = measure(plan.configs)
     if plan.budget == "gradients":
