@@ -13,7 +13,7 @@ ROOT = Path(metaprox.__file__).parent
 LAYERS = (
     {"errors"},
     {"checks"},
-    {"cache"},
+    {"cache", "compiling", "origin"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
     {"microbatches", "solve", "parameters", "vmapped"},
     {"batch", "pull", "compiled"},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +12,7 @@ from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
 from metaprox.batch import TaskBatch
-from metaprox.compiled import CompiledEvaluation, Graphs
+from metaprox.compiled import Graphs
 from metaprox.microbatches import weighted_sum
 from metaprox.parameters import Structure
 from metaprox.problem import Metrics, Task
@@ -34,19 +34,18 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class AdaptedLoss:
-    """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it."""
+    """A checked loss on all parameters, as a function of y [P] at the w there is."""
 
     loss: CheckedLoss
     structure: Structure
     w: Tensor
-    cache: dict[Any, CompiledEvaluation] = field(default_factory=dict)
 
     def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
         return self.loss(self.structure.unflatten(y, self.w), data)
 
     @cached_property
     def graphs(self) -> Graphs:
-        return Graphs(self.loss, self.structure, self.cache)
+        return Graphs(self.loss, self.structure)
 
 
 class Backend(Protocol):
@@ -104,13 +103,17 @@ class VmapBackend:
         return pytree.tree_map(torch.Tensor.contiguous, tasks) if self.compile else tasks
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
+        found = None
+        if self.compile and isinstance(loss, AdaptedLoss):
+            seed(0)
+            found = loss.graphs.evaluate(loss.w, y.contiguous(), data)
+        gradient, (value, metrics) = found or self._eagerly(loss, y, data, seed)
+        return Evaluation(gradient, value, metrics)
+
+    def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
         seed(0)
         with _vmap_errors_explained():
-            if self.compile and isinstance(loss, AdaptedLoss):
-                gradient, (value, metrics) = loss.graphs.evaluate((loss.w,), (y.contiguous(), data), len(y))
-            else:
-                gradient, (value, metrics) = evaluate_all(loss, y, data)
-        return Evaluation(gradient, value, metrics)
+            return evaluate_all(loss, y, data)
 
     def add_gradient(
         self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
@@ -119,23 +122,18 @@ class VmapBackend:
         return total.add_(gradient) if weight is None else total.addcmul_(weight, gradient)
 
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        if self.compile and isinstance(loss, AdaptedLoss):
-            return self._step(loss, y, data, seed, pull, 0.0).grad
-        return self.add_gradient(loss, y, data, seed, pull.at(y))
+        step = self.step(loss, y, data, seed, pull, 0.0)
+        return pull.at(y).add_(self._eagerly(loss, y, data, seed)[0]) if step is None else step.grad
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
-        if not self.compile or not isinstance(loss, AdaptedLoss) or loss.graphs.step.fails:
+        if not self.compile or not isinstance(loss, AdaptedLoss):
             return None
-        step = self._step(loss, y, data, seed, pull, size)
-        return None if loss.graphs.step.fails else step  # eager steps are the solver's own, to the last bit
-
-    def _step(self, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step:
         seed(0)
         y = y.contiguous()
         shift = torch.zeros_like(y) if pull.shift is None else pull.shift.vector
-        fixed = (loss.w, pull.parameters.x, pull.lam, y.new_full((), size))
-        with _vmap_errors_explained():
-            return Step(*loss.graphs.step(fixed, (y, shift, data), len(y)))
+        lam, length = y.new_full((), pull.lam), y.new_full((), size)
+        found = loss.graphs.step(loss.w, pull.parameters.x, lam, length, y, shift, data)
+        return None if found is None else Step(*found)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         seed(0)

@@ -62,9 +62,8 @@ class Gradients:
         if not engine.compile:  # a graph outlives what is looked up now
             inner, outer = ((_fixed(loss), role) for loss, role in (inner, outer))
         at_w = (parameters.structure, parameters.w)
-        caches = [problem.cache.setdefault(role, {}) for role in ("inner", "outer")]
-        self._inner = AdaptedLoss(checked_loss(*inner), *at_w, caches[0])
-        self._outer = AdaptedLoss(checked_loss(*outer), *at_w, caches[1])
+        self._inner = AdaptedLoss(checked_loss(*inner), *at_w)
+        self._outer = AdaptedLoss(checked_loss(*outer), *at_w)
         self._values = AdaptedLoss(checked_loss(*outer, differentiable=False), *at_w)
         self._inner_z = flat_loss(*inner, parameters, differentiable=False)
         self._outer_z = flat_loss(*outer, parameters)

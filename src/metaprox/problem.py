@@ -53,7 +53,7 @@ class ProximalProblem:
         parameters: the live tensors x that ``.backward`` fills the gradients of; ``from_module`` sets it.
         transductive: whether a query example's prediction depends on the other ones; None where unknown.
 
-    ``cache`` keeps what estimators have compiled of the losses, and what a task of these shapes costs.
+    ``cache`` keeps what a task of these shapes costs.
 
     Example:
         >>> import torch, metaprox as mp
