@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, TypeGuard
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
-from metaprox.compiled import CompiledEvaluation, Graphs
+from metaprox.compiled import Graphs
 from metaprox.errors import InputError
 from metaprox.microbatches import weighted_sum
 from metaprox.module import PrivateLoss
@@ -43,7 +43,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class AdaptedLoss:
-    """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it.
+    """A checked loss on all parameters, as a function of y [P] at the w there is.
 
     ``writes``: whether it writes on its parameters, so that w is not given to it itself.
     """
@@ -51,7 +51,6 @@ class AdaptedLoss:
     loss: CheckedLoss
     structure: Structure
     w: Tensor
-    cache: dict[Any, CompiledEvaluation] = field(default_factory=dict)
     writes: bool = False
 
     def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
@@ -69,10 +68,10 @@ class AdaptedLoss:
 
     @cached_property
     def graphs(self) -> Graphs:
-        """What is compiled is a function of the live model, which outlives a call."""
+        """Of the live model's loss, which outlives a call."""
         own = self.loss.loss
         traced = replace(self.loss, loss=own.source if isinstance(own, PrivateLoss) else own, explains=False)
-        return Graphs(traced, self.structure, self.cache)
+        return Graphs(traced, self.structure)
 
 
 class Backend(Protocol):
@@ -130,12 +129,16 @@ class VmapBackend:
         return pytree.tree_map(torch.Tensor.contiguous, tasks) if self.compile else tasks
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
-        with seed(0), _vmap_errors_explained():
-            if self._compiles(loss):
-                gradient, (value, metrics) = loss.graphs.evaluate((loss.w,), (y.contiguous(), data), len(y))
-            else:
-                gradient, (value, metrics) = evaluate_all(loss, guarded(y), data)
+        found = None
+        if self.compile and isinstance(loss, AdaptedLoss):
+            with seed(0):
+                found = loss.graphs.evaluate(loss.w, y.contiguous(), data)
+        gradient, (value, metrics) = found or self._eagerly(loss, y, data, seed)
         return Evaluation(gradient, value, metrics)
+
+    def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+        with seed(0), _vmap_errors_explained():
+            return evaluate_all(loss, guarded(y), data)
 
     def add_gradient(
         self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
@@ -144,27 +147,18 @@ class VmapBackend:
         return total.add_(gradient) if weight is None else total.addcmul_(weight, gradient)
 
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        if self._compiles(loss):
-            return self._step(loss, y, data, seed, pull, 0.0).grad
-        return self.add_gradient(loss, y, data, seed, pull.at(y))
+        step = self.step(loss, y, data, seed, pull, 0.0)
+        return pull.at(y).add_(self._eagerly(loss, y, data, seed)[0]) if step is None else step.grad
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
-        if not self._compiles(loss):
+        if not self.compile or not isinstance(loss, AdaptedLoss):
             return None
-        step = self._step(loss, y, data, seed, pull, size)
-        return None if loss.graphs.step.fails else step  # eager steps are the solver's own, to the last bit
-
-    def _compiles(self, loss: FlatLoss) -> TypeGuard[AdaptedLoss]:
-        """Whether there are graphs of ``loss``, or may be."""
-        graphs = loss.graphs if self.compile and isinstance(loss, AdaptedLoss) else None
-        return graphs is not None and not (graphs.evaluate.fails or graphs.step.fails)
-
-    def _step(self, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step:
         y = y.contiguous()
         shift = torch.zeros_like(y) if pull.shift is None else pull.shift.vector
-        fixed = (loss.w, pull.parameters.x, pull.lam, y.new_full((), size))
-        with seed(0), _vmap_errors_explained():
-            return Step(*loss.graphs.step(fixed, (y, shift, data), len(y)))
+        lam, length = y.new_full((), pull.lam), y.new_full((), size)
+        with seed(0):
+            found = loss.graphs.step(loss.w, pull.parameters.x, lam, length, y, shift, data)
+        return None if found is None else Step(*found)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         def one(point: Tensor, of_task: Any) -> tuple[Tensor, Metrics]:

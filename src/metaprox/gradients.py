@@ -68,9 +68,9 @@ class Gradients:
         outer = CheckedLoss(problem.outer_loss, "outer_loss")
         self._losses = (inner, outer)
         at_w = (parameters.structure, parameters.w)
-        self._inner = AdaptedLoss(inner, *at_w, problem.cache.setdefault("inner", {}), writes)
-        self._outer = AdaptedLoss(outer, *at_w, problem.cache.setdefault("outer", {}), writes)
-        self._values = AdaptedLoss(replace(outer, differentiable=False), *at_w, writes=writes)
+        self._inner = AdaptedLoss(inner, *at_w, writes)
+        self._outer = AdaptedLoss(outer, *at_w, writes)
+        self._values = AdaptedLoss(replace(outer, differentiable=False), *at_w, writes)
         self._version = parameters.w._version
         self._writes = writes
         self._inner_z = replace(inner, differentiable=False)

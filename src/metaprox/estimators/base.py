@@ -159,10 +159,11 @@ class Estimator(ABC):
             first task to find out, once for each problem and shape of the data; the choice does not depend on time.
         chunk_size: how many tasks vmap takes at once; None: all; "auto": as many as fit a quarter of the device's
             memory by an estimate. Peak memory grows with it.
-        compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each problem and shape
-            of the data, however many steps are taken; smaller batches of tasks are padded. Takes ten seconds or more,
-            and on the CPU a C++ compiler. Where it fails, a warning says so, and it goes on without. Second
-            derivatives, and gradients of parameters that do not adapt, are not compiled.
+        compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each shape of the data,
+            however many steps are taken and problems made of the same lines; a batch is padded to at most twice its
+            tasks. Takes ten seconds or more, and on the CPU a C++ compiler. Where it fails, or would be done too often
+            (``metaprox.compiled``), a warning says so, and it goes on without. Second derivatives, and gradients of
+            parameters that do not adapt, are not compiled.
     """
 
     solver: InnerSolver
