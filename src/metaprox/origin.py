@@ -13,12 +13,12 @@ def origin(thing: Any) -> tuple[Any, ...]:
 
     What it leaves out, such as a number in a closure, is up to the guards of what is looked up by it.
     """
-    return tuple(part.__code__ if isinstance(part, types.FunctionType) else part for part in _parts(thing, DEEPEST))
+    return tuple(part.__code__ if isinstance(part, types.FunctionType) else part for part in _parts(thing))
 
 
 def describe(thing: Any) -> str:
     """The user's own function in ``thing``, or else its class, by name and place."""
-    parts = [part for part in _parts(thing, DEEPEST) if not _is_ours(part.__module__ or "")]
+    parts = [part for part in _parts(thing) if not _is_ours(part.__module__ or "")]
     functions = [part for part in parts if isinstance(part, types.FunctionType)]
     if functions:
         code = functions[0].__code__
@@ -33,26 +33,32 @@ def _is_ours(module: str) -> bool:
     )
 
 
-def _parts(thing: Any, depth: int) -> Iterator[Any]:
-    """Functions and classes, from the outermost on."""
-    if depth == 0 or not callable(thing):
+def _parts(thing: Any, depth: int = DEEPEST, seen: set[int] | None = None) -> Iterator[Any]:
+    """Functions and classes, from the outermost on, each object once."""
+    seen = set() if seen is None else seen
+    if depth == 0 or not callable(thing) or id(thing) in seen:
         return
-    if isinstance(thing, types.FunctionType):
+    seen.add(id(thing))
+    if isinstance(thing, (types.FunctionType, type)):
         yield thing
-        held = [_content(cell) for cell in thing.__closure__ or ()]
-    elif isinstance(thing, types.MethodType):
-        held = [thing.__func__, thing.__self__]
-    elif isinstance(thing, functools.partial):
-        held = [thing.func, *thing.args, *thing.keywords.values()]
-    elif isinstance(thing, type):
-        yield thing
-        held = []
-    else:
+    elif not isinstance(thing, (types.MethodType, functools.partial)):
         yield type(thing)
-        own = getattr(thing, "__dict__", {})
-        held = [*own.values(), *own.get("_modules", {}).values()] if depth > 1 else []
-    for part in held:
-        yield from _parts(part, depth - 1)
+    for part in _held(thing):
+        yield from _parts(part, depth - 1, seen)
+
+
+def _held(thing: Any) -> list[Any]:
+    """What it may call."""
+    if isinstance(thing, types.FunctionType):
+        return [_content(cell) for cell in thing.__closure__ or ()]
+    if isinstance(thing, types.MethodType):
+        return [thing.__func__, thing.__self__]
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, type):
+        return []
+    own = getattr(thing, "__dict__", {})
+    return [*own.values(), *own.get("_modules", {}).values()]
 
 
 def _content(cell: types.CellType) -> Any:
