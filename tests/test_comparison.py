@@ -97,7 +97,7 @@ def test_comparison_goes_on_where_it_was_and_runs_nothing_twice(done, tmp_path, 
     trained = []
     train = training.loop.train
     monkeypatch.setattr(
-        training.loop, "train", lambda config, place: trained.append(place.parent.name) or train(config, place)
+        training.loop, "train", lambda config, place, watch: trained.append(place.parent.name) or train(config, place)
     )
     training.compare(plan(), again)
     assert trained == ["fomaml", "fobmaml", "maml", "fomaml"]
