@@ -10,18 +10,34 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from metaprox import checks
+from metaprox.evaluation import Statistic
 
 ENOUGH_SEEDS = 5  # Fewer are no ground for a recommendation.
 
 
 @dataclass(frozen=True)
 class OfSeed:
-    """The result of one run. std over its n test tasks; None for a run that diverged, whose mean is what counts for it."""
+    """The result of one run.
+
+    std: over its n test tasks. A run that diverged has n = 0 and no std; its mean is what counts in its place.
+    """
 
     mean: float
     std: float | None
     n: int
+
+    @classmethod
+    def of(cls, values: Tensor) -> "OfSeed":
+        """Of the results on every test task [n]."""
+        one = Statistic.of(values)
+        return cls(one.mean, None if math.isnan(one.std) else one.std, one.n)
+
+    def minus(self, other: "OfSeed", differences: Tensor | None) -> "OfSeed":
+        """The difference of two runs of a seed, task by task where both finished."""
+        return OfSeed(self.mean - other.mean, None, 0) if differences is None else OfSeed.of(differences)
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Estimate:
         """From the result of every seed; every seed weighs the same."""
         count, means = len(runs), [run.mean for run in runs]
         spread = student(count - 1) * statistics.stdev(means) / math.sqrt(count) if count > 1 else None
-        squares = [run.std**2 / run.n for run in runs if run.std is not None and not math.isnan(run.std)]
+        squares = [run.std**2 / run.n for run in runs if run.std is not None]
         within = 1.96 * math.sqrt(sum(squares)) / count if len(squares) == count else None
         return cls(statistics.fmean(means), spread, within, count, sum(run.n for run in runs))
 
