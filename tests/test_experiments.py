@@ -235,6 +235,11 @@ def test_candidates_are_the_same_points_for_every_method_and_lie_in_their_interv
     assert spaces["fobmaml"].candidates(24, 11) != drawn["fobmaml"]
 
 
+def test_settings_of_the_package_are_those_of_the_kept_search():
+    kept = RESULTS / "mnist1d-tuning" / "results.json"
+    assert tuning.chosen() == tuning.chosen(kept)
+
+
 def test_accuracy_takes_the_settings_of_a_whole_search_beside_it_or_those_of_the_package(tmp_path):
     packaged = tuning.chosen()
     assert packaged.keys() >= tuning.SPACES.keys()

@@ -79,7 +79,7 @@ class Evaluate:
         table = Table(
             title=f"{self.count} {self.split} tasks, after {setup.config.steps} inner steps", title_justify="left"
         )
-        for column in ("quantity", "mean and 95 % interval", "std between tasks"):
+        for column in ("quantity", "mean and 95 % interval over tasks", "std between tasks"):
             table.add_column(column)
         for name, value in statistics.items():
             table.add_row(f"query {name}", show(name, value), f"{value['std']:.3f}")

@@ -29,8 +29,7 @@ def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
         shared = TrainConfig(tasks="mnist1d", eval_split="test", meta_steps=20, eval_every=10, eval_tasks=100)
         variants = {label: variants[label] for label in QUICK}
     plan = Plan.of(shared, variants, range(seed, seed + SEEDS[size]), "steps")
-    jobs = int(os.environ.get("METAPROX_JOBS", 0)) or os.cpu_count() or 1
-    return compare(plan, remember.folder / f"runs_{size}", jobs)
+    return compare(plan, remember.folder / f"runs_{size}", jobs=os.cpu_count() or 1)
 
 
 def draw(results: dict[str, Any]) -> dict[str, Figure]:

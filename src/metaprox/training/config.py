@@ -221,7 +221,7 @@ class TrainConfig:
     def _worth_compiling(self) -> bool:
         """For first-order methods, where there is a compiler; the resolved configuration keeps the answer."""
         assert self.meta_steps is not None  # resolved
-        small = self.tasks in ("mnist1d", "sinusoid") and self.backend != "loop"
+        small = self.tasks in ("mnist1d", "sinusoid") and self.backend != "loop" and not self.inner_batch
         first_order = self.method in ("fobmaml", "fomaml", "reptile")
         return small and first_order and self.meta_steps >= 1000 and has_compiler(self.device)
 
