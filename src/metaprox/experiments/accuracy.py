@@ -41,12 +41,16 @@ def table(results: dict[str, Any]) -> str:
 
 
 def measure(results: dict[str, Any]) -> dict[str, float]:
-    """Accuracies and differences to FO-B-MAML paired by seed, in percent."""
-    numbers = {"accuracy of FO-B-MAML": 100 * results["methods"]["fobmaml"]["test"]["mean"]}
+    """Accuracies and differences to FO-B-MAML, paired by seed, in percent."""
+    methods = results["methods"]
+    numbers = {"accuracy of FO-B-MAML": 100 * methods["fobmaml"]["test"]["mean"]}
     for label in ("maml", "fomaml", "reptile"):
-        difference = results["methods"][label]["minus_first"]["all"]
-        name = f"{style.method_name(label)} minus FO-B-MAML"
-        numbers[f"{name}, upper end of the interval over seeds"] = 100 * (difference["mean"] + difference["over_seeds"])
+        difference = methods[label]["minus_first"]["all"]
+        numbers[f"{style.method_name(label)} minus FO-B-MAML"] = 100 * difference["mean"]
+    if results["size"] == "full":
+        numbers["half-width of MAML minus FO-B-MAML over seeds"] = (
+            100 * methods["maml"]["minus_first"]["all"]["over_seeds"]
+        )
     return numbers
 
 

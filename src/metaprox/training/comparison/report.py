@@ -28,12 +28,12 @@ COLUMNS = {
 }
 IN_A_TERMINAL = ("method", "test", "test_tasks", "difference", "difference_tasks", "gradients", "time")
 LEGEND = (
-    "Mean query {metric} after adaptation over {seeds} of training, with two 95 % intervals. Over seeds (Student's t, "
-    "{freedom} degrees of freedom): whether a method trains better than another. Over tasks: how well the test tasks "
-    "measure these very runs, and nothing of how another run would turn out. Difference to the first method, paired by "
-    "seed and, over tasks, task by task. Support gradients, query gradients and Hessian-vector products (HVP) per task "
-    "and meta-step. MiB: peak memory of tensors in one meta-step. Gradients (an HVP is two) and time of all meta-steps "
-    "relative to the first method, time from meta-steps measured in turn."
+    "Mean query {metric} after adaptation over {seeds} of training, with two 95 % intervals. Over seeds (Student's t): "
+    "whether a method trains better than another. Over tasks: how well the test tasks measure these very runs, and "
+    "nothing of how another run would turn out. Difference to the first method, paired by seed and, over tasks, task "
+    "by task. Support gradients, query gradients and Hessian-vector products (HVP) per task and meta-step. MiB: peak "
+    "memory of tensors in one meta-step. Gradients (an HVP is two) and time of all meta-steps relative to the first "
+    "method, time from meta-steps measured in turn."
 )
 ONE_SEED = " With one seed the interval over seeds is unknown (n/a)."
 FEW_SEEDS = f" Fewer than {ENOUGH_SEEDS} seeds are no ground for preferring a method."
@@ -130,7 +130,7 @@ def legend(results: dict[str, Any]) -> str:
     """What the columns of the table mean, and what can't be said by it."""
     metric, count = results["metric"], len(results["seeds"])
     seeds = "one seed" if count == 1 else f"{count} seeds"
-    text = LEGEND.format(metric=metric, seeds=seeds, freedom=count - 1)
+    text = LEGEND.format(metric=metric, seeds=seeds)
     text += ONE_SEED if count == 1 else FEW_SEEDS if count < ENOUGH_SEEDS else ""
     failed = any(method["failures"] for method in results["methods"].values())
     return text + (DIVERGED.format(metric=metric) if failed else "")
