@@ -27,6 +27,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.experiments.search import Halving, Row, Space, accuracy, best
@@ -108,6 +109,7 @@ def _scatter(axes: Axes, rows: list[Row], name: str, color: str) -> None:
     values, heights = [row["settings"][name] for row in shown], [100 * accuracy(row) for row in shown]
     axes.scatter(values, heights, [12 * 3 ** (len(row["rungs"]) - 1) for row in shown], color, alpha=0.7)
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def table(results: dict[str, Any]) -> str:
