@@ -97,7 +97,7 @@ class ProximalProblem:
         """
         signatures.module("model", model, "the order is from_module(model, loss, lam)")
         signatures.loss_of_model("loss", loss)
-        signatures.loss_of_model("outer_loss", outer_loss or loss)
+        signatures.loss_of_model("outer_loss", loss if outer_loss is None else outer_loss)
 
         def parameters() -> dict[str, Tensor]:
             adapted: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
