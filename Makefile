@@ -8,7 +8,7 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint experiments experiments-quick mnist1d mnist1d-methods banking77 banking77-tuning \
+.PHONY: help demo test bad-inputs lint experiments experiments-quick mnist1d mnist1d-methods banking77 banking77-tuning \
   banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
@@ -37,6 +37,9 @@ demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
+	$(BIN)/python tests/bad_inputs
 
 lint: $(READY)  ## ruff, formatting and types
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ ROOT = Path(metaprox.__file__).parent
 LAYERS = (
     {"errors", "types", "inference"},
     {"checks"},
-    {"cache", "signatures", "compiling", "origin"},
+    {"cache", "signatures", "compiling", "origin", "trees"},
     {"stencil", "layout", "noise", "solvers", "replica", "optim", "loader"},
     {"module"},
     {"problem", "microbatches"},

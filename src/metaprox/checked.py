@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError, MetaproxError
 from metaprox.microbatches import weighted_sum
 from metaprox.module import PrivateLoss
+from metaprox.trees import describe, kind
 from metaprox.types import Loss, Metrics
 
 A_LOSS = "a loss returns a scalar tensor, or (scalar tensor, {name: number or scalar tensor})"
@@ -52,7 +52,7 @@ class CheckedLoss:
             result = self.loss(params, batch)
         except Exception as error:
             if not isinstance(error, MetaproxError):
-                error.add_note(f"metaprox: raised by {self.role} on {describe(batch)}; {A_LOSS}")
+                error.add_note(f"metaprox: raised by {self.role} on a batch of {describe(batch)}; {A_LOSS}")
             raise
         return self._value(params, result)
 
@@ -65,7 +65,7 @@ class CheckedLoss:
             value, metrics = result
         if not isinstance(value, Tensor) or value.dim() != 0:
             hint = "; reduce it, for example with .mean()" if isinstance(value, Tensor) else ""
-            raise InputError(f"{self.role} must return a scalar tensor, got {_kind(value)}{hint}: {A_LOSS}")
+            raise InputError(f"{self.role} must return a scalar tensor, got {kind(value)}{hint}: {A_LOSS}")
         if not value.is_floating_point():
             raise InputError(f"{self.role} must return a real floating-point scalar, got one of {value.dtype}")
         if self.differentiable and not value.requires_grad:
@@ -80,7 +80,7 @@ def _metrics(metrics: Any, role: str, prefix: str = "") -> Metrics:
     """As a flat dictionary of scalar tensors; those of a dictionary in it as "outer.inner"."""
     if not isinstance(metrics, Mapping):
         raise InputError(
-            f"{role} returned {_kind(metrics)} beside the loss, where {{name: scalar}} belongs; return the loss alone, "
+            f"{role} returned {kind(metrics)} beside the loss, where {{name: scalar}} belongs; return the loss alone, "
             "or name what is to be reported"
         )
     found: Metrics = {}
@@ -100,7 +100,7 @@ def _metric(value: Any, role: str, name: str) -> Tensor:
         return value
     if isinstance(value, Real):
         return torch.tensor(float(value), dtype=torch.float64, device="cpu")
-    raise InputError(f"{role} returned {_kind(value)} as the metric {name!r}: a metric is a number or a scalar tensor")
+    raise InputError(f"{role} returned {kind(value)} as the metric {name!r}: a metric is a number or a scalar tensor")
 
 
 def joined(parts: Sequence[Metrics], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Metrics:
@@ -111,17 +111,3 @@ def joined(parts: Sequence[Metrics], join: Callable[[list[Tensor]], Tensor] = to
                 f"a loss reports other metrics in one task than in another: {list(parts[0])}, {list(part)}"
             )
     return {name: join([part[name] for part in parts]) for name in parts[0]}
-
-
-def describe(data: Any) -> str:
-    """Shapes and dtypes of the leaves of a batch, on one line."""
-    named, _ = pytree.tree_flatten_with_path(data)
-    parts = [f"{pytree.keystr(path)}: {_kind(leaf)}" if path else _kind(leaf) for path, leaf in named]
-    more = f", and {len(parts) - 8} more" if len(parts) > 8 else ""
-    return f"a batch of {', '.join(parts[:8])}{more}" if parts else f"a {type(data).__name__} without leaves"
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"

@@ -6,7 +6,7 @@ held it, so that nothing after it sees another kind.
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,23 @@ from torch import Tensor
 
 from metaprox.errors import InputError
 
+LARGEST = 2**63 - 1  # integer that torch and numpy hold
+LARGEST_NUMBER = 3.4e38  # that float32 holds
+
 
 def positive(name: str, value: Any, why: str = "") -> float:
     """``value`` is a finite number > 0."""
-    found = _number(value)
-    if found is None or not 0 < found < math.inf:
-        raise InputError(f"{name} must be a finite number > 0, got {shown(value)}{_because(why)}")
-    return found
+    return _in_range(name, value, "> 0", lambda found: found > 0, why)
 
 
 def nonnegative(name: str, value: Any, why: str = "") -> float:
     """``value`` is a finite number >= 0."""
-    found = _number(value)
-    if found is None or not 0 <= found < math.inf:
-        raise InputError(f"{name} must be a finite number >= 0, got {shown(value)}{_because(why)}")
-    return found
+    return _in_range(name, value, ">= 0", lambda found: found >= 0, why)
 
 
 def at_least(name: str, value: Any, least: float) -> float:
     """``value`` is a finite number >= ``least``."""
-    found = _number(value)
-    if found is None or not least <= found < math.inf:
-        raise InputError(f"{name} must be a finite number >= {least}, got {shown(value)}")
-    return found
+    return _in_range(name, value, f">= {least}", lambda found: found >= least)
 
 
 def fraction(name: str, value: Any) -> float:
@@ -49,20 +43,17 @@ def fraction(name: str, value: Any) -> float:
 
 
 def count(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """``value`` is an integer >= ``least``, and <= ``most``."""
+    """``value`` is an integer >= ``least``, and <= ``most`` or at least one that torch can hold, < 2^63."""
     found = _integer(value)
-    if found is None or found < least or (most is not None and found > most):
-        limit = "" if most is None else f" and <= {most}"
+    if found is None or not least <= found <= (LARGEST if most is None else most):
+        limit = f" and <= {most}" if most is not None else " and < 2^63" if found and found > LARGEST else ""
         raise InputError(f"{name} must be an integer >= {least}{limit}, got {shown(value)}")
     return found
 
 
 def seed(name: str, value: Any) -> int:
     """``value`` is an integer in [0, 2^63), which every generator takes."""
-    found = count(name, value, least=0)
-    if found >= 2**63:
-        raise InputError(f"{name} must be an integer < 2^63, got {shown(value)}")
-    return found
+    return count(name, value, least=0)
 
 
 def switch(name: str, value: Any) -> bool:
@@ -83,7 +74,7 @@ def choice(name: str, value: Any, known: Iterable[str]) -> str:
 
 def tuple_of(name: str, value: Any, check: Callable[..., Any], length: int | None = None) -> tuple[Any, ...]:
     """``value`` holds ``length`` values (any number where None) that ``check(name, value)`` takes, in order."""
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping, set)) or _has_no_dimension(value):
+    if not _listed(value):
         raise InputError(f"{name} must be a list or tuple, got {shown(value)}")
     values = tuple(value)
     if length is not None and len(values) != length:
@@ -102,12 +93,14 @@ def patterns(name: str, value: Any) -> str | tuple[str, ...]:
     """``value`` is a name or pattern, or several."""
     if isinstance(value, str):
         return value
-    if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping, Tensor)):
+    if not _listed(value) and not isinstance(value, Set):
         raise InputError(f"{name} must be a name or pattern of parameters, or several, got {shown(value)}")
     found = tuple(value)
     for one in found:
         if not isinstance(one, str):
             raise InputError(f"{name} must hold names or patterns of parameters, got {shown(one)} in {shown(value)}")
+    if not found:
+        raise InputError(f"{name} is empty, so that no parameter would adapt; None lets all adapt")
     return found
 
 
@@ -120,7 +113,7 @@ def path(name: str, value: Any) -> Path:
 
 def ids(name: str, value: Any, example: str = "range(100)") -> list[int]:
     """``value`` holds at least one integer: a range, a list, an array, a tensor or an iterator of them."""
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)) or _has_no_dimension(value):
+    if not _listed(value):
         raise InputError(f"{name} must be a sequence of integers, such as {example}, got {shown(value)}")
     found = [_id(f"{name}[{index}]", one) for index, one in enumerate(value)]
     if not found:
@@ -157,13 +150,15 @@ def shown(value: Any) -> str:
         return f"a Tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return f"the {'class' if isinstance(value, type) else type(value).__name__} {value.__qualname__}"
+    kind = type(value).__name__
+    article = "an" if kind[0] in "aeiouAEIOU" else "a"
     try:
         line = " ".join(repr(value).split())
     except Exception:  # of a huge integer, or of the user's own
-        return f"a {type(value).__name__}"
-    if len(line) <= 100 and (isinstance(value, _PLAIN) or type(value).__name__ in line):
+        return f"{article} {kind}"
+    if len(line) <= 100 and (isinstance(value, _PLAIN) or kind in line):
         return line
-    return f"a {type(value).__name__}: {line if len(line) <= 60 else line[:60] + '...'}"
+    return f"{article} {kind}: {line if len(line) <= 60 else line[:60] + '...'}"
 
 
 _PLAIN = (str, bytes, bool, int, float, complex, list, tuple, dict, set, type(None))
@@ -174,6 +169,20 @@ def _id(name: str, value: Any) -> int:
     if found is None:
         raise InputError(f"{name} must be an integer, got {shown(value)}")
     return found
+
+
+def _in_range(name: str, value: Any, bound: str, holds: Callable[[float], bool], why: str = "") -> float:
+    found = _number(value)
+    if found is None or not (holds(found) and found <= LARGEST_NUMBER):
+        limit = f" and <= {LARGEST_NUMBER}" if found is not None and LARGEST_NUMBER < found < math.inf else ""
+        raise InputError(f"{name} must be a finite number {bound}{limit}, got {shown(value)}{_because(why)}")
+    return found
+
+
+def _listed(value: Any) -> bool:
+    """Whether ``value`` holds others in an order."""
+    unlike = (str, bytes, Mapping, Set)
+    return isinstance(value, Iterable) and not isinstance(value, unlike) and not _has_no_dimension(value)
 
 
 def _number(value: Any) -> float | None:
@@ -200,9 +209,9 @@ def _integer(value: Any) -> int | None:
 
 def _held(value: Any) -> Any:
     """What a scalar of numpy, or an array or tensor without dimensions, holds."""
-    if not _has_no_dimension(value) or (isinstance(value, Tensor) and (value.is_meta or value.requires_grad)):
-        return value
-    return value.item()
+    unusable = isinstance(value, Tensor) and (value.is_meta or value.requires_grad)
+    masked = type(value).__module__.startswith("numpy.ma")  # what numpy masks is not there, and its item is 0
+    return value if unusable or masked or not _has_no_dimension(value) else value.item()
 
 
 def _has_no_dimension(value: Any) -> bool:

@@ -15,12 +15,13 @@ from metaprox.batch import TaskBatch
 from metaprox.call import begun
 from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice
-from metaprox.errors import NonFiniteError
+from metaprox.errors import InputError, NonFiniteError
 from metaprox.gradients import BRANCH_NOISE
 from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Stopping
 from metaprox.solvers.protocol import InnerSolver
+from metaprox.trees import kind
 from metaprox.types import Metrics, Params
 
 
@@ -36,6 +37,8 @@ class Statistic:
     @classmethod
     def of(cls, values: Tensor) -> "Statistic":
         """ci95 = 1.96 std / sqrt(n), the normal approximation; std with n - 1. Both are NaN for n = 1."""
+        if not isinstance(values, Tensor) or not values.numel():
+            raise InputError(f"values must be a tensor of at least one number, got {kind(values)}")
         n = values.numel()
         std = float(values.double().std()) if n > 1 else math.nan
         return cls(float(values.double().mean()), std, 1.96 * std / math.sqrt(n), n)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from metaprox.errors import InputError, MetaproxError
 from metaprox.inference import normal
@@ -70,7 +71,7 @@ class PrivateLoss:
         self.source = source
         self.written = written
         self.replica = Replica(source.model)
-        self._live = {name: normal(tensor.detach()) for name, tensor in source.state().items()}
+        self._live = {name: normal(_initialized(name, tensor).detach()) for name, tensor in source.state().items()}
         self._known: Collection[str] | None = written  # what of ``written`` the next four rest on
         self._aliases: dict[str, Tensor] | None = None
         self._versions: dict[str, int] = {}
@@ -148,6 +149,12 @@ class _LossOf(nn.Module):
 
     def forward(self, batch: Any) -> LossValue:
         return self.loss(self.model, batch)
+
+
+def _initialized(name: str, tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):
+        raise InputError(f"{name!r} is not initialized, as in lazy modules: call the model once on data")
+    return tensor
 
 
 def _copy(buffer: Tensor, like: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from metaprox import checks, signatures
 from metaprox.cache import BoundedCache
 from metaprox.errors import InputError
 from metaprox.module import ModelLoss, ModuleLoss, PrivateLoss
+from metaprox.replica import Replica
+from metaprox.trees import check_alike, kind
 from metaprox.types import Loss
 
 
@@ -28,9 +30,18 @@ class Task(NamedTuple):
 
     @staticmethod
     def stack(tasks: Sequence["Task"]) -> "Task":
-        """T single tasks of equal shapes -> one batch with a leading dimension T."""
+        """T single tasks of equal shapes -> one batch with a leading dimension T.
+
+        Raises InputError, which names the place, where they are not tensors of equal shapes.
+        """
+        if isinstance(tasks, (Task, str, Tensor)) or not isinstance(tasks, Sequence):
+            raise InputError(f"tasks must be a list of mp.Task, got {kind(tasks)}")
         if not tasks:
             raise InputError("an empty list of tasks can't be stacked")
+        for index, task in enumerate(tasks):
+            if not isinstance(task, Task):
+                raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {kind(task)}")
+        check_alike(tasks, "which can't be stacked; give a list of tasks in place of a stack")
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
 
 
@@ -101,9 +112,9 @@ class ProximalProblem:
         """
         signatures.module("model", model, "the order is from_module(model, loss, lam)")
         signatures.loss_of_model("loss", loss)
-        signatures.loss_of_model("outer_loss", outer_loss or loss)
+        signatures.loss_of_model("outer_loss", loss if outer_loss is None else outer_loss)
         inner = ModuleLoss(model, loss)
-        inner.private()  # refuses what can't be replicated
+        Replica(model)  # refuses what can't be given other weights
 
         def parameters() -> dict[str, Tensor]:
             adapted: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -111,7 +122,7 @@ class ProximalProblem:
                 raise InputError("no parameter of the model requires gradients: nothing to adapt")
             return adapted
 
-        outer = ModuleLoss(model, outer_loss or loss)
+        outer = ModuleLoss(model, loss if outer_loss is None else outer_loss)
         return cls(inner, outer, lam, adapt, parameters, inner.uses_batch_statistics)
 
     def private(self) -> "ProximalProblem":

@@ -10,9 +10,13 @@ from metaprox.errors import InputError
 
 
 def function(name: str, value: Any, arguments: str, remedy: str = "", *, classes: bool = False) -> None:
-    """``value`` can be called with ``arguments``, such as "model, batch"; raises InputError with ``remedy`` else."""
-    known = callable(value) and (classes or not isinstance(value, type))
-    if not known or not _binds(value, len(arguments.split(",")) if arguments else 0):
+    """``value`` can be called with ``arguments``, such as "model, batch", and is no function or module of torch.nn.
+
+    Raises InputError, with ``remedy``, where it is something else.
+    """
+    count = len(arguments.split(",")) if arguments else 0
+    known = callable(value) and (classes or not isinstance(value, type)) and not _of_torch(value)
+    if not known or not _binds(value, count):
         raise InputError(f"{name} must be a function of ({arguments}), got {shown(value)}{remedy and ': '}{remedy}")
 
 
@@ -25,18 +29,12 @@ def getter(name: str, value: Any) -> Any:
 def loss_of_parameters(name: str, value: Any) -> None:
     """``value`` can be a loss (params, data) -> scalar, and is not a model or a loss of torch."""
     remedy = "of a model, make a problem with mp.ProximalProblem.from_module(model, loss, lam)"
-    if _of_torch(value):
-        raise InputError(f"{name} must be a function of (params, data), got {shown(value)}: {remedy}")
     function(name, value, "params, data", remedy)
 
 
 def loss_of_model(name: str, value: Any) -> None:
     """``value`` can be a loss (model, batch) -> scalar, and is not a loss of (outputs, targets)."""
-    remedy = (
-        "it calls the model itself, as lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])"
-    )
-    if _of_torch(value):
-        raise InputError(f"{name} must be a function of (model, batch), got {shown(value)}: {remedy}")
+    remedy = "it calls the model, as lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])"
     function(name, value, "model, batch", remedy)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.solvers.protocol import InnerSolver, relative_step
+from metaprox.solvers.protocol import InnerSolver, relative_step, take_step
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class _Progress:
             return y, state
         if done is None:
             with _without_autocast(y.device.type):
-                new, state = self.solver.step(grad, y, state)
+                new, state = take_step(self.solver, grad, y, state)
         else:
             new = done.y
         del grad  # so that its memory serves the next lines

@@ -182,11 +182,11 @@ def with_lora(encoder: nn.Module, rank: int = 8, seed: int = 0) -> Any:
 
     Source: Hu et al., LoRA, arXiv 2106.09685; package ``peft``.
     """
+    signatures.module("encoder", encoder)
+    rank, seed = checks.count("rank", rank), checks.seed("seed", seed)
     with needs_extra("LoRA"):
         from peft import LoraConfig, get_peft_model
 
-    signatures.module("encoder", encoder)
-    rank, seed = checks.count("rank", rank), checks.seed("seed", seed)
     settings: Any = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LORA_TARGETS), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that transformers gives up

@@ -83,6 +83,23 @@ def for_parameters(solver: InnerSolver, views: Views) -> InnerSolver:
     return told
 
 
+def take_step(solver: InnerSolver, grad: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """``solver.step``. Raises InputError unless it returns a point like ``y``, and a state, and leaves ``y`` alone."""
+    written = y.is_inference() or y._version
+    result = solver.step(grad, y, state)
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Tensor):
+        raise InputError(f"step of {solver!r} must return a new point and state, got {shown(result)}")
+    new, state = result
+    if (new.shape, new.dtype, new.device) != (y.shape, y.dtype, y.device):
+        raise InputError(
+            f"step of {solver!r} must return a point of shape {tuple(y.shape)}, {y.dtype}, on {y.device}, "
+            f"got {shown(new)}"
+        )
+    if written != (y.is_inference() or y._version):
+        raise InputError(f"step of {solver!r} has written on the point that it was given: it must return a new one")
+    return new, state
+
+
 def separates_branches(solver: InnerSolver) -> bool:
     """Whether the class of ``solver`` promises that it steps each branch without a look at the others."""
     return bool(_promised(solver, "separate_branches"))

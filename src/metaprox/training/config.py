@@ -216,7 +216,9 @@ class TrainConfig:
 
     def variant(self, changes: Mapping[str, Any]) -> "TrainConfig":
         """The same run with ``changes``; settings that the method or perturbation then does not have are dropped."""
-        unknown = sorted(changes.keys() - DEFAULTS.keys())
+        if not isinstance(changes, Mapping):
+            raise InputError(f"changes must be a dict of settings, got {checks.shown(changes)}")
+        unknown = sorted(changes.keys() - DEFAULTS.keys(), key=str)
         if unknown:
             raise InputError(f"unknown settings {unknown}; known: {', '.join(DEFAULTS)}")
         method, perturb = changes.get("method", self.method), changes.get("perturb", self.perturb)
@@ -230,7 +232,7 @@ class TrainConfig:
     def from_json(cls, text: str) -> "TrainConfig":
         """Raises InputError where the text is not the JSON of a configuration."""
         try:
-            values = json.loads(text)
+            values = json.loads(checks.text("text", text))
         except json.JSONDecodeError as error:
             raise InputError(f"not JSON: {error}") from error
         known = {field.name for field in fields(cls)}

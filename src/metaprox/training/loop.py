@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from metaprox import checks
 from metaprox.errors import NonFiniteError
 from metaprox.estimators import MetaGradient
 from metaprox.evaluation import Evaluation
@@ -41,6 +42,7 @@ def train(config: TrainConfig, out: str | Path, watch: Callable[[Progress], None
         InputError: a setting is wrong, before the folder is made. RunFolderError: the folder is not empty.
         NonFiniteError: a solve diverged; a note names the meta-step and the task, and the last checkpoint stays.
     """
+    out = checks.path("out", out)
     setup = build(config)
     folder = RunFolder.create(out, setup.config)
     with _borrowed_torch(setup.config):
@@ -56,7 +58,7 @@ def resume(out: str | Path, watch: Callable[[Progress], None] = lambda progress:
     A finished run is left as it is. Raises what ``train`` does, and RunFolderError where there is no run or its
     checkpoint is missing or corrupt.
     """
-    folder = RunFolder.open(out)
+    folder = RunFolder.open(checks.path("out", out))
     if folder.weights.exists():
         return folder
     setup = build(folder.config())

@@ -49,7 +49,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 def preset(label: str) -> dict[str, Any]:
     """The settings of a named variant. Raises InputError, listing the known ones, for any other name."""
     if not isinstance(label, str) or label not in PRESETS:
-        raise InputError(f"unknown method {label!r}; known: {', '.join(PRESETS)}; others go into --variants FILE")
+        raise InputError(
+            f"unknown method {checks.shown(label)}; known: {', '.join(PRESETS)}; others go into --variants FILE"
+        )
     return PRESETS[label]
 
 

@@ -46,7 +46,9 @@ class Plan:
                 raise InputError(f"{name}={getattr(shared, name)!r} can't be shared by all methods: {remedy}")
         for label, changes in variants.items():
             if not isinstance(label, str) or not label or set(label) & set("/\\") or label.startswith("."):
-                raise InputError(f"{label!r} names a folder: it can't be empty, start with a dot or have slashes")
+                raise InputError(
+                    f"{checks.shown(label)} names a folder: it can't be empty, start with a dot or have slashes"
+                )
             if {"seed", "tasks"} & changes.keys():
                 raise InputError(f"{label}: seed and tasks are the same for all methods, got {dict(changes)}")
         configs = {label: shared.variant(changes).resolved() for label, changes in variants.items()}
