@@ -59,12 +59,16 @@ class AdaptedLoss:
 
     def at(self, adapted: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
         """At the parameters that adapt, by name."""
-        return self.loss(self.structure.merge(adapted, guarded(self.w) if self.writes else self.w), data)
+        if not self.writes:
+            return self.loss(self.structure.merge(adapted, self.w), data)
+        parts = self.structure.merge(adapted, guarded(self.w))
+        return self.loss({name: part if name in adapted else part.data for name, part in parts.items()}, data)
 
     def leaves(self, point: Tensor) -> dict[str, Tensor]:
         """The parameters that adapt at y [P], as leaves of a graph, in memory that a loss may write on."""
         parts = self.structure.adapted.unflatten(guarded(point))
-        return {name: part.requires_grad_() for name, part in parts.items()}
+        # data: each has a version of its own, and what is written on one spoils no graph that has saved another
+        return {name: part.data.requires_grad_() for name, part in parts.items()}
 
     @cached_property
     def graphs(self) -> Graphs:

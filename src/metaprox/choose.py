@@ -3,7 +3,9 @@
 import math
 import os
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
 from metaprox.agreement import agreement
-from metaprox.backends import AdaptedLoss, Backend, LoopBackend, VmapBackend
+from metaprox.backends import AdaptedLoss, Backend, LoopBackend, Seed, VmapBackend
 from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
 from metaprox.errors import InputError
@@ -156,11 +158,15 @@ def cost_of_task(
 def _cost_of_both(
     problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, look: Look | None, twice: bool
 ) -> Cost:
-    deterministic = look is not None and look.repeats and not look.draws
+    # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
+    comparable = look is not None and look.repeats and (not look.draws or parameters.device.type == "cpu")
     losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
-    with noise.of(LOOK_NOISE):
+    seed = partial(_look_noise, noise)
+    with seed(0):
         parts = [
-            _cost(CheckedLoss(loss, role, differentiable=False), parameters, data, deterministic, twice=twice and not k)
+            _cost(
+                CheckedLoss(loss, role, differentiable=False), parameters, data, seed, comparable, twice=twice and not k
+            )
             for k, (loss, role, data) in enumerate(losses)
         ]
     return Cost(
@@ -171,7 +177,11 @@ def _cost_of_both(
     )
 
 
-def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, deterministic: bool, *, twice: bool) -> Cost:
+def _look_noise(noise: Noise, task: int) -> AbstractContextManager[None]:
+    return noise.of(LOOK_NOISE)
+
+
+def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, seed: Seed, comparable: bool, *, twice: bool) -> Cost:
     adapted = AdaptedLoss(loss, parameters.structure, parameters.w)
     x = torch.cat(parameters.pieces).requires_grad_()
     saved: dict[int, int] = {}
@@ -189,6 +199,6 @@ def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, deterministic: b
     except Exception:  # such as losses that take derivatives of their own, which can't be counted
         return Cost(0, 0, vmaps=False)
     loss.release()
-    vmaps, differs = agreement(adapted, x.detach(), data, deterministic=deterministic, twice=twice)
+    vmaps, differs = agreement(adapted, x.detach(), data, seed, comparable=comparable, twice=twice)
     loss.release()
     return Cost(flops.get_total_flops(), sum(saved.values()), vmaps and not differs, differs)
