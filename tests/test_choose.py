@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 import metaprox as mp
-from metaprox.backends import LoopBackend, VmapBackend
+from metaprox.backends import VmapBackend
 from metaprox.batch import TaskBatch
 from metaprox.choose import Choice, Cost, cost_of_task, memory_of
 from metaprox.look import Look
+from metaprox.loop import LoopBackend
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.backends import AdaptedLoss, LoopBackend, Seed, VmapBackend, guarded
+from metaprox.adapted import AdaptedLoss, guarded
+from metaprox.backends import Seed, VmapBackend
+from metaprox.loop import LoopBackend
 from metaprox.vmapped import evaluate_all
 
 # Relative differences: far above those of rounding, far below those of a term that is missing.

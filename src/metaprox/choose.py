@@ -15,12 +15,14 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
+from metaprox.adapted import AdaptedLoss
 from metaprox.agreement import agreement
-from metaprox.backends import AdaptedLoss, Backend, LoopBackend, Seed, VmapBackend
+from metaprox.backends import Backend, Seed, VmapBackend
 from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
 from metaprox.errors import InputError
 from metaprox.look import LOOK_NOISE, Look
+from metaprox.loop import LoopBackend
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
 from metaprox.problem import ProximalProblem, Task

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.backends import AdaptedLoss, Backend, Evaluation, Seed, apart
+from metaprox.adapted import AdaptedLoss, apart
+from metaprox.backends import Backend, Evaluation, Seed
 from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
 from metaprox.errors import MetaproxError

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.backends import REENTRANT, AdaptedLoss
+from metaprox.adapted import AdaptedLoss
 from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
 from metaprox.dimensions import check_dimensions, remember_dimensions, single_examples_refused
 from metaprox.errors import InputError
 from metaprox.inference import normal_tree
+from metaprox.loop import REENTRANT
 from metaprox.microbatches import MicroBatches
 from metaprox.module import PrivateLoss
 from metaprox.noise import Noise
