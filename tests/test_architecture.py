@@ -12,7 +12,7 @@ ROOT = Path(metaprox.__file__).parent
 # A module may import its own part and the parts of the lines above.
 LAYERS = (
     {"errors"},
-    {"checks"},
+    {"checks", "norms"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
     {"microbatches", "solve", "parameters", "vmapped"},
     {"batch", "pull", "compiled"},
