@@ -190,9 +190,7 @@ def test_settings_are_checked(make, message):
 def test_steps_have_their_length_whatever_the_units_of_the_gradient(size):
     """Squares of such numbers vanish or overflow in float32."""
     unit = torch.tensor([0.0, 3.0, -4.0, 0.0]) / 5
-    clipped = (
-        [lambda p: mp.optim.ClippedSGD(p, lr=3e38, gamma=0.5)] if size > 1e-38 else []
-    )  # else it is no step of 0.5
+    clipped = [lambda p: mp.optim.ClippedSGD(p, lr=3e38, gamma=0.5)] if size > 1e-38 else []  # else it is shorter
     for make in (lambda p: mp.optim.NormalizedSGD(p, lr=0.5), *clipped):
         params = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(2))]
         optimizer = make(params)
