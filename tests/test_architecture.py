@@ -14,6 +14,7 @@ LAYERS = (
     {"errors"},
     {"checks", "norms"},
     {"stencil", "layout", "noise", "solvers", "problem", "optim"},
+    {"failures"},
     {"microbatches", "solve", "parameters", "vmapped"},
     {"batch", "pull", "compiled"},
     {"backends"},
@@ -27,7 +28,7 @@ LAYERS = (
     {"experiments"},
     {"cli"},
 )
-CORE = set().union(*LAYERS[:10])
+CORE = set().union(*LAYERS[:11])
 
 
 def part(path):

@@ -79,29 +79,40 @@ def test_nu_of_the_center_perturbation_moves_the_center_by_eps(quadratic):
     torch.testing.assert_close(out.info.nu / LAM * v.norm(dim=1), torch.full((5,), 0.02, dtype=torch.float64))
 
 
+def lengths(params, tasks, out):
+    """||y_0 - x||, ||y_0||, ||r||, ||grad fhat(y_0)||, ||v|| of every task."""
+    _, v, y0 = parts(params, tasks, out)
+    slope = (tasks.support[0] @ (y0 - tasks.support[1])[..., None]).squeeze(-1)
+    vectors = (y0 - params["y"], y0, slope + LAM * (y0 - params["y"]), slope, v)
+    return [vector.norm(dim=1) for vector in vectors]
+
+
 @pytest.mark.parametrize("steps", [1, 3, 40])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_default_step_is_as_long_as_the_base_is_inaccurate(quadratic, scheme, steps):
-    """eps = min(1, ||r||/lam)^(1/p), and for "loss" nu = lam eps/||v||, at most 0.1."""
+def test_the_default_step_is_its_formula(quadratic, scheme, steps):
+    """eps = D min(2, (||r|| / (lam D))^(1/p)), no less than the balance with rounding; "loss" has a bound more."""
     problem, params, tasks = quadratic
-    order = STENCILS[scheme].order
+    order, precision = STENCILS[scheme].order, torch.finfo(torch.float64).eps
     for perturb in ("center", "loss"):
         out = mp.FOBMAML(mp.GradientDescent(0.5), steps=steps, scheme=scheme, perturb=perturb)(problem, params, tasks)
-        _, v, _ = parts(params, tasks, out)
-        nu = LAM * (out.info.base_residual / LAM).clamp(max=1) ** (1 / order) / v.norm(dim=1)
-        torch.testing.assert_close(out.info.nu, nu if perturb == "center" else nu.clamp(max=0.1))
+        moved, size, left, slope, v = lengths(params, tasks, out)
+        eps = moved * ((left / (LAM * moved)) ** (1 / order)).clamp(max=2)
+        if perturb == "loss":
+            eps = torch.minimum(eps, 0.175 * slope / LAM)
+        least = (precision * torch.maximum(size, moved)) ** (1 / (order + 1)) * moved ** (order / (order + 1))
+        torch.testing.assert_close(out.info.nu, LAM * torch.maximum(eps, least) / v)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_default_step_does_not_fall_below_the_one_that_balances_rounding(quadratic, scheme):
     problem, params, tasks = quadratic
+    order = STENCILS[scheme].order
     out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-14, max_steps=100, scheme=scheme, perturb="center")(
         problem, params, tasks
     )
-    _, v, _ = parts(params, tasks, out)
-    least = STENCILS[scheme].default_step(torch.finfo(torch.float64).eps)
-    eps = out.info.nu / LAM * v.norm(dim=1)
-    torch.testing.assert_close(eps, torch.full_like(eps, least))
+    moved, size, _, _, v = lengths(params, tasks, out)
+    least = (torch.finfo(torch.float64).eps * torch.maximum(size, moved)) ** (1 / (order + 1))
+    torch.testing.assert_close(out.info.nu / LAM * v, least * moved ** (order / (order + 1)))
 
 
 def test_summary_has_the_median_and_the_worst(quadratic):

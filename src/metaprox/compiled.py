@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metaprox.norms import norm
 from metaprox.parameters import Structure
 from metaprox.vmapped import CheckedLoss, evaluate_all
 
@@ -82,7 +83,7 @@ class Graphs:
         ) -> tuple[Tensor, ...]:
             gradient, _ = evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
             gradient = gradient + lam * (y - x) + shift
-            return y - size * gradient, gradient, torch.linalg.vector_norm(gradient, dim=-1)
+            return y - size * gradient, gradient, norm(gradient).squeeze(-1)
 
         return self._cached(step)
 

@@ -23,6 +23,8 @@ class InnerSolver(Protocol):
       one branch at a time, in the memory of one.
     - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them, and with
       ``compile=True`` they are taken in one graph with the gradient, without a call of ``step``.
+    - ``largest_curvature(steps)``: up to which curvature so many steps come closer to a minimum; None: not known. With
+      ``relative_step`` it is 2/h. A lam above it is refused before the solve.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
     """
