@@ -122,3 +122,51 @@ def test_summary_has_the_median_and_the_worst(quadratic):
         values = sorted(getattr(info, name).tolist())
         assert summary[f"{name}_median"] == values[2]
         assert summary[f"{name}_worst"] == values[4]
+
+
+def test_summary_counts_tasks_that_did_not_converge_where_a_tolerance_was_asked_for(quadratic):
+    reached = mp.FOBMAML(mp.Anderson(0.7), tol=1e-9, max_steps=100)(*quadratic).info
+    assert reached.converged.all()
+    assert "tasks_not_converged" not in reached.summary()
+    needed = mp.FOMAML(mp.GradientDescent(0.6), tol=1e-6, max_steps=200)(*quadratic).info.base_steps
+    enough = int(needed.max())  # the last look is one step before the end
+    some = mp.FOMAML(mp.GradientDescent(0.6), tol=1e-6, max_steps=enough)(*quadratic).info
+    assert some.converged.tolist() == (needed < enough).tolist()
+    assert 0 < some.converged.sum() < 5
+    assert some.summary()["tasks_not_converged"] == (~some.converged).sum()
+    for meta in (mp.FOBMAML(mp.GradientDescent(0.5), 3), mp.MAML(mp.GradientDescent(0.5), 3)):
+        info = meta(*quadratic).info
+        assert info.converged.tolist() == [True] * 5  # nothing was asked for
+        assert info.skipped.tolist() == [False] * 5
+
+
+def test_branches_that_do_not_reach_their_tolerance_have_not_converged(quadratic):
+    meta = mp.FOBMAML(mp.Anderson(0.7), tol=1e-9, max_steps=100, branch_steps=3)
+    info = meta(*quadratic).info
+    assert (info.base_steps < 100).all()
+    assert info.converged.tolist() == [False] * 5
+    whole = mp.FOBMAML(mp.Anderson(0.7), tol=1e-9, max_steps=100, start="predictor", branch_steps=0)(*quadratic).info
+    assert whole.converged.all()  # there are no branches to converge
+
+
+def test_what_first_order_methods_do_not_know_is_nan(quadratic):
+    """The ratio of FO-MAML would be 1 by construction."""
+    for meta in (mp.FOMAML(mp.GradientDescent(0.5), 3), mp.Reptile(mp.GradientDescent(0.5), 3)):
+        info = meta(*quadratic).info
+        assert info.gradient_ratio.isnan().all()
+        assert "gradient_ratio_median" not in info.summary()
+
+
+@pytest.mark.parametrize("rate", [0.4, 1.0])
+@pytest.mark.parametrize("perturb", ["center", "loss"])
+def test_the_estimate_bounds_each_task_where_it_falls_at_every_step(quadratic, perturb, rate):
+    """Gradient descent at lr <= 2/L on a convex quadratic, relative to ||v||; and not the solvers without that."""
+    problem, params, tasks = quadratic
+    for task in range(5):
+        one = mp.Task(*(tuple(leaf[task : task + 1] for leaf in part) for part in tasks))
+        for steps in (2, 5, 9):
+            branch = {"branch_solver": mp.GradientDescent(rate), "branch_steps": steps}
+            out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-12, max_steps=200, perturb=perturb, **branch)(problem, params, one)
+            shifted, v, _ = parts(params, one, out)
+            error = (out.grad["y"] - torch.linalg.solve(shifted[0], LAM * v[0])).norm() / v.norm()
+            assert error <= out.info.error_estimate[0] * (1 + 1e-6)

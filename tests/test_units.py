@@ -237,7 +237,7 @@ def test_a_displacement_next_to_rounding_is_no_length():
 
 
 def test_the_formula_of_the_step_by_hand():
-    """p = 2, D = 3, ||y_0|| = 5: 3 sqrt(||r|| / (3 lam)), at most 6; for "loss" at most SHARE of ||grad fhat|| / lam."""
+    """p = 2, D = 3, ||y_0|| = 5: 3 sqrt(||r|| / (3 lam)), at most 6; "loss": at most SHARE of ||grad fhat|| / lam."""
     y0 = torch.tensor([[[3.0, 4.0]]], dtype=torch.float64)
     moved = torch.tensor([[[0.0, 3.0]]], dtype=torch.float64)
     residual = torch.tensor([[[0.12, 0.0]]], dtype=torch.float64)

@@ -15,7 +15,7 @@ from metaprox.evaluation import Evaluation
 from metaprox.training import checkpoint, weights
 from metaprox.training.config import TrainConfig
 from metaprox.training.folder import RunFolder
-from metaprox.training.setup import Setup, build
+from metaprox.training.setup import Setup, build, options_named
 
 WEIGHTS = "weights"
 
@@ -46,7 +46,8 @@ def train(config: TrainConfig, out: Path, watch: Callable[[Progress], None] = la
     with _borrowed_torch(setup.config):
         torch.manual_seed(setup.config.seed)
         checkpoint.save(folder, setup, 0, 0.0)
-        _run(setup, folder, 0, 0.0, watch)
+        with options_named():
+            _run(setup, folder, 0, 0.0, watch)
     return folder
 
 
@@ -62,7 +63,8 @@ def resume(out: Path, watch: Callable[[Progress], None] = lambda progress: None)
     setup = build(folder.config())
     with _borrowed_torch(setup.config):
         step, seconds = checkpoint.load(folder, setup)
-        _run(setup, folder, step, seconds, watch)
+        with options_named():
+            _run(setup, folder, step, seconds, watch)
     return folder
 
 

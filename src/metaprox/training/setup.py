@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch.optim.lr_scheduler import LinearLR
 from torch.optim.optimizer import Optimizer
 from torch.utils import _pytree as pytree
 
-from metaprox.errors import InputError
+from metaprox.errors import InputError, NonFiniteError, UnstableError
 from metaprox.estimators import Estimator
 from metaprox.evaluation import Evaluation, evaluate
 from metaprox.models import cross_entropy, mean_squared_error, mlp
@@ -28,6 +29,11 @@ SOLVERS = {
     "anderson": Anderson,
     "adaptive": AdaptiveGradientDescent,
 }
+
+OPTIONS = (
+    "on the command line: lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam, nu --nu, and "
+    "mp.AdaptiveGradientDescent --solver adaptive"
+)
 
 
 @dataclass(frozen=True)
@@ -81,10 +87,22 @@ def build(config: TrainConfig) -> Setup:
     adapt = "head.*" if config.adapt == "head" and config.encoder != "frozen" else None  # frozen: there is only a head
     problem = ProximalProblem.from_module(model, loss, config.lam, adapt=adapt)
     estimator = method(config, solver, branch_solver)
-    estimator.check(problem)
+    with options_named():
+        estimator.check(problem)
     assert config.meta_steps is not None  # resolved
     schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.meta_steps)
     return Setup(config, model, problem, solver, estimator, optimizer, schedule)
+
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """Around inner solves: where one diverges, or would, the error says what its advice is called on the command line."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if error.task is not None or isinstance(error, UnstableError):
+            error.add_note(OPTIONS)
+        raise
 
 
 def family(config: TrainConfig, split: Split) -> TaskFamily:
