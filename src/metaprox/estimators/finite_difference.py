@@ -148,7 +148,7 @@ class FOBMAML(Branched):
         left = branches.grad  # (lam v - (H + lam I) g) nu / lam
         error = torch.full_like(origin.nu, torch.nan) if left is None else origin.per_nu(norm(left))
         del left
-        grad = origin.per_nu(origin.difference(branches.parts).mul_(-gradients.lam))
+        grad = origin.difference(branches.parts).mul_(origin.per_nu(-gradients.lam))
         info = Info.of(
             base,
             branches,

@@ -33,7 +33,7 @@ class Origin:
     def __post_init__(self) -> None:
         self.tilt = self.nu.new_tensor(self.nodes)[:, None] * self.nu
 
-    def per_nu(self, difference: Tensor) -> Tensor:
+    def per_nu(self, difference: Tensor | float) -> Tensor:
         """``difference`` / nu; 0 where nu is, because branches are then alike."""
         return difference / torch.where(self.nu > 0, self.nu, torch.inf)
 
