@@ -68,7 +68,7 @@ def _test_values(plan: Plan, label: str, failures: Mapping[int, str], out: Path)
     finished = [seed for seed in plan.seeds if seed not in failures]
     read = {seed: RunFolder.open(run_path(out, label, seed)).read_test_values() for seed in finished}
     return {
-        seed: {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
+        seed: {name: torch.tensor(column, dtype=torch.float64, device="cpu") for name, column in columns.items()}
         for seed, columns in read.items()
     }
 
