@@ -8,8 +8,8 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bad-inputs lint experiments experiments-quick mnist1d banking77 banking77-tuning banking77-methods peers \
-  default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
+.PHONY: help demo test bad-inputs lint experiments experiments-quick mnist1d mnist1d-methods banking77 banking77-tuning \
+  banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -78,6 +78,10 @@ banking77-methods: $(READY)  ## methods on BANKING77 with those, at equal gradie
 	  --meta-steps 60 --eval-tasks 40 --test-tasks 100 --out results/banking77-lora-head
 	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/lora.json \
 	  --meta-steps 20 --eval-tasks 5 --test-tasks 50 --out results/banking77-lora
+
+mnist1d-methods: $(READY)  ## tune every method on MNIST-1D with equal budgets, then compare them over five seeds, an hour and a half: results/accuracy
+	$(BIN)/metaprox reproduce mnist1d-tuning --out results
+	$(BIN)/metaprox reproduce accuracy --out results
 
 peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOpt: results/peers
 	$(BIN)/python benchmarks/peers.py --out results/peers

@@ -82,7 +82,7 @@ def measure(name: str, count: int, rounds: int, compile_too: bool) -> dict[str, 
     median = {label: statistics.median(own) for label, own in times.items()}
     with torch.no_grad():
         noise = Noise(0, torch.device("cpu"))
-        cost = cost_of_task(problem, Parameters.of(problem, params), TaskBatch.of(tasks), noise)
+        cost = cost_of_task(problem.private(), Parameters.of(problem, params), TaskBatch.of(tasks), noise)
     return {
         "network": name,
         "parameters": sum(p.numel() for p in params.values()),

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from metaprox.experiments.base import Remember
-from metaprox.experiments.tuning import best_candidates, validation_accuracy
+from metaprox.experiments.search import best_candidates, validation_accuracy
 from metaprox.training import Plan, TrainConfig, style
 from metaprox.training.cost import measure
 from metaprox.training.methods import read_variants

@@ -41,7 +41,7 @@ import workloads
 from hand_methods import plain_gradients
 from measures import processor_seconds, provenance, relative_error
 from metaprox.batch import TaskBatch
-from metaprox.gradients import flat_loss
+from metaprox.gradients import flat_losses
 from metaprox.parameters import Parameters
 from metaprox.training import style
 from workloads import LAM, STEPS, Workload
@@ -193,7 +193,7 @@ def posed(name: str, lam: float, *, as_it_is: bool) -> dict[str, Any]:
     assert solved.adapted is not None
     parameters = Parameters.of(problem, params)
     y = parameters.adapted.flatten({key: value[0] for key, value in solved.adapted.items()}).requires_grad_()
-    inner = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
+    inner, _ = flat_losses(problem, parameters)
     slope = torch.autograd.grad(inner(y, TaskBatch.of(first).one(0).support)[0], y, create_graph=True)[0]
     least, largest = ritz_values(lambda p: torch.autograd.grad(slope, y, p, retain_graph=True)[0], len(y))
     return {

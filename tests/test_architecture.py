@@ -11,15 +11,20 @@ import metaprox
 ROOT = Path(metaprox.__file__).parent
 # A module may import its own part and the parts of the lines above.
 LAYERS = (
-    {"errors"},
+    {"errors", "types", "inference"},
     {"checks"},
-    {"signatures"},
-    {"stencil", "layout", "noise", "solvers", "problem", "optim", "loader"},
-    {"microbatches", "solve", "parameters", "vmapped", "arguments"},
-    {"batch", "pull", "compiled"},
+    {"cache", "signatures", "compiling", "origin", "trees"},
+    {"stencil", "layout", "noise", "solvers", "replica", "optim", "loader"},
+    {"module"},
+    {"problem", "microbatches"},
+    {"checked", "solve", "parameters", "vmapped"},
+    {"batch", "pull", "compiled", "dimensions"},
+    {"adapted", "arguments"},
     {"backends"},
-    {"gradients"},
+    {"loop"},
+    {"gradients", "look", "agreement"},
     {"proximal", "exact", "choose"},
+    {"call"},
     {"estimators", "evaluation"},
     {"__init__"},
     {"text"},
@@ -28,7 +33,7 @@ LAYERS = (
     {"experiments"},
     {"cli"},
 )
-CORE = set().union(*LAYERS[:11])
+CORE = set().union(*LAYERS[: LAYERS.index({"__init__"}) + 1])
 
 
 def part(path):

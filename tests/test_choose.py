@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 import metaprox as mp
-from metaprox.backends import LoopBackend, VmapBackend
+from metaprox.backends import VmapBackend
 from metaprox.batch import TaskBatch
 from metaprox.choose import Choice, Cost, cost_of_task, memory_of
+from metaprox.look import Look
+from metaprox.loop import LoopBackend
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
@@ -22,10 +24,11 @@ def classes(*shape, count=3, examples=5):
 
 
 def chosen(model, tasks, choice=Choice("auto", "auto"), loss=cross_entropy):  # noqa: B008 - frozen
-    problem = mp.ProximalProblem.from_module(model, loss, lam=0.5)
+    problem = mp.ProximalProblem.from_module(model, loss, lam=0.5).private()
     parameters = Parameters.of(problem, problem.live_parameters())
+    look = Look(draws=False, repeats=True, writes=False, written=frozenset())
     with torch.no_grad():
-        return choice.of(problem, parameters, TaskBatch.of(tasks), NOISE)
+        return choice.of(problem, parameters, TaskBatch.of(tasks), NOISE, look)
 
 
 def test_small_models_are_vmapped_and_large_ones_are_not():
@@ -57,7 +60,7 @@ def test_compiled_goes_past_the_limits_and_says_so_where_it_cannot():
 
 
 def test_the_cost_is_that_of_the_larger_loss():
-    problem = mp.ProximalProblem.from_module(nn.Linear(7, 5), cross_entropy, lam=0.5)
+    problem = mp.ProximalProblem.from_module(nn.Linear(7, 5), cross_entropy, lam=0.5).private()
     parameters = Parameters.of(problem, problem.live_parameters())
     tasks = mp.Task(classes(7, examples=4).support, classes(7, examples=6).query)
     with torch.no_grad():
@@ -70,11 +73,13 @@ def test_the_cost_is_that_of_the_larger_loss():
 
 def test_chunks_fit_a_quarter_of_the_memory(monkeypatch):
     tasks = classes(40, count=8)
-    monkeypatch.setattr("metaprox.choose.cost_of_task", lambda *_: Cost(1, memory_of(torch.device("cpu")) // 60, True))
+    monkeypatch.setattr(
+        "metaprox.choose.cost_of_task", lambda *_, **__: Cost(1, memory_of(torch.device("cpu")) // 60, True)
+    )
     assert chosen(mlp([40, 8, 5]), tasks).chunk_size == 4
     assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", "auto")).chunk_size == 4
     assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", 6)).chunk_size == 6
-    monkeypatch.setattr("metaprox.choose.cost_of_task", lambda *_: Cost(1, memory_of(torch.device("cpu")), True))
+    monkeypatch.setattr("metaprox.choose.cost_of_task", lambda *_, **__: Cost(1, memory_of(torch.device("cpu")), True))
     assert chosen(mlp([40, 8, 5]), tasks) == LoopBackend()  # one task at a time is the loop's
     assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", "auto")).chunk_size == 1
 
@@ -93,7 +98,8 @@ def test_looking_is_done_once_for_each_shape():
         calls.clear()
         meta(problem, problem.live_parameters(), Sinusoid(shots=shots).batch(range(3)))
         found.append(len(calls))
-    assert found[0] - found[1] == 4 == found[2] - found[1]  # each loss plain, and under vmap
+    assert found[2] - found[1] == 6  # for a shape, each loss is counted, and compared under vmap and in the loop
+    assert found[0] - found[2] == 4  # for a kind of task, each is looked at, twice
 
 
 @pytest.mark.parametrize("backend", ["vmap", "loop"])

@@ -11,6 +11,7 @@ import metaprox as mp
 from metaprox import training
 from metaprox.cli import main
 from metaprox.models import mean_squared_error, mlp
+from metaprox.training.comparison import report
 from metaprox.training.cost import Cost, measure, peak_memory
 from metaprox.training.methods import PRESETS
 
@@ -53,18 +54,45 @@ def test_runs_differ_in_the_method_alone(done):
         assert first["loss"] == results["methods"]["fobmaml"]["curve"][0]["loss"]  # same tasks, same start
 
 
-def test_statistics_are_those_of_the_test_tasks(done):
+def test_statistics_are_those_of_the_runs(done):
+    """Two seeds: Student's t with one degree of freedom is 12.706."""
     out, results = done
     mine = torch.tensor([values(out, "maml", seed) for seed in (0, 1)], dtype=torch.float64)
     first = torch.tensor([values(out, "fobmaml", seed) for seed in (0, 1)], dtype=torch.float64)
     method = results["methods"]["maml"]
-    assert method["test"]["mean"] == pytest.approx(float(mine.mean()))
-    assert method["test"]["n"] == 10
-    difference = (mine - first).flatten()
-    assert method["minus_first"]["all"]["mean"] == pytest.approx(float(difference.mean()))
-    assert method["minus_first"]["all"]["ci95"] == pytest.approx(1.96 * float(difference.std()) / 10**0.5)
+    for found, expected in ((method["test"], mine), (method["minus_first"]["all"], mine - first)):
+        assert (found["seeds"], found["tasks"]) == (2, 10)
+        assert found["mean"] == pytest.approx(float(expected.mean()))
+        assert found["over_seeds"] == pytest.approx(12.706 * float(expected.mean(1).std()) / 2**0.5, rel=1e-4)
+        within = float((expected.var(1) / 5).sum().sqrt()) / 2
+        assert found["over_tasks"] == pytest.approx(1.96 * within)
     assert method["minus_first"]["by_seed"]["1"]["mean"] == pytest.approx(float((mine - first)[1].mean()))
     assert results["methods"]["fobmaml"]["minus_first"] is None
+
+
+def test_a_finished_comparison_is_counted_again_from_what_its_runs_left(done, tmp_path, capsys):
+    out, results = done
+    kept = tmp_path / "kept"
+    for label in VARIANTS:
+        for seed in (0, 1):
+            place = kept / label / f"seed_{seed}"
+            place.mkdir(parents=True)
+            for name in ("config.json", "test_tasks.json"):
+                (place / name).write_bytes((out / label / f"seed_{seed}" / name).read_bytes())
+    old = json.loads((out / "comparison.json").read_text())
+    for method in old["methods"].values():
+        method["test"] = method["minus_first"] = None
+    (kept / "comparison.json").write_text(json.dumps(old))
+    main(["recount", str(kept)])
+    assert "sinusoid, seeds 0, 1" in capsys.readouterr().out
+    assert json.loads((kept / "comparison.json").read_text()) == json.loads((out / "comparison.json").read_text())
+    assert (kept / "table.md").read_text() == _table(results)
+    with pytest.raises(mp.RunFolderError, match=r"is not the folder of a finished comparison"):
+        training.read_comparison(tmp_path)
+
+
+def _table(results):
+    return f"{report.markdown(training.comparison_table(results))}\n{training.legend(results)}\n"
 
 
 def test_costs_are_counted(done):
@@ -97,7 +125,7 @@ def test_comparison_goes_on_where_it_was_and_runs_nothing_twice(done, tmp_path, 
     trained = []
     train = training.loop.train
     monkeypatch.setattr(
-        training.loop, "train", lambda config, place: trained.append(place.parent.name) or train(config, place)
+        training.loop, "train", lambda config, place, watch: trained.append(place.parent.name) or train(config, place)
     )
     training.compare(plan(), again)
     assert trained == ["fomaml", "fobmaml", "maml", "fomaml"]
@@ -120,16 +148,44 @@ def test_equal_gradients_scale_the_meta_steps(tmp_path):
     assert training.RunFolder.open(tmp_path / "out" / "fomaml" / "seed_0").config().meta_steps == 20
 
 
-def test_a_diverging_run_is_a_result(tmp_path, capsys):
+def test_a_method_that_diverges_from_the_start_has_no_result(tmp_path):
+    """Adapting with its settings diverges even before meta-training."""
     variants = VARIANTS | {"wild": {"method": "fomaml", "inner_lr": 1.0, "steps": 40}}
     results = training.compare(plan(seeds=(0,), variants=variants), tmp_path / "out")
     wild = results["methods"]["wild"]
     assert wild["test"] is None
+    assert wild["minus_first"]["all"] is None
     assert "the gradient of the base solve became non-finite at step" in wild["failures"]["0"]
     page = training.write_comparison(results, tmp_path / "out").read_text()
     assert "Runs that diverged" in page
     assert "wild, seed 0" in page
-    assert "none finished (1 of 1 seeds diverged)" in (tmp_path / "out" / "table.md").read_text()
+    assert "| wild | n/a (1 of 1 seeds diverged) | n/a | n/a | n/a |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_run_that_diverges_counts_as_its_initial_weights(tmp_path):
+    """The branches diverge, so that nothing is trained, but adapting from the initial weights works."""
+    variants = {"fomaml": PRESETS["fomaml"], "wild": {"method": "fobmaml", "branch_lr": 1e4, "branch_steps": 30}}
+    results = training.compare(plan(variants=variants), tmp_path / "out")
+    first, wild = results["methods"]["fomaml"], results["methods"]["wild"]
+    before = [_initial_loss(tmp_path / "out", seed) for seed in (0, 1)]
+    assert set(wild["failures"]) == {"0", "1"}
+    assert wild["test"]["mean"] == pytest.approx(sum(before) / 2)
+    assert wild["test"]["over_tasks"] is None
+    difference = wild["minus_first"]["all"]
+    assert difference["mean"] == pytest.approx(wild["test"]["mean"] - first["test"]["mean"])
+    assert difference["over_seeds"] > 0
+    again = training.recount(results, tmp_path / "out")
+    assert again == results
+    row = training.comparison_table(results)[1]
+    assert row["test"].endswith("(2 of 2 seeds diverged)")
+    assert row["difference_tasks"] == "± n/a"
+    assert "A seed on which a method diverged counts with its loss before meta-training" in training.legend(results)
+
+
+def _initial_loss(out, seed):
+    config = training.RunFolder.open(out / "fomaml" / f"seed_{seed}").config()
+    setup = training.build(config)
+    return setup.evaluate("test", config.test_tasks).loss.mean
 
 
 def test_other_settings_and_strange_folders_are_refused_untouched(done, tmp_path):
@@ -209,8 +265,10 @@ def test_command_line_takes_variants_and_writes_the_report(tmp_path, capsys):
     assert results["methods"]["soft"]["settings"]["lam"] == 0.1
     table = (out / "table.md").read_text()
     assert table.splitlines()[0].startswith(
-        "| method | unseen tasks | difference | support | query | HVP | MiB | time |"
+        "| method | unseen tasks, ± over seeds | ± over tasks | difference, ± over seeds | ± over tasks | support |"
     )
+    assert "± n/a" in table.splitlines()[2]  # one seed
+    assert "With one seed the interval over seeds is unknown (n/a)." in table
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1
     assert "<code>lam</code>" in page  # among the settings that differ

@@ -1,13 +1,18 @@
-"""Compiled gradients: the numbers of the eager ones, from one graph for each shape."""
+"""Compiled gradients: the numbers of the eager ones, from graphs that are shared by what is alike, and bounded."""
 
+import gc
 import shutil
+import threading
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 import metaprox as mp
 from conftest import relative_error
+from metaprox import compiled, compiling
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 
@@ -20,19 +25,25 @@ GD = mp.GradientDescent(0.01)
 
 
 @pytest.fixture(autouse=True)
-def forget_graphs():
-    torch._dynamo.reset()
+def start_afresh():
+    compiled.forget()
     torch.manual_seed(1)  # of the models
     counters.clear()
 
 
-def sinusoids(model, count=6):
-    return mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5), Sinusoid().batch(range(count))
+@pytest.fixture
+def traced(monkeypatch):
+    """Traced as always, but run in eager mode: all that is our own, in a third of the time."""
+    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
 
 
-def pair(method, steps, **settings):
+def sinusoids(model, count=6, lam=0.5):
+    return mp.ProximalProblem.from_module(model, mean_squared_error, lam=lam), Sinusoid().batch(range(count))
+
+
+def pair(method, steps, solver=GD, **settings):
     """Compiled and eager."""
-    return method(GD, steps, **settings, compile=True), method(GD, steps, **settings)
+    return [method(solver, steps, backend="vmap", chunk_size=None, compile=on, **settings) for on in (True, False)]
 
 
 def graphs():
@@ -51,63 +62,37 @@ def flat(grad):
     return torch.cat([g.flatten() for g in grad.values()])
 
 
+def some(tasks, count):
+    return mp.Task(*(tuple(leaf[:count] for leaf in part) for part in tasks))
+
+
 @needs_compiler
-def test_equals_eager_with_one_graph_for_each_shape():
+def test_equals_eager_with_one_graph_for_each_shape_whatever_the_steps_and_the_solver():
     problem, tasks = sinusoids(mlp([1, 12, 1]))
     settings = {"scheme": "forward", "residual_correction": True, "nu": 0.1}
-    for steps, count in ((3, 6), (8, 6), (3, 4), (3, 1)):
-        fewer = mp.Task(*(tuple(leaf[:count] for leaf in part) for part in tasks))
-        both = pair(mp.FOBMAML, steps, **settings)
-        assert_same(*both, problem, fewer)
+    for steps, count in ((3, 6), (8, 6), (3, 4)):
+        assert_same(*pair(mp.FOBMAML, steps, **settings), problem, some(tasks, count))
     for solver in (mp.GradientDescent(0.02), mp.Nesterov(0.02)):
-        both = (mp.FOBMAML(solver, 3, **settings, compile=on) for on in (True, False))
-        assert_same(*both, problem, tasks)
+        assert_same(*pair(mp.FOBMAML, 3, solver, **settings), problem, tasks)
     assert graphs() == 2  # support and query gradients of one branch
-    both = pair(mp.FOBMAML, 3, nu=0.1)
-    assert_same(*both, problem, tasks)
+    assert_same(*pair(mp.FOBMAML, 3, nu=0.1), problem, tasks)
     assert graphs() == 4  # and of two
+    for part in (some(tasks, 5), mp.Task(*(tuple(leaf[:, :5] for leaf in part) for part in tasks))):
+        assert_same(*pair(mp.FOMAML, 3), problem, part)
+    assert graphs() == 6  # and of fewer examples
 
 
 @needs_compiler
-def test_parameters_that_change_or_do_not_adapt_are_no_constants():
-    model = mlp([1, 12, 1])
-    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5, adapt="2.*")
-    both = pair(mp.FOBMAML, 3, nu=0.1)
-    tasks = Sinusoid().batch(range(4))
-    assert_same(*both, problem, tasks)
-    before = graphs()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-    assert_same(*both, problem, tasks)
-    assert graphs() == before
-
-
-@needs_compiler
-def test_modes_and_buffers_are_looked_at_anew():
-    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    problem, tasks = sinusoids(model)
-    both = pair(mp.FOMAML, 3)
-    assert_same(*both, problem, tasks)
-    model.eval()
-    assert_same(*both, problem, tasks)
-    model[1].running_mean += 1.0
-    assert_same(*both, problem, tasks)
-
-
-@needs_compiler
-def test_dropout_is_coupled_when_compiled():
-    """Noise that differed between the branches would be divided by nu = 1e-3."""
-    torch.manual_seed(0)
+def test_noise_is_that_of_eager_mode():
+    """In one and in several branches; noise that differed between them would be divided by nu = 1e-3."""
     model = torch.nn.Sequential(torch.nn.Linear(1, 12), torch.nn.Dropout(0.5), torch.nn.Tanh(), torch.nn.Linear(12, 1))
     problem, tasks = sinusoids(model.double())
     tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
-    norms = []
-    for meta in pair(mp.FOBMAML, 5, nu=1e-3):
+    grads = []
+    for meta in pair(mp.FOBMAML, 4, nu=1e-3, residual_correction=True, start="predictor"):
         torch.manual_seed(1)
-        out = meta(problem, problem.live_parameters(), tasks)
-        norms.append(float(flat(out.grad).norm()))
-    assert norms[0] < 3 * norms[1]
+        grads.append(flat(meta(problem, problem.live_parameters(), tasks).grad))
+    assert relative_error(*grads) < 1e-9
     assert float(torch.rand(())) == pytest.approx(_after_one_draw(1))
 
 
@@ -117,44 +102,307 @@ def _after_one_draw(seed):
     return float(torch.rand(()))
 
 
-def test_goes_on_with_a_warning_where_it_fails():
-    def breaks(model, batch):
-        torch._dynamo.graph_break()
-        return mean_squared_error(model, batch)
-
-    problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), breaks, lam=0.5)
-    tasks = Sinusoid().batch(range(3))
-    meta = mp.FOMAML(GD, 3, compile=True)
-    with pytest.warns(UserWarning, match="metaprox goes on without compile=True, which failed") as caught:
-        ours = meta(problem, problem.live_parameters(), tasks)
-    assert len(caught) == 2  # one for each loss, and not one for each step
-    theirs = mp.FOMAML(GD, 3)(problem, problem.live_parameters(), tasks)
-    for name, grad in theirs.grad.items():
-        assert torch.equal(ours.grad[name], grad)
-
-
-@needs_compiler
-def test_goes_on_with_a_warning_where_a_loss_changes_from_call_to_call():
-    calls = 0
-
-    def counting(model, batch):
-        nonlocal calls
-        calls += 1
-        return mean_squared_error(model, batch) + calls
-
-    problem = mp.ProximalProblem.from_module(mlp([1, 4, 1]), counting, 0.5, mean_squared_error)
-    tasks = Sinusoid().batch(range(3))
-    with (
-        torch._dynamo.config.patch(recompile_limit=1),
-        pytest.warns(UserWarning, match="recompile_limit of 1 graph") as caught,
-    ):
-        ours = mp.FOMAML(GD, 3, compile=True)(problem, problem.live_parameters(), tasks)
-    assert len([w for w in caught if "metaprox" in str(w.message)]) == 1  # torch's compiler has its own
-    theirs = mp.FOMAML(GD, 3)(problem, problem.live_parameters(), tasks)
-    for name, grad in theirs.grad.items():
-        torch.testing.assert_close(ours.grad[name], grad)
+def test_parameters_that_change_or_do_not_adapt_and_lam_are_no_constants(traced):
+    model = mlp([1, 12, 1])
+    tasks = Sinusoid().batch(range(4))
+    both = pair(mp.FOBMAML, 3, nu=0.1)
+    for lam in (0.5, 2.0):
+        problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=lam, adapt="2.*")
+        assert_same(*both, problem, tasks)
+    before = graphs()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    assert_same(*both, problem, tasks)
+    assert graphs() == before == 3  # of the support with one and two branches, of the query with two
 
 
-def test_the_loop_has_nothing_to_compile():
-    with pytest.raises(mp.InputError, match=r"compile=True needs backend='vmap'.*torch\.compile\(model\)"):
-        mp.FOBMAML(GD, 3, backend="loop", compile=True)
+def test_modes_buffers_and_hooks_are_looked_at_anew(traced):
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    problem, tasks = sinusoids(model)
+    both = pair(mp.Reptile, 3)
+    assert_same(*both, problem, tasks)
+    model.eval()
+    assert_same(*both, problem, tasks)
+    model[1].running_mean += 1.0
+    assert_same(*both, problem, tasks)
+    before = graphs()
+    handle = model[0].register_forward_hook(lambda module, args, out: 2 * out)
+    assert_same(*both, problem, tasks)
+    assert graphs() > before
+    handle.remove()
+    assert_same(*both, problem, tasks)
+
+
+def test_a_step_of_ones_own_is_taken_as_it_is(traced):
+    class Clipped(mp.GradientDescent):
+        def step(self, grad, y, state):
+            return y - self.lr * grad.clamp(-1e-3, 1e-3), None
+
+    problem, tasks = sinusoids(mlp([1, 12, 1]))
+    x = problem.live_parameters()
+    out = pair(mp.FOBMAML, 3, Clipped(0.1), nu=0.05)[0](problem, x, tasks)
+    moved = max(float((y - x[name]).detach().abs().max()) for name, y in out.adapted.items())
+    assert moved == pytest.approx(3 * 0.1 * 1e-3, rel=1e-3)
+
+
+class TestWhatIsAlikeSharesGraphs:
+    """Reptile takes a single graph, of the step."""
+
+    @pytest.mark.parametrize("kind", ["problem", "lambda", "closure", "model", "bound method", "tensor"])
+    def test_reuse(self, traced, kind):
+        """What the same lines make anew is the same."""
+        tasks, model, both = Sinusoid().batch(range(4)), mlp([1, 8, 1]), pair(mp.Reptile, 2)
+
+        class Holder:
+            def loss(self, module, batch):
+                return mean_squared_error(module, batch)
+
+        for turn in range(3):
+            weight, mse = torch.full((), 1.0 + turn), torch.nn.MSELoss()
+            net = mlp([1, 8, 1]) if kind == "model" else model
+            loss = {
+                "lambda": lambda module, batch: ((module(batch[0]) - batch[1]) ** 2).mean(),
+                "closure": lambda module, batch, mse=mse: mse(module(batch[0]), batch[1]),
+                "bound method": Holder().loss,
+                "tensor": lambda module, batch, weight=weight: weight * mean_squared_error(module, batch),
+            }.get(kind, mean_squared_error)
+            assert_same(*both, mp.ProximalProblem.from_module(net, loss, lam=0.5 + turn), tasks)
+        assert graphs() == 1
+
+    def test_what_differs_is_seen(self, traced):
+        """By value, attribute and default argument, in losses and models that the same lines made."""
+        tasks, model, both = Sinusoid().batch(range(4)), mlp([1, 8, 1]), pair(mp.Reptile, 2)
+
+        class Scaled(torch.nn.Module):
+            def __init__(self, scale):
+                super().__init__()
+                self.model, self.scale = model, scale
+
+            def forward(self, inputs):
+                return self.scale * self.model(inputs)
+
+        def number(value):
+            return model, lambda module, batch: value * mean_squared_error(module, batch)
+
+        def default(value):
+            return model, lambda module, batch, value=value: value * mean_squared_error(module, batch)
+
+        def attribute(value):
+            return Scaled(value), mean_squared_error
+
+        for make in (number, default, attribute):
+            for value in (1.0, 2.0, 1.0):
+                assert_same(*both, mp.ProximalProblem.from_module(*make(value), lam=0.5), tasks)
+        assert graphs() == 3 * 2
+
+    def test_graphs_keep_nothing_alive_and_are_freed_when_forgotten(self, traced):
+        def adapt():
+            net, mse = mlp([1, 8, 1]), torch.nn.MSELoss()
+            tasks = Sinusoid().batch(range(4))
+            problem = mp.ProximalProblem.from_module(net, lambda model, batch: mse(model(batch[0]), batch[1]), lam=0.5)
+            pair(mp.Reptile, 2)[0](problem, problem.live_parameters(), tasks)
+            return [weakref.ref(one) for one in (net, net[0].weight, mse, problem.inner_loss, tasks.support[0])]
+
+        def code():
+            (pool,) = compiled._POOLS.values()
+            (batches,) = pool._of_shape.values()
+            (function,) = batches._functions.values()
+            return weakref.ref(function._function.__code__)
+
+        of_user, graph = adapt(), code()
+        gc.collect()
+        assert [ref() for ref in of_user] == [None] * 5
+        assert graph() is not None
+        compiled.forget()
+        gc.collect()
+        assert graph() is None
+
+
+class TestBounds:
+    def test_shapes_beyond_torchs_limit_for_a_function_have_graphs(self, traced):
+        problem, tasks = sinusoids(mlp([1, 8, 1]))
+        both = pair(mp.Reptile, 2)
+        with torch._dynamo.config.patch(recompile_limit=1):
+            for examples in (3, 4, 5):
+                assert_same(*both, problem, mp.Task(*(tuple(leaf[:, :examples] for leaf in part) for part in tasks)))
+        assert graphs() == 3
+
+    def test_further_shapes_are_eager_until_use_pays_for_them_and_the_latest_used_stay(self, traced, monkeypatch):
+        monkeypatch.setattr(compiled, "MOST_SHAPES", 2)
+        monkeypatch.setattr(compiled, "EVALUATIONS_PER_GRAPH", 30)
+        problem, tasks = sinusoids(mlp([1, 8, 1]))
+        parts = [mp.Task(*(tuple(leaf[:, :n] for leaf in part) for part in tasks)) for n in (3, 4, 5)]
+        ours, theirs = pair(mp.Reptile, 2)
+
+        def assert_same_on(*parts):
+            for part in parts:
+                assert_same(ours, theirs, problem, part)
+
+        assert_same_on(*parts[:2])
+        with pytest.warns(
+            UserWarning, match=r"compiled mean_squared_error \(.* shapes, and evaluates further"
+        ) as caught:
+            assert_same_on(*parts, parts[2])
+        assert (graphs(), len(caught)) == (2, 1)
+        for _ in range(15):  # of two evaluations
+            ours(problem, problem.live_parameters(), parts[1])
+        assert_same_on(parts[2], parts[1])  # the former in the place of the first
+        assert graphs() == 3
+
+    def test_a_loss_that_changes_from_call_to_call_is_compiled_so_often_and_then_no_more(self, traced, monkeypatch):
+        monkeypatch.setattr(compiled, "MOST_CHANGES", 2)
+        model, tasks = mlp([1, 4, 1]), Sinusoid().batch(range(3))
+        both = pair(mp.Reptile, 2)
+
+        def assert_same_at(*steps):
+            for step in steps:
+                weight = 1.0 / (1 + step)
+                problem = mp.ProximalProblem.from_module(
+                    model, lambda m, b, w=weight: w * mean_squared_error(m, b), 0.5
+                )
+                assert_same(*both, problem, tasks)
+
+        with pytest.warns(UserWarning, match=r"<lambda>.* 2 times .*Make the problem once") as caught:
+            assert_same_at(*range(5))
+        assert (graphs(), len(caught)) == (2, 1)
+        assert_same_at(1)  # which has its graph
+        assert graphs() == 2
+        monkeypatch.setattr(compiled, "EVALUATIONS_PER_GRAPH", 5)
+        assert_same_at(7)  # paid for by now
+        assert graphs() == 3
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_batches_are_padded_to_at_most_twice_their_size_and_have_few_sizes(self, seed):
+        pool = compiled._Pool(mean_squared_error, None)
+        generator = torch.Generator().manual_seed(seed)
+        counts = torch.randint(1, 500, (400,), generator=generator).tolist()
+        sizes = set()
+        for count in sorted(counts) if seed == 0 else counts:
+            size = pool.batches("shape", count).size
+            assert count <= size <= 2 * count
+            sizes.add(size)
+        assert len(sizes) <= compiled.EXACT_SIZES + 9  # log2(500), rounded up
+        assert pool.batches("shape", counts[0]).size in sizes
+
+    def test_a_first_and_a_few_further_sizes_are_not_padded(self):
+        pool = compiled._Pool(mean_squared_error, None)
+        assert [pool.batches("shape", count).size for count in (25, 100, 24, 12, 30)] == [25, 100, 25, 12, 30]
+        assert pool.batches("other shape", 24).size == 24
+
+
+class TestWhereItFails:
+    def test_goes_on_with_a_warning_and_to_the_last_bit(self):
+        def breaks(model, batch):
+            torch._dynamo.graph_break()
+            return mean_squared_error(model, batch)
+
+        problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), breaks, lam=0.5, outer_loss=mean_squared_error)
+        tasks = Sinusoid().batch(range(3))
+        ours, theirs = pair(mp.Reptile, 3)
+        with pytest.warns(UserWarning, match=r"without compile=True, which failed for .*breaks \(.*py:\d+\)") as caught:
+            ours = ours(problem, problem.live_parameters(), tasks)
+        assert len([w for w in caught if "metaprox" in str(w.message)]) == 1  # and not one for each step
+        theirs = theirs(problem, problem.live_parameters(), tasks)
+        for name, grad in theirs.grad.items():
+            assert torch.equal(ours.grad[name], grad)
+
+    def test_whatever_torch_raises(self, traced):
+        """Its guards fail on numpy's numbers, with an AssertionError."""
+        scale = np.float64(2.0)
+        problem = mp.ProximalProblem.from_module(
+            mlp([1, 8, 1]), lambda model, batch: float(scale) * mean_squared_error(model, batch), lam=0.5
+        )
+        tasks = Sinusoid().batch(range(3))
+        with pytest.warns(UserWarning, match="goes on without compile=True, which failed"):
+            assert_same(*pair(mp.Reptile, 2), problem, tasks)
+
+    def test_an_error_of_the_loss_is_raised_as_in_eager_mode_and_does_not_last(self, traced):
+        def demanding(model, batch):
+            if batch[0].shape[0] < 5:
+                raise KeyError("too few examples")
+            return mean_squared_error(model, batch)
+
+        problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), demanding, lam=0.5)
+        tasks = Sinusoid().batch(range(3))
+        ours, theirs = pair(mp.Reptile, 2)
+        with pytest.raises(KeyError, match="too few examples"):
+            ours(problem, problem.live_parameters(), mp.Task(*(tuple(leaf[:, :3] for leaf in part) for part in tasks)))
+        assert_same(ours, theirs, problem, tasks)
+        assert graphs() == 1
+
+    def test_the_loop_has_nothing_to_compile(self):
+        with pytest.raises(mp.InputError, match=r"compile=True needs backend='vmap'.*torch\.compile\(model\)"):
+            mp.FOBMAML(GD, 3, backend="loop", compile=True)
+
+
+def in_threads(*functions):
+    """Run at the same time; raises what any of them raised."""
+    start, failed = threading.Barrier(len(functions)), []
+
+    def run(function):
+        start.wait()
+        try:
+            function()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+@pytest.fixture
+def switching():
+    """Threads that take turns as often as they can."""
+    import sys
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class TestThreads:
+    def test_compile_and_run_at_the_same_time(self, traced, switching):
+        """Two compile the same, one another shape, and all run one after another's graphs."""
+        problem, tasks = sinusoids(mlp([1, 8, 1]))
+        x = problem.live_parameters()
+        ours, theirs = pair(mp.FOBMAML, 2, nu=0.1)
+        parts = [some(tasks, 6), some(tasks, 6), some(tasks, 2)]
+        expected = [flat(theirs(problem, x, part).grad) for part in parts]
+
+        def work(place):
+            for turn in range(12):
+                index = (place + (turn if turn > 3 else 0)) % 3
+                assert relative_error(flat(ours(problem, x, parts[index]).grad), expected[index]) < 1e-4
+
+        in_threads(*(lambda place=place: work(place) for place in range(3)))
+        assert graphs() == 8
+
+    def test_the_live_model_is_left_alone_while_graphs_are_made_and_run(self, traced, switching):
+        model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1)).eval()
+        problem, tasks = sinusoids(model)
+        own, inputs = {**dict(model.named_parameters()), **dict(model.named_buffers())}, torch.randn(5, 1)
+        outputs, done, looks = model(inputs), threading.Event(), []
+
+        def watch():
+            while not done.is_set():
+                now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+                looks.append(now.keys() == own.keys() and all(now[name] is own[name] for name in own))
+                looks.append(torch.equal(model(inputs), outputs))
+
+        def work():
+            try:
+                for _ in range(20):
+                    pair(mp.FOBMAML, 2, nu=0.1)[0](problem, problem.live_parameters(), tasks)
+            finally:
+                done.set()
+
+        in_threads(watch, work)
+        assert len(looks) > 100
+        assert all(looks)

@@ -79,21 +79,36 @@ def test_lam_zero_is_refused_where_a_proximal_solve_needs_it():
             "with a leading task dimension, got a torch.float32 tensor of shape",
         ),
         (mp.Task(DATA, "query"), "must be a tensor with a leading task dimension, got a str.*backend='loop'"),
-        (
-            mp.Task(DATA, torch.tensor([[0.0, 1, 2], [0, float("nan"), 0]])),
-            r"non-finite value in tasks\.query of task 1",
-        ),
-        (
-            mp.Task(torch.tensor([[float("inf"), 1, 2], [0, 0, 0]]), DATA),
-            r"non-finite value in tasks\.support of task 0",
-        ),
-        ([mp.Task(DATA, DATA), mp.Task(DATA, DATA * float("nan"))], r"non-finite value in tasks\[1\]"),
         ([mp.Task(DATA, DATA), (DATA, DATA)], r"tasks\[1\] must be a mp.Task\(support, query\), got tuple"),
     ],
 )
 def test_tasks(tasks, message):
     with pytest.raises(mp.InputError, match=message):
         run(tasks=tasks)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("backend", ["vmap", "loop"])
+@pytest.mark.parametrize(
+    ("tasks", "task", "place"),
+    [
+        (mp.Task(DATA, torch.tensor([[0.0, 1, 2], [0, NAN, 0]])), 1, r"\.query"),
+        (mp.Task(torch.tensor([[INF, 1, 2], [0, 0, 0]]), DATA), 0, r"\.support"),
+        ([mp.Task(DATA[0], DATA[0]), mp.Task(DATA[0], DATA[0] * NAN)], 1, r"\.query"),
+        ([mp.Task((DATA[0], DATA[0] * NAN), DATA[0])], 0, r"\.support\[1\]"),
+    ],
+)
+def test_non_finite_data_are_named_where_they_spoil_a_task(tasks, task, place, backend):
+    def loss(params, data):
+        return sum(square(params, leaf) for leaf in (data if isinstance(data, tuple) else (data,)))
+
+    with pytest.raises(
+        mp.NonFiniteError, match=rf"task {task}: .* Its data have non-finite values, in {place}\."
+    ) as found:
+        run(tasks=tasks, inner=loss, backend=backend)
+    assert found.value.task == task
 
 
 @pytest.mark.parametrize(
@@ -119,8 +134,11 @@ def test_parameters(params, message):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda p, d: (p["w"] - d) ** 2, r"must return a scalar tensor, got shape \(3,\); reduce it"),
-        (lambda p, d: 1.0, "must return a scalar tensor, got float"),
+        (
+            lambda p, d: (p["w"] - d) ** 2,
+            r"must return a scalar tensor, got a torch.float32 tensor of shape \(3,\); reduce it",
+        ),
+        (lambda p, d: 1.0, "must return a scalar tensor, got a float"),
         (lambda p, d: (d**2).sum(), r"does not depend on the parameters \['w'\]"),
         (lambda p, d: ((p["w"].detach() - d) ** 2).sum(), r"does not depend on the parameters \['w'\]"),
     ],

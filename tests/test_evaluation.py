@@ -7,8 +7,8 @@ import torch
 
 import metaprox as mp
 from conftest import LAM
-from metaprox.models import cross_entropy, mlp
-from metaprox.tasks import MNIST1D, Quadratic
+from metaprox.models import cross_entropy, mean_squared_error, mlp
+from metaprox.tasks import MNIST1D, Quadratic, Sinusoid
 from metaprox.tasks import quadratic as closed_form
 
 
@@ -104,3 +104,32 @@ def test_empty_ids_and_bad_batch_size_are_refused(quadratic):
         mp.evaluate(problem, Quadratic(dim=8).batch, [1], mp.GradientDescent(0.1), 5, params=params, batch_size=0)
     with pytest.raises(mp.InputError, match="say when the inner solve ends"):
         mp.adapt(problem, (torch.eye(8), torch.ones(8)), mp.GradientDescent(0.1), params=params)
+
+
+def test_tasks_themselves_are_taken_for_ids():
+    problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), mean_squared_error, lam=0.5)
+    waves, solver = Sinusoid(), mp.GradientDescent(0.01)
+    by_ids = mp.evaluate(problem, waves.batch, range(5), solver, 3, batch_size=2)
+    stack = waves.batch(range(5))
+    singles = [mp.Task(*(tuple(leaf[i] for leaf in half) for half in stack)) for i in range(5)]
+    for tasks in (stack, singles, tuple(singles)):
+        torch.testing.assert_close(
+            mp.evaluate(problem, tasks, None, solver, 3, batch_size=2).values["loss"], by_ids.values["loss"]
+        )
+    with pytest.raises(mp.InputError, match="there are 5 tasks for 4 ids"):
+        mp.evaluate(problem, stack, range(4), solver, 3)
+    with pytest.raises(mp.InputError, match="ids is None, but tasks is a function of them"):
+        mp.evaluate(problem, waves.batch, None, solver, 3)
+
+
+def test_what_is_not_finite_is_not_returned():
+    overflows = lambda params, data: (params["w"].exp() * data).sum()  # noqa: E731
+    problem = mp.ProximalProblem(overflows, overflows, 0.0)
+    x = {"w": torch.full((2,), 50.0)}
+    with pytest.raises(mp.NonFiniteError, match="task 0: the point after the last step is not finite"):
+        mp.adapt(problem, torch.full((2,), 1e-5), mp.GradientDescent(1e30), 1, params=x)
+    nan = mp.ProximalProblem(lambda p, d: p["w"].sum(), lambda p, d: p["w"].sum() * d, 0.0)
+    tasks = mp.Task(torch.ones(2), torch.tensor([1.0, torch.nan]))
+    with pytest.raises(mp.NonFiniteError, match=r"task 1: the query loss .*non-finite values, in \.query") as found:
+        mp.evaluate(nan, tasks, [7, 9], mp.GradientDescent(0.1), 1, params=x)
+    assert "has id 9" in found.value.__notes__[0]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import metaprox as mp
 from metaprox import experiments
 from metaprox.cli import main
-from metaprox.experiments import EXPERIMENTS, base, bias, problems, tuning
+from metaprox.experiments import EXPERIMENTS, base, bias, problems, search, tuning
 from metaprox.training import TrainConfig, build
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -141,14 +141,118 @@ def test_a_candidate_is_judged_by_unseen_classes_at_the_end_of_its_run():
     """With an outer step too short to move anything, by the accuracy of the initial weights; 0 if it diverges."""
     config = TrainConfig(hidden=(8,), meta_steps=2, meta_batch=2, eval_tasks=5, eval_split="test", lr=1e-9)
     start = build(config).evaluate("validation", 5).metrics["accuracy"].mean
-    assert tuning.validation_accuracy(config) == pytest.approx(start)
-    assert tuning.validation_accuracy(replace(config, inner_lr=1e6, steps=40)) == 0.0
+    assert search.validation_accuracy(config) == pytest.approx(start)
+    assert search.validation_accuracy(replace(config, inner_lr=1e6, steps=40)) == 0.0
 
 
 def test_best_candidates_are_those_of_the_highest_accuracy():
     rows = [("a", 0.1, 0.6), ("a", 0.2, 0.7), ("a", 0.4, 0.5), ("b", 0.1, 0.3), ("b", 0.2, 0.2)]
     found = [{"method": method, "lr": lr, "validation_accuracy": accuracy} for method, lr, accuracy in rows]
-    assert tuning.best_candidates(found, ["lr"]) == {"a": {"lr": 0.2}, "b": {"lr": 0.1}}
+    assert search.best_candidates(found, ["lr"]) == {"a": {"lr": 0.2}, "b": {"lr": 0.1}}
+
+
+SMALL = TrainConfig(tasks="mnist1d", hidden=(8,), meta_batch=2, eval_tasks=5, seed=10)
+HALVING = search.Halving((4, 2, 1), (2, 4, 6))
+SPACE = search.Space({"method": "fomaml"}, no_lam=True, steps=(1, 2))
+
+
+def found(rows):
+    """Without the seconds."""
+    return [
+        (row["settings"], [{name: value for name, value in rung.items() if name != "seconds"} for rung in row["rungs"]])
+        for row in rows
+    ]
+
+
+def test_halving_gives_every_method_the_same_budget_and_keeps_the_best(tmp_path):
+    rows = HALVING.search("fomaml", SPACE, SMALL, base.Remember(tmp_path, "full_0"))
+    assert sorted(len(row["rungs"]) for row in rows) == [1, 1, 2, 3]
+    assert sum(row["rungs"][-1]["meta_steps"] for row in rows) == HALVING.meta_steps() == 4 * 2 + 2 * 2 + 2
+    for row in rows:
+        assert [rung["meta_steps"] for rung in row["rungs"]] == [2, 4, 6][: len(row["rungs"])]
+        per_task = row["settings"]["steps"] + 1  # support gradients, and the query gradient of FO-MAML
+        assert row["rungs"][0]["gradient_evaluations"] == 2 * 2 * per_task
+    first = [row["rungs"][0]["validation_accuracy"] for row in rows]
+    for row, accuracy in zip(rows, first, strict=True):
+        assert len(row["rungs"]) == 1 or accuracy >= sorted(first)[2]
+    winner = max(rows, key=lambda row: len(row["rungs"]))
+    assert search.best(rows, 1) == [winner]
+
+
+def test_the_last_rung_is_the_whole_run_under_one_schedule(tmp_path):
+    """A candidate that goes on ends where the same run ends that was never stopped."""
+    rows = HALVING.search("fomaml", SPACE, SMALL, base.Remember(tmp_path, "full_0"))
+    (winner,) = search.best(rows, 1)
+    straight = replace(SMALL.variant(winner["settings"]), meta_steps=6)
+    assert search.validation_accuracy(straight) == winner["rungs"][-1]["validation_accuracy"]
+
+
+def test_a_stopped_search_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    whole = HALVING.search("fomaml", SPACE, SMALL, base.Remember(tmp_path / "whole", "full_0"))
+    remember, judge = base.Remember(tmp_path / "stopped", "full_0"), search.judge
+    for judged in (1, 3, 5):
+        calls = []
+
+        def stop(config, path, rung, calls=calls, judged=judged):
+            calls.append(path)
+            result = judge(config, path, rung)
+            if len(calls) == judged:
+                raise KeyboardInterrupt  # after the run, before its result was kept
+            return result
+
+        monkeypatch.setattr(search, "judge", stop)
+        with pytest.raises(KeyboardInterrupt):
+            HALVING.search("fomaml", SPACE, SMALL, remember)
+    monkeypatch.setattr(search, "judge", judge)
+    assert found(HALVING.search("fomaml", SPACE, SMALL, remember)) == found(whole)
+
+
+def test_a_candidate_that_diverges_has_accuracy_0_and_the_cost_until_then(tmp_path):
+    config = replace(SMALL, meta_steps=4, branch_lr=1e6, branch_steps=40, eval_every=2, checkpoint_every=2)
+    assert search.judge(config, tmp_path / "run", 2) == {
+        "validation_accuracy": 0.0,
+        "meta_steps": 0,
+        "gradient_evaluations": 0,
+        "seconds": 0.0,
+    }
+
+
+def test_candidates_are_the_same_points_for_every_method_and_lie_in_their_intervals():
+    spaces = tuning.SPACES
+    drawn = {label: space.candidates(24, 10) for label, space in spaces.items()}
+    for label, candidates in drawn.items():
+        low, high = spaces[label].inner_lr
+        for candidate, other in zip(candidates, drawn["fobmaml"], strict=True):
+            assert low <= candidate["inner_lr"] <= high
+            assert candidate["lam"] == 0 or 0.01 <= candidate["lam"] <= 1
+            assert spaces[label].outer[candidate["optimizer"]][0] <= candidate["lr"]
+            assert candidate["lr"] <= spaces[label].outer[candidate["optimizer"]][1]
+            if spaces[label].inner_lr == spaces["fobmaml"].inner_lr:
+                assert candidate["inner_lr"] == other["inner_lr"]
+        assert {candidate["steps"] for candidate in candidates} == set(spaces[label].steps)
+        assert {candidate["optimizer"] for candidate in candidates} == set(spaces[label].outer)
+        assert any(candidate["lam"] == 0 for candidate in candidates) == spaces[label].no_lam
+    assert spaces["fobmaml"].candidates(24, 11) != drawn["fobmaml"]
+
+
+def test_settings_of_the_package_are_those_of_the_kept_search():
+    kept = RESULTS / "mnist1d-tuning" / "results.json"
+    assert tuning.chosen() == tuning.chosen(kept)
+
+
+def test_accuracy_takes_the_settings_of_a_whole_search_beside_it_or_those_of_the_package(tmp_path):
+    packaged = tuning.chosen()
+    assert packaged.keys() >= tuning.SPACES.keys()
+    rows = [
+        {"method": label, "settings": {"method": label, "lam": 0.3}, "rungs": [{"validation_accuracy": 0.5}]}
+        for label in tuning.SPACES
+    ]
+    place = tmp_path / "results.json"
+    assert tuning.chosen(place) == packaged
+    place.write_text(json.dumps({"size": "quick", "rows": rows}))
+    assert tuning.chosen(place) == packaged
+    place.write_text(json.dumps({"size": "full", "rows": rows}))
+    assert tuning.chosen(place) == {label: {"method": label, "lam": 0.3} for label in tuning.SPACES}
 
 
 def test_slope_of_a_power_law():

@@ -212,7 +212,7 @@ def test_non_finite_data_are_named():
     task = in_pieces()[1]
     task.support.batches[2][0][3, 1] = torch.nan
     model = problem()
-    with pytest.raises(mp.InputError, match=r"non-finite value in tasks\[1\]\.support\.batches\[2\]\[0\]"):
+    with pytest.raises(mp.NonFiniteError, match=r"task 1: .*non-finite values, in \.support\.batches\[2\]\[0\]\."):
         mp.FOBMAML(SOLVER, 5, backend="loop")(model, model.live_parameters(), [in_pieces()[0], task])
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,10 +289,10 @@ class Counting(nn.Module):
     def __init__(self, encoder):
         super().__init__()
         self.encoder = encoder
-        self.calls = 0
+        self.shared = SimpleNamespace(calls=0)  # also with the replicas that a loss sees
 
     def forward(self, **inputs):
-        self.calls += 1
+        self.shared.calls += 1
         return self.encoder(**inputs)
 
 
@@ -305,11 +306,15 @@ def test_features_are_computed_once_while_the_head_adapts(method, tiny_tasks, mo
     model = tiny_classifier(lora=True)
     model.encoder = counting = Counting(model.encoder).eval()
     problem = mp.ProximalProblem.from_module(model, cross_entropy, 1.0, adapt="head.*")
+    meta.backward(problem, tiny_tasks)  # the first time the losses are looked at as well
+    counting.shared.calls = 0
     remembered = meta.backward(problem, tiny_tasks)
-    assert counting.calls == 2 * (1 + 1 + (2 if method == "fobmaml" else 0))  # solve, query, support at two points
+    assert counting.shared.calls == 2 * (
+        1 + 1 + (2 if method == "fobmaml" else 0)
+    )  # solve, query, support at two points
     monkeypatch.setattr(model, "_head_alone_learns", lambda: False)
     assert same(remembered.grad, meta(problem, problem.live_parameters(), tiny_tasks).grad)
-    assert counting.calls > 2 * 12
+    assert counting.shared.calls > 2 * 12
 
 
 def test_features_are_computed_again_when_texts_or_weights_are_others(tiny_tasks):

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from metaprox import checks, signatures
+from metaprox.batch import TaskBatch
 from metaprox.checks import shown
 from metaprox.errors import InputError
-from metaprox.problem import Params, ProximalProblem, Task
+from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers.protocol import check_solver
+from metaprox.types import Params
 
 
 def check_problem(problem: Any) -> None:
@@ -57,18 +59,27 @@ def check_adapt(support: Any, solver: Any) -> None:
         raise InputError("support is a mp.Task, of which adapt takes the support alone: give task.support")
 
 
-def check_evaluate(batch: Any, ids: Any, solver: Any) -> list[int]:
-    """Arguments of ``evaluate``; returns the ids as Python's integers."""
-    remedy = "it makes the tasks of some ids, such as metaprox.tasks.Sinusoid(split='test').batch"
-    signatures.function("batch", batch, "ids", remedy)
+def check_evaluate(tasks: Any, ids: Any, solver: Any) -> list[int]:
+    """Arguments of ``evaluate``; returns the ids as Python's integers, where they are left out those of the tasks."""
     check_solver("solver", solver)
-    return checks.ids("ids", ids)
+    if callable(tasks):
+        remedy = "it makes the tasks of some ids, such as metaprox.tasks.Sinusoid(split='test').batch"
+        signatures.function("tasks", tasks, "ids", remedy)
+        if ids is None:
+            raise InputError("ids is None, but tasks is a function of them: say which, such as range(100)")
+        return checks.ids("ids", ids)
+    if not isinstance(tasks, (Task, list, tuple)):
+        raise InputError(f"tasks must be a function of ids, a list of mp.Task or a stacked mp.Task, got {shown(tasks)}")
+    count = TaskBatch.of(tasks).size
+    found = list(range(count)) if ids is None else checks.ids("ids", ids)
+    check_number_of_tasks(count, len(found))
+    return found
 
 
 def check_number_of_tasks(tasks: int, ids: int) -> None:
-    """``batch`` of ``evaluate`` has returned a task for each id."""
+    """There is a task for each id of ``evaluate``."""
     if tasks != ids:
-        raise InputError(f"batch returned {tasks} tasks for {ids} ids: each id needs one task, in the same order")
+        raise InputError(f"there are {tasks} tasks for {ids} ids: each id needs one task, in the same order")
 
 
 def check_fillable(params: Mapping[str, Any]) -> None:

@@ -1,26 +1,24 @@
 """How a loss is evaluated at T x B points: vmapped, or one by one."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, vjp, vmap
 from torch.utils import _pytree as pytree
 
+from metaprox.adapted import AdaptedLoss, guarded
 from metaprox.batch import TaskBatch
-from metaprox.compiled import CompiledEvaluation, Graphs
-from metaprox.microbatches import weighted_sum
-from metaprox.parameters import Structure
-from metaprox.problem import Metrics, Task
+from metaprox.problem import Task
 from metaprox.pull import Pull
 from metaprox.solve import Step
-from metaprox.vmapped import CheckedLoss, FlatLoss, evaluate_all
+from metaprox.types import Metrics
+from metaprox.vmapped import FlatLoss, evaluate_all
 
-Seed = Callable[[int], None]  # fixes the noise of that task of a chunk
+Seed = Callable[[int], AbstractContextManager[None]]  # around an evaluation: fixes the noise of that task of a chunk
 
 
 @dataclass(frozen=True)
@@ -30,23 +28,6 @@ class Evaluation:
     grad: Tensor
     value: Tensor
     metrics: Metrics
-
-
-@dataclass(frozen=True)
-class AdaptedLoss:
-    """A checked loss on all parameters, as a function of y [P] at the w there is. ``cache``: what is compiled of it."""
-
-    loss: CheckedLoss
-    structure: Structure
-    w: Tensor
-    cache: dict[Any, CompiledEvaluation] = field(default_factory=dict)
-
-    def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
-        return self.loss(self.structure.unflatten(y, self.w), data)
-
-    @cached_property
-    def graphs(self) -> Graphs:
-        return Graphs(self.loss, self.structure, self.cache)
 
 
 class Backend(Protocol):
@@ -104,13 +85,16 @@ class VmapBackend:
         return pytree.tree_map(torch.Tensor.contiguous, tasks) if self.compile else tasks
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
-        seed(0)
-        with _vmap_errors_explained():
-            if self.compile and isinstance(loss, AdaptedLoss):
-                gradient, (value, metrics) = loss.graphs.evaluate((loss.w,), (y.contiguous(), data), len(y))
-            else:
-                gradient, (value, metrics) = evaluate_all(loss, y, data)
+        found = None
+        if self.compile and isinstance(loss, AdaptedLoss):
+            with seed(0):
+                found = loss.graphs.evaluate(loss.w, y.contiguous(), data)
+        gradient, (value, metrics) = found or self._eagerly(loss, y, data, seed)
         return Evaluation(gradient, value, metrics)
+
+    def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+        with seed(0), _vmap_errors_explained():
+            return evaluate_all(loss, guarded(y), data)
 
     def add_gradient(
         self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
@@ -119,34 +103,33 @@ class VmapBackend:
         return total.add_(gradient) if weight is None else total.addcmul_(weight, gradient)
 
     def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        if self.compile and isinstance(loss, AdaptedLoss):
-            return self._step(loss, y, data, seed, pull, 0.0).grad
-        return self.add_gradient(loss, y, data, seed, pull.at(y))
+        step = self.step(loss, y, data, seed, pull, 0.0)
+        return pull.at(y).add_(self._eagerly(loss, y, data, seed)[0]) if step is None else step.grad
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
-        if not self.compile or not isinstance(loss, AdaptedLoss) or loss.graphs.step.fails:
+        if not self.compile or not isinstance(loss, AdaptedLoss):
             return None
-        step = self._step(loss, y, data, seed, pull, size)
-        return None if loss.graphs.step.fails else step  # eager steps are the solver's own, to the last bit
-
-    def _step(self, loss: AdaptedLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step:
-        seed(0)
         y = y.contiguous()
         shift = torch.zeros_like(y) if pull.shift is None else pull.shift.vector
-        fixed = (loss.w, pull.parameters.x, pull.lam, y.new_full((), size))
-        with _vmap_errors_explained():
-            return Step(*loss.graphs.step(fixed, (y, shift, data), len(y)))
+        lam, length = y.new_full((), pull.lam), y.new_full((), size)
+        with seed(0):
+            found = loss.graphs.step(loss.w, pull.parameters.x, lam, length, y, shift, data)
+        return None if found is None else Step(*found)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
-        seed(0)
-        with _vmap_errors_explained():
-            return vmap(loss, randomness="different")(y, data)
+        def one(point: Tensor, of_task: Any) -> tuple[Tensor, Metrics]:
+            # Not loss(point, ...): p requires grad, as parameters do elsewhere.
+            value, _, metrics = vjp(lambda p: loss(p, of_task), point, has_aux=True)  # type: ignore[misc]
+            return value, metrics
+
+        with seed(0), _vmap_errors_explained():
+            return vmap(one, randomness="different")(guarded(y), data)
 
     def join(self, *parts: Any) -> Any:
         return parts
 
     def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
-        return grad(loss, has_aux=True)(y, data)[0]
+        return grad(loss, has_aux=True)(y.clone(), data)[0]
 
 
 @contextmanager
@@ -156,127 +139,3 @@ def _vmap_errors_explained() -> Iterator[None]:
     except RuntimeError as error:
         error.add_note("metaprox: raised under vmap; a model that vmap can't take runs with backend='loop'")
         raise
-
-
-@dataclass(frozen=True)
-class LoopBackend:
-    """One plain forward and backward pass per task and branch: works for any model and any data."""
-
-    compile: ClassVar[bool] = False
-    sequential: ClassVar[bool] = True
-
-    def chunks(self, size: int) -> list[tuple[int, int]]:
-        return [(task, task + 1) for task in range(size)]
-
-    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
-        tasks = [batch.one(task) for task in range(start, stop)]
-        return Task([task.support for task in tasks], [task.query for task in tasks])
-
-    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
-        gradient = torch.zeros_like(y, memory_format=torch.contiguous_format)
-        results = []
-        for task, task_data in enumerate(data):
-            for point, place in zip(y[task], gradient[task], strict=True):
-                seed(task)
-                results.append(_evaluate_point(loss, point, task_data, place, None))
-        value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
-        return Evaluation(gradient, value, metrics)
-
-    def add_gradient(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
-    ) -> Tensor:
-        for task, task_data in enumerate(data):
-            for branch, (point, place) in enumerate(zip(y[task], total[task], strict=True)):
-                seed(task)
-                scale = None if weight is None else weight[task, branch, 0]
-                _evaluate_point(loss, point, task_data, place, scale)
-        return total
-
-    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        return self.add_gradient(loss, y, data, seed, pull.at(y))
-
-    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
-        return None
-
-    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
-        results = []
-        for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
-            seed(task)
-            results.append(loss(point, task_data))
-        return _stack(results)
-
-    def join(self, *parts: Any) -> Any:
-        return list(zip(*parts, strict=True))
-
-    def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
-        value, _ = loss(y, data)
-        (gradient,) = torch.autograd.grad(value, y, create_graph=True)
-        _require_second_derivatives(gradient, y)
-        return gradient
-
-
-def _require_second_derivatives(gradient: Tensor, y: Tensor) -> None:
-    """Raise RuntimeError where a function between y and its gradient is ``once_differentiable``.
-
-    torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input: a term
-    of the second derivative would be missing, and nobody told.
-    """
-    seen, left = {y.grad_fn}, [gradient.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "torch::autograd::Error":  # what torch leaves in place of the second derivative
-            raise RuntimeError("the inner loss has a function that is marked with @once_differentiable")
-        seen.add(node)
-        left += [parent for parent, _ in node.next_functions]
-
-
-def _stack(results: list[Any]) -> Any:
-    """Trees of tensors -> one tree with a leading dimension."""
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
-
-
-def _evaluate_point(
-    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Metrics]:
-    """Value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P]."""
-
-    def one(batch: Any, share: float) -> tuple[Tensor, Metrics]:
-        scale = weight if share == 1 else gradient.new_tensor(share) if weight is None else share * weight
-        return _evaluate_batch(loss, point, batch, gradient, scale)
-
-    return weighted_sum(one, data)
-
-
-def _evaluate_batch(
-    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Metrics]:
-    with torch.enable_grad():
-        if isinstance(loss, AdaptedLoss):
-            value, metrics = _backward_in_place(loss, point, data, gradient, weight)
-        else:
-            leaf = point.detach().requires_grad_()
-            value, metrics = loss(leaf, data)
-            if value.requires_grad:
-                (found,) = torch.autograd.grad(value, leaf, None if weight is None else weight.to(value.dtype))
-                gradient.add_(found)
-    return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
-
-
-def _backward_in_place(
-    loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Metrics]:
-    """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
-    layout = loss.structure.adapted
-    leaves = {name: part.requires_grad_() for name, part in layout.unflatten(point.detach()).items()}
-    places = layout.views(gradient)
-    for name, leaf in leaves.items():
-        if leaf.dtype == gradient.dtype:
-            leaf.grad = places[name]
-    value, metrics = loss.loss(loss.structure.merge(dict(leaves), loss.w), data)
-    value.backward(None if weight is None else weight.to(value.dtype), inputs=list(leaves.values()))
-    for name, leaf in leaves.items():
-        if leaf.dtype != gradient.dtype and leaf.grad is not None:
-            places[name].add_(leaf.grad)
-    return value, metrics

@@ -1,6 +1,6 @@
 """A checked batch of tasks, one at a time or in chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
+from metaprox.inference import normal_tree
 from metaprox.microbatches import MicroBatches
 from metaprox.problem import Task
+from metaprox.trees import check_alike, kind, leaves
+
+NO_VMAP = "which can't be vmapped; use backend='loop'"
 
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """T >= 1 tasks with finite data: either stacked (leading dimension T) or as single tasks."""
+    """T >= 1 tasks: either stacked (leading dimension T) or as single tasks."""
 
     size: int
     stacked: Task | None
@@ -25,25 +29,24 @@ class TaskBatch:
     def of(cls, tasks: Task | Sequence[Task]) -> "TaskBatch":
         """Check ``tasks``, a stacked Task or a sequence of single ones. Raises InputError that names the place."""
         if isinstance(tasks, Task):
-            size = _leading_size(tasks)
-            _check_finite(tasks)
-            return cls(size, tasks, ())
+            _check_values(tasks, "")
+            return cls(_leading_size(tasks), normal_tree(tasks), ())
+        if isinstance(tasks, (Tensor, str, dict)) or not isinstance(tasks, Iterable):
+            raise InputError(f"tasks must be a mp.Task with a task dimension, or a list of them, got {kind(tasks)}")
         singles = tuple(tasks)
         if not singles:
             raise InputError("the batch of tasks is empty: give at least one task")
         for index, task in enumerate(singles):
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
-            _check_finite(task, index)
-        return cls(len(singles), None, singles)
+            _check_values(task, f"[{index}]")
+        return cls(len(singles), None, tuple(normal_tree(task) for task in singles))
 
     @property
     def stackable(self) -> bool:
         """Whether the tasks are tensors of equal shapes."""
-        if self.stacked is not None:
-            return True
         try:
-            _check_stackable(self.singles)
+            check_alike(self.singles if self.stacked is None else (self.stacked,), NO_VMAP)
         except InputError:
             return False
         return True
@@ -59,18 +62,26 @@ class TaskBatch:
         if self.stacked is not None:
             return pytree.tree_map(lambda leaf: leaf[start:stop], self.stacked)
         chunk = self.singles[start:stop]
-        _check_stackable(chunk)
+        check_alike(chunk, NO_VMAP)
         return Task.stack(chunk)
 
+    def non_finite(self, index: int) -> str:
+        """Where the data of task ``index`` have infinities or NaNs, for an error that they may explain; or ""."""
+        task = self.one(index)
+        places = [path for path, leaf in _leaves_in_pieces(task) if isinstance(leaf, Tensor) and _has_non_finite(leaf)]
+        return f"Its data have non-finite values, in {', '.join(places)}. " if places else ""
 
-def _leaves(task: Task) -> list[tuple[str, Any]]:
-    named, _ = pytree.tree_flatten_with_path(task)
-    return [(pytree.keystr(path), leaf) for path, leaf in named]
+
+def _has_non_finite(leaf: Tensor) -> bool:
+    values = leaf.detach()
+    if values.layout != torch.strided:
+        values = values.coalesce().values() if values.layout == torch.sparse_coo else values.values()
+    return values.is_floating_point() and not bool(values.isfinite().all())
 
 
 def _leaves_in_pieces(task: Task) -> Iterator[tuple[str, Any]]:
     """With those of micro-batches that are in a list; others are made when they are read."""
-    for path, leaf in _leaves(task):
+    for path, leaf in leaves(task):
         if isinstance(leaf, MicroBatches) and isinstance(leaf.batches, (list, tuple)):
             inner, _ = pytree.tree_flatten_with_path(leaf.batches)
             yield from ((f"{path}.batches{pytree.keystr(key)}", piece) for key, piece in inner)
@@ -78,12 +89,18 @@ def _leaves_in_pieces(task: Task) -> Iterator[tuple[str, Any]]:
             yield path, leaf
 
 
+def _check_values(task: Task, index: str) -> None:
+    for path, leaf in leaves(task):
+        if isinstance(leaf, Tensor) and leaf.is_meta:
+            raise InputError(f"tasks{index}{path} is on the device meta, without values; give data on a real one")
+
+
 def _leading_size(tasks: Task) -> int:
     sizes: dict[str, int] = {}
-    for path, leaf in _leaves(tasks):
+    for path, leaf in leaves(tasks):
         if not isinstance(leaf, Tensor) or leaf.dim() == 0:
             raise InputError(
-                f"tasks{path} must be a tensor with a leading task dimension, got {_describe(leaf)}; "
+                f"tasks{path} must be a tensor with a leading task dimension, got {kind(leaf)}; "
                 "data of other kinds go in as a list of single tasks, with backend='loop'"
             )
         sizes[path] = leaf.shape[0]
@@ -96,34 +113,3 @@ def _leading_size(tasks: Task) -> int:
     if size == 0:
         raise InputError("the batch of tasks is empty: the leading (task) size is 0")
     return size
-
-
-def _check_finite(tasks: Task, index: int | None = None) -> None:
-    for path, leaf in _leaves_in_pieces(tasks):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not torch.isfinite(leaf).all():
-            place = f"tasks[{index}]{path}" if index is not None else f"tasks{path} of task {_first_bad_row(leaf)}"
-            raise InputError(f"non-finite value in {place}; clean the data before adapting on it")
-
-
-def _first_bad_row(leaf: Tensor) -> int:
-    return int((~torch.isfinite(leaf)).reshape(len(leaf), -1).any(1).int().argmax())
-
-
-def _check_stackable(tasks: Sequence[Task]) -> None:
-    first = _leaves(tasks[0])
-    for path, leaf in first:
-        if not isinstance(leaf, Tensor):
-            raise InputError(f"tasks[0]{path} is {_describe(leaf)}, which can't be vmapped; use backend='loop'")
-    for index, task in enumerate(tasks[1:], start=1):
-        for (path, a), (_, b) in zip(first, _leaves(task), strict=True):
-            if _describe(a) != _describe(b):
-                raise InputError(
-                    f"tasks[0]{path} is {_describe(a)} but tasks[{index}]{path} is {_describe(b)}: tasks of unequal "
-                    "shapes can't be vmapped; use backend='loop'"
-                )
-
-
-def _describe(leaf: object) -> str:
-    if isinstance(leaf, Tensor):
-        return f"a {leaf.dtype} tensor of shape {tuple(leaf.shape)}"
-    return f"a {type(leaf).__name__}"

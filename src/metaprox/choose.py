@@ -3,7 +3,9 @@
 import math
 import os
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,14 +15,17 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
-from metaprox.backends import Backend, LoopBackend, VmapBackend
+from metaprox.adapted import AdaptedLoss
+from metaprox.agreement import agreement
+from metaprox.backends import Backend, Seed, VmapBackend
 from metaprox.batch import TaskBatch
+from metaprox.checked import CheckedLoss
 from metaprox.errors import InputError
-from metaprox.gradients import checked_loss
+from metaprox.look import LOOK_NOISE, Look
+from metaprox.loop import LoopBackend
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
-from metaprox.problem import ProximalProblem
-from metaprox.vmapped import FlatLoss, evaluate_all
+from metaprox.problem import ProximalProblem, Task
 
 BackendName = Literal["auto", "vmap", "loop"]
 ChunkSize = int | Literal["auto"] | None
@@ -44,12 +49,14 @@ class Cost:
 
     flops: operations of the matrix products and convolutions in a forward pass.
     saved_bytes: what that keeps for the backward pass, parameters aside.
-    vmaps: whether vmap can take both losses.
+    vmaps: whether vmap can take both losses, and gives the gradients that the loop gives.
+    differs: where it can, and does not: by how much.
     """
 
     flops: int
     saved_bytes: int
     vmaps: bool
+    differs: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,22 +75,48 @@ class Choice:
             raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
 
     def of(
-        self, problem: ProximalProblem, parameters: Parameters, batch: TaskBatch, noise: Noise, held: int = 1
+        self,
+        problem: ProximalProblem,
+        parameters: Parameters,
+        batch: TaskBatch,
+        noise: Noise,
+        look: Look,
+        held: int = 1,
+        *,
+        twice: bool = False,
     ) -> Backend:
-        """The backend for these tasks. ``held``: the evaluations whose memory a task takes at once under vmap."""
+        """The backend for these tasks. ``held``: the evaluations whose memory a task takes at once under vmap.
+
+        ``twice``: whether the inner loss is to be differentiated twice. Raises InputError where vmap is asked for, and
+        gives other gradients than the loop.
+        """
         if self.backend == "loop":
             return LoopBackend()
+        if not batch.stackable:
+            return self._loop() if self.backend == "auto" else VmapBackend(None)  # refused where they are stacked
+        small = parameters.adapted.size <= LIMITS.get(parameters.device.type, ELSEWHERE).parameters
+        if self.backend == "auto" and not (self.compile or small):
+            return LoopBackend()
+        cost = cost_of_task(problem, parameters, batch, noise, look, twice=twice)
+        chunk = self._chunk(cost, parameters, held)
         if self.backend == "vmap":
-            unknown = self.chunk_size == "auto" and batch.stackable  # other tasks are refused where they are stacked
-            cost = cost_of_task(problem, parameters, batch, noise) if unknown else None
-            return VmapBackend(self._chunk(cost, parameters, held), self.compile)
-        limits = LIMITS.get(parameters.device.type, ELSEWHERE)
-        if batch.stackable and (self.compile or parameters.adapted.size <= limits.parameters):
-            cost = cost_of_task(problem, parameters, batch, noise)
-            chunk = self._chunk(cost, parameters, held)
-            fits = chunk is None or chunk >= min(2, batch.size)
-            if cost.vmaps and fits and (self.compile or cost.flops <= limits.flops):
-                return VmapBackend(chunk, self.compile)
+            if cost.differs:
+                raise InputError(
+                    f"backend='vmap' gives other gradients of these losses: {cost.differs}; use backend='loop'"
+                )
+            return VmapBackend(chunk, self._compiles(look))
+        fits = chunk is None or chunk >= min(2, batch.size)
+        fast = cost.flops <= LIMITS.get(parameters.device.type, ELSEWHERE).flops
+        if cost.vmaps and fits and (self.compile or fast):
+            return VmapBackend(chunk, self._compiles(look))
+        return self._loop()
+
+    def _compiles(self, look: Look) -> bool:
+        if self.compile and look.writes:
+            warnings.warn("metaprox goes on without compile=True: a loss writes on its parameters", stacklevel=2)
+        return self.compile and not look.writes
+
+    def _loop(self) -> Backend:
         if self.compile:
             why = "these losses, or these tasks, can't be vmapped"
             warnings.warn(f"metaprox goes on without compile=True: {why}", stacklevel=2)
@@ -106,30 +139,53 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def cost_of_task(problem: ProximalProblem, parameters: Parameters, batch: TaskBatch, noise: Noise) -> Cost:
+def cost_of_task(
+    problem: ProximalProblem,
+    parameters: Parameters,
+    batch: TaskBatch,
+    noise: Noise,
+    look: Look | None = None,
+    *,
+    twice: bool = False,
+) -> Cost:
     """The cost of the batch's first task; looked up where a task of these shapes was seen before."""
     task = batch.one(0)
     leaves, tree = pytree.tree_flatten(task)
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
-    key = ("cost", parameters.structure, shapes, tree)
-    if key not in problem.cache:
-        noise.set(0)
-        losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
-        parts = [_cost(checked_loss(loss, role), parameters, data) for loss, role, data in losses]
-        problem.cache[key] = Cost(
-            max(part.flops for part in parts),
-            max(part.saved_bytes for part in parts),
-            all(part.vmaps for part in parts),
-        )
-    found: Cost = problem.cache[key]
+    key = ("cost", parameters.structure, problem.modes(), twice, shapes, tree)
+    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(problem, parameters, task, noise, look, twice))
     return found
 
 
-def _cost(loss: Any, parameters: Parameters, data: Any) -> Cost:
-    def flat(y: Tensor, data: Any) -> Any:
-        return loss(parameters.structure.unflatten(y, parameters.w), data)
+def _cost_of_both(
+    problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, look: Look | None, twice: bool
+) -> Cost:
+    # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
+    comparable = look is not None and look.repeats and (not look.draws or parameters.device.type == "cpu")
+    losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
+    seed = partial(_look_noise, noise)
+    with seed(0):
+        parts = [
+            _cost(
+                CheckedLoss(loss, role, differentiable=False), parameters, data, seed, comparable, twice=twice and not k
+            )
+            for k, (loss, role, data) in enumerate(losses)
+        ]
+    return Cost(
+        max(part.flops for part in parts),
+        max(part.saved_bytes for part in parts),
+        all(part.vmaps for part in parts),
+        next((part.differs for part in parts if part.differs), ""),
+    )
 
-    x = parameters.x.detach().clone().requires_grad_()
+
+def _look_noise(noise: Noise, task: int) -> AbstractContextManager[None]:
+    return noise.of(LOOK_NOISE)
+
+
+def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, seed: Seed, comparable: bool, *, twice: bool) -> Cost:
+    adapted = AdaptedLoss(loss, parameters.structure, parameters.w)
+    x = torch.cat(parameters.pieces).requires_grad_()
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -138,18 +194,13 @@ def _cost(loss: Any, parameters: Parameters, data: Any) -> Cost:
         return tensor.detach()  # an output that its own graph held would never be freed
 
     hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
-    with warnings.catch_warnings(), torch.enable_grad(), hooks, FlopCounterMode(display=False) as flops:
-        warnings.simplefilter("ignore")  # the counter hooks modules, which compiled ones warn of
-        flat(x, data)
-    return Cost(flops.get_total_flops(), sum(saved.values()), _vmaps(flat, x.detach(), data))
-
-
-def _vmaps(loss: FlatLoss, x: Tensor, data: Any) -> bool:
-    """Whether a vmapped gradient can be had; torch says no with a RuntimeError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            evaluate_all(loss, x.expand(1, 1, -1), pytree.tree_map(lambda leaf: leaf.unsqueeze(0), data))
-        except RuntimeError:
-            return False
-    return True
+    try:
+        with warnings.catch_warnings(), torch.enable_grad(), hooks, FlopCounterMode(display=False) as flops:
+            warnings.simplefilter("ignore")  # the counter hooks modules, which compiled ones warn of
+            adapted(x, data)
+    except Exception:  # such as losses that take derivatives of their own, which can't be counted
+        return Cost(0, 0, vmaps=False)
+    loss.release()
+    vmaps, differs = agreement(adapted, x.detach(), data, seed, comparable=comparable, twice=twice)
+    loss.release()
+    return Cost(flops.get_total_flops(), sum(saved.values()), vmaps and not differs, differs)

@@ -1,7 +1,8 @@
-"""The command line: ``metaprox train``, ``resume``, ``evaluate``, ``compare``, ``reproduce``."""
+"""The command line: ``metaprox train``, ``resume``, ``evaluate``, ``compare``, ``recount``, ``reproduce``."""
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ class Evaluate:
         table = Table(
             title=f"{self.count} {self.split} tasks, after {setup.config.steps} inner steps", title_justify="left"
         )
-        for column in ("quantity", "mean and 95 % interval", "std between tasks"):
+        for column in ("quantity", "mean and 95 % interval over tasks", "std between tasks"):
             table.add_column(column)
         for name, value in statistics.items():
             table.add_row(f"query {name}", show(name, value), f"{value['std']:.3f}")
@@ -103,8 +104,8 @@ class Compare:
     variants: Path | None = None
     """JSON file with settings of single methods: {"name": {"method": "maml", "lam": 0.1}, ...}. A name that --methods
     knows takes its settings from here; each is merged into the shared settings."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of weights and tasks. Every method runs with each."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of weights and tasks. Every method runs with each; fewer than five are no ground for preferring one."""
     budget: training.Budget = "steps"
     """What is equal for all. steps: inner and outer steps; gradients: gradient evaluations (those of the first method),
     a Hessian-vector product counted as two."""
@@ -115,20 +116,25 @@ class Compare:
         """Run what is missing, and write the report."""
         plan = training.Plan.of(self.config, self._variants(), self.seeds, self.budget)
         results = training.compare(plan, self.out, self.jobs, lambda line: print(line, flush=True))
-        report = training.write_comparison(results, self.out)
-        title = f"{self.config.tasks}, seeds {', '.join(map(str, self.seeds))}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-        for key, column in training.COLUMNS.items():
-            table.add_column(column, no_wrap=key != "method", justify="left" if key == "method" else "right")
-        for row in training.comparison_table(results):
-            table.add_row(*(row[key] for key in training.COLUMNS))
-        console.print(table)
-        console.print(training.legend(results), highlight=False)
-        console.print(f"report: {report}", soft_wrap=True, highlight=False)
+        _show_comparison(results, self.out, console)
 
     def _variants(self) -> dict[str, dict[str, Any]]:
         own = training.read_variants(self.variants) if self.variants else {}
         return {label: own[label] if label in own else training.preset(label) for label in self.methods}
+
+
+@dataclass(frozen=True)
+class Recount:
+    """Take the table, the figure and the page of a finished comparison anew from what its runs left; nothing runs."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder of the comparison: comparison.json, and test_tasks.json of every run that finished."""
+
+    def run(self, console: Console) -> None:
+        """Read the runs, and write the report."""
+        results = training.recount(training.read_comparison(self.out), self.out)
+        training.RunFolder(self.out).write_text("comparison.json", json.dumps(results, indent=2) + "\n")
+        _show_comparison(results, self.out, console)
 
 
 @dataclass(frozen=True)
@@ -169,12 +175,13 @@ class Reproduce:
             raise MetaproxError(f"checks failed in: {', '.join(failed)}")
 
 
-Command = Train | Resume | Evaluate | Compare | Reproduce
+Command = Train | Resume | Evaluate | Compare | Recount | Reproduce
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
     "resume": Resume,
     "evaluate": Evaluate,
     "compare": Compare,
+    "recount": Recount,
     "reproduce": Reproduce,
 }
 
@@ -198,6 +205,24 @@ def parse(arguments: Sequence[str] | None) -> Command:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _show_comparison(results: dict[str, Any], out: Path, console: Console) -> None:
+    """Write table, figure and page, and print the columns that fit a terminal."""
+    report = training.write_comparison(results, out)
+    tasks = next(iter(results["methods"].values()))["settings"]["tasks"]
+    title = f"{tasks}, seeds {', '.join(map(str, results['seeds']))}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for key in training.IN_A_TERMINAL:
+        table.add_column(training.COLUMNS[key], justify="left" if key == "method" else "right")
+    for row in training.comparison_table(results):
+        cells = (row[key] for key in training.IN_A_TERMINAL)
+        table.add_row(
+            *(re.sub(" (?=[±%]|[0-9n])", "\N{NO-BREAK SPACE}", cell) if "±" in cell else cell for cell in cells)
+        )
+    console.print(table)
+    console.print(training.legend(results), highlight=False)
+    console.print(f"report: {report}", soft_wrap=True, highlight=False)
 
 
 def _finish(folder: training.RunFolder, console: Console) -> None:

@@ -7,20 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.arguments import check_adapt, check_evaluate, check_number_of_tasks, parameters_of
-from metaprox.backends import LoopBackend
 from metaprox.batch import TaskBatch
+from metaprox.call import begun
+from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice
-from metaprox.errors import NonFiniteError
-from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.noise import coupled_noise
-from metaprox.parameters import Parameters
-from metaprox.problem import Metrics, Params, ProximalProblem, Task
+from metaprox.errors import InputError, NonFiniteError
+from metaprox.gradients import BRANCH_NOISE
+from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Stopping
 from metaprox.solvers.protocol import InnerSolver
+from metaprox.trees import kind
+from metaprox.types import Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Statistic:
     @classmethod
     def of(cls, values: Tensor) -> "Statistic":
         """ci95 = 1.96 std / sqrt(n), the normal approximation; std with n - 1. Both are NaN for n = 1."""
+        if not isinstance(values, Tensor) or not values.numel():
+            raise InputError(f"values must be a tensor of at least one number, got {kind(values)}")
         n = values.numel()
         std = float(values.double().std()) if n > 1 else math.nan
         return cls(float(values.double().mean()), std, 1.96 * std / math.sqrt(n), n)
@@ -86,19 +90,18 @@ def adapt(
     x = parameters_of(problem, params)
     check_adapt(support, solver)
     stopping = Stopping.of(steps, tol, max_steps)
-    parameters = Parameters.of(problem, x).joined(sparing=True)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
-    with torch.no_grad(), coupled_noise(parameters.device) as noise:
-        gradients = Gradients(problem, parameters, LoopBackend(), noise, batch, (0, 1))
-        y = proximal_solve(gradients, solver, stopping).y
-    return {name: value.clone() for name, value in parameters.adapted.unflatten(y[0, 0]).items()}
+    with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
+        y = proximal_solve(call.gradients((0, 1)), solver, stopping).y
+        _require_finite(y, "point after the last step", 0)
+        return {name: value.clone() for name, value in call.parameters.adapted.unflatten(y[0, 0]).items()}
 
 
 def evaluate(
     problem: ProximalProblem,
-    batch: Callable[[Sequence[int]], Task | Sequence[Task]],
-    ids: Sequence[int],
+    tasks: Callable[[Sequence[int]], Task | Sequence[Task]] | Task | Sequence[Task],
+    ids: Sequence[int] | None,
     solver: InnerSolver,
     steps: int | None = None,
     *,
@@ -108,14 +111,16 @@ def evaluate(
     batch_size: int = 100,
     backend: BackendName = "auto",
 ) -> Evaluation:
-    """Adapt from x to each task of ``ids`` and judge y_i on its query.
+    """Adapt from x to each of ``tasks`` and judge y_i on its query.
 
     Equal ids give equal tasks, so results of different x or solvers can be compared in pairs. Costs K support
     gradients and one forward pass on the query per task; memory grows with ``batch_size``, which does not change
     the result (but for noise in the losses).
 
     Args:
-        batch: ids -> tasks, such as the ``batch`` method of a family in ``metaprox.tasks``.
+        tasks: a function of ids, such as the ``batch`` method of a family in ``metaprox.tasks``; or the tasks
+            themselves, a list of single ones or a stack of them.
+        ids: of the tasks, for a function; for tasks None, or an id for each, for messages.
         params: x; the module's trainable parameters unless given.
 
     Raises:
@@ -130,18 +135,19 @@ def evaluate(
         100
     """
     x = parameters_of(problem, params)
-    ids = check_evaluate(batch, ids, solver)
+    ids = check_evaluate(tasks, ids, solver)
     stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
     batch_size = checks.count("batch_size", batch_size)
     losses: list[Tensor] = []
     columns: list[Metrics] = []
     for start in range(0, len(ids), batch_size):
         some = ids[start : start + batch_size]
-        loss, metrics = _evaluate_batch(problem, x, batch(some), some, solver, stopping, choice)
+        chosen = tasks(some) if callable(tasks) else _part(tasks, start, start + batch_size)
+        loss, metrics = _evaluate_batch(problem, x, chosen, some, solver, stopping, choice)
         losses.append(loss)
         columns.append(metrics)
     values = {"loss": torch.cat(losses)}
-    values |= {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+    values |= joined(columns)
     return Evaluation(
         loss=Statistic.of(values["loss"]),
         metrics={name: Statistic.of(values[name]) for name in columns[0]},
@@ -150,7 +156,6 @@ def evaluate(
     )
 
 
-@torch.no_grad()
 def _evaluate_batch(
     problem: ProximalProblem,
     x: Params,
@@ -160,23 +165,31 @@ def _evaluate_batch(
     stopping: Stopping,
     choice: Choice,
 ) -> tuple[Tensor, Metrics]:
-    checked = TaskBatch.of(tasks)
-    check_number_of_tasks(checked.size, len(ids))
-    parameters = Parameters.of(problem, x)
-    results = []
-    with coupled_noise(parameters.device) as noise:
-        engine = choice.of(problem, parameters, checked, noise)
-        parameters = parameters.joined(sparing=engine.sequential)
-        for span in engine.chunks(checked.size):
-            gradients = Gradients(problem, parameters, engine, noise, checked, span)
+    batch, results = TaskBatch.of(tasks), []
+    check_number_of_tasks(batch.size, len(ids))
+    with begun(problem, x, batch, choice, query="value") as call:
+        for span in call.chunks():
+            gradients = call.gradients(span)
             try:
                 y = proximal_solve(gradients, solver, stopping).y
+                loss, metrics = gradients.query_values(y.squeeze(1), BRANCH_NOISE, 0)
+                _require_finite(loss, "query loss at the adapted parameters", gradients.start)
             except NonFiniteError as error:
                 if error.task is not None:
                     error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")
                 raise
-            results.append(gradients.query_values(y.squeeze(1), BRANCH_NOISE, 0))
-    names = results[0][1]
-    return torch.cat([loss for loss, _ in results]), {
-        name: torch.cat([metrics[name] for _, metrics in results]) for name in names
-    }
+            results.append((loss, metrics))
+    return torch.cat([loss for loss, _ in results]), joined([metrics for _, metrics in results])
+
+
+def _require_finite(values: Tensor, what: str, first_task: int) -> None:
+    """Raise NonFiniteError, naming the first task, unless all of ``values`` [T, ...] are finite."""
+    good = values.isfinite().flatten(1).all(1) if values.dim() > 1 else values.isfinite()
+    if not bool(good.all()):
+        task = first_task + int((~good).int().argmax())
+        raise NonFiniteError(f"task {task}: the {what} is not finite. Lower lr, or use another solver.", task=task)
+
+
+def _part(tasks: Task | Sequence[Task], start: int, stop: int) -> Task | Sequence[Task]:
+    """Those from start to stop - 1."""
+    return pytree.tree_map(lambda leaf: leaf[start:stop], tasks) if isinstance(tasks, Task) else tasks[start:stop]

@@ -11,9 +11,10 @@ from metaprox import checks
 from metaprox.arguments import check_estimate
 from metaprox.batch import TaskBatch
 from metaprox.errors import MetaproxError
-from metaprox.gradients import flat_loss
+from metaprox.gradients import flat_losses
 from metaprox.parameters import Parameters
-from metaprox.problem import Params, ProximalProblem, Task
+from metaprox.problem import ProximalProblem, Task
+from metaprox.types import Params
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,7 @@ def exact_meta_gradient(
     parameters = Parameters.of(problem, params).joined()
     batch = TaskBatch.of(tasks)
     x, w = parameters.x, parameters.w
-    inner = flat_loss(problem.inner_loss, "inner_loss", parameters, differentiable=False)
-    outer = flat_loss(problem.outer_loss, "outer_loss", parameters, differentiable=False)
+    inner, outer = flat_losses(problem, parameters)
     solutions, gradients, values = [], [], []
     for index in range(batch.size):
         task = batch.one(index)

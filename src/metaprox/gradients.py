@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaprox.backends import AdaptedLoss, Backend, Evaluation, Seed
+from metaprox.adapted import AdaptedLoss, apart
+from metaprox.backends import Backend, Evaluation, Seed
 from metaprox.batch import TaskBatch
-from metaprox.errors import InputError
-from metaprox.microbatches import weighted_sum
+from metaprox.checked import CheckedLoss
+from metaprox.errors import MetaproxError
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
-from metaprox.problem import Loss, Metrics, ModuleLoss, ProximalProblem
+from metaprox.problem import ProximalProblem
 from metaprox.pull import Pull, Shift
 from metaprox.solve import Step
 from metaprox.solvers.protocol import InnerSolver, for_parameters, relative_step
-from metaprox.vmapped import CheckedLoss, FlatLoss
+from metaprox.types import Metrics
+from metaprox.vmapped import FlatLoss
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
 BASE_NOISE, BRANCH_NOISE = 0, 1
@@ -40,7 +42,10 @@ class Counts:
 
 
 class Gradients:
-    """Gradients of one problem's losses on tasks start..stop-1 of a batch, counted and with coupled noise."""
+    """Gradients of one problem's losses on tasks start..stop-1 of a batch, counted and with coupled noise.
+
+    ``writes``: whether the losses write on their parameters.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,8 @@ class Gradients:
         noise: Noise,
         batch: TaskBatch,
         tasks: tuple[int, int],
+        *,
+        writes: bool,
     ) -> None:
         self.start, self.stop = tasks
         self.lam = problem.lam
@@ -58,16 +65,17 @@ class Gradients:
         self._noise = noise
         self._data = engine.take(batch, self.start, self.stop)
         self._parameters = parameters
-        inner, outer = ((problem.inner_loss, "inner_loss"), (problem.outer_loss, "outer_loss"))
-        if not engine.compile:  # a graph outlives what is looked up now
-            inner, outer = ((_fixed(loss), role) for loss, role in (inner, outer))
+        inner = CheckedLoss(problem.inner_loss, "inner_loss")
+        outer = CheckedLoss(problem.outer_loss, "outer_loss")
+        self._losses = (inner, outer)
         at_w = (parameters.structure, parameters.w)
-        caches = [problem.cache.setdefault(role, {}) for role in ("inner", "outer")]
-        self._inner = AdaptedLoss(checked_loss(*inner), *at_w, caches[0])
-        self._outer = AdaptedLoss(checked_loss(*outer), *at_w, caches[1])
-        self._values = AdaptedLoss(checked_loss(*outer, differentiable=False), *at_w)
-        self._inner_z = flat_loss(*inner, parameters, differentiable=False)
-        self._outer_z = flat_loss(*outer, parameters)
+        self._inner = AdaptedLoss(inner, *at_w, writes)
+        self._outer = AdaptedLoss(outer, *at_w, writes)
+        self._values = AdaptedLoss(replace(outer, differentiable=False), *at_w, writes)
+        self._version = parameters.w._version
+        self._writes = writes
+        self._inner_z = replace(inner, differentiable=False)
+        self._outer_z = flat_loss(outer, parameters, writes=writes)
 
     def for_parameters(self, solver: InnerSolver) -> InnerSolver:
         """``solver``, told of the parameters' shapes if it wants to know."""
@@ -78,8 +86,8 @@ class Gradients:
         return self._parameters.pieces[0].new_full((self.stop - self.start,), value)
 
     def start_at_x(self) -> Tensor:
-        """x for each task [T, 1, P]; not to be written on."""
-        return self._parameters.x.expand(self.stop - self.start, 1, -1)
+        """x for each task [T, 1, P]; not the live parameters, but not to be written on."""
+        return self._parameters.start().expand(self.stop - self.start, 1, -1)
 
     def displacement(self, y: Tensor) -> Tensor:
         """y - x [T, B, P], a new tensor."""
@@ -92,7 +100,8 @@ class Gradients:
         """
         self.counts.support_gradients += y.shape[0] * y.shape[1]
         pull = Pull(self._parameters, self.lam, shift)
-        return self._engine.proximal(self._inner, y, self._data.support, self._seed((0, *noise_ids)), pull)
+        with self._evaluation("support"):
+            return self._engine.proximal(self._inner, y, self._data.support, self._seed((0, *noise_ids)), pull)
 
     def step(self, solver: InnerSolver, y: Tensor, *noise_ids: int, shift: Shift | None = None) -> Step | None:
         """``proximal`` and the step of ``solver`` along it in one, where that can be had; None where not."""
@@ -100,7 +109,8 @@ class Gradients:
         if size is None or not self._engine.compile:
             return None
         pull = Pull(self._parameters, self.lam, shift)
-        step = self._engine.step(self._inner, y, self._data.support, self._seed((0, *noise_ids)), pull, size)
+        with self._evaluation("support"):
+            step = self._engine.step(self._inner, y, self._data.support, self._seed((0, *noise_ids)), pull, size)
         if step is not None:
             self.counts.support_gradients += y.shape[0] * y.shape[1]
         return step
@@ -108,19 +118,20 @@ class Gradients:
     def query(self, y: Tensor, *noise_ids: int) -> Evaluation:
         """grad f at y [T, B, P]; equal ``noise_ids`` mean equal noise."""
         self.counts.query_gradients += y.shape[0] * y.shape[1]
-        return self._evaluate(self._outer, y, self._data.query, (1, *noise_ids))
+        return self._evaluate("query", self._outer, y, self._data.query, (1, *noise_ids))
 
     def add_query(self, total: Tensor, weight: Tensor, y: Tensor, *noise_ids: int) -> None:
         """Add ``weight`` [T, B, 1] times grad f at y to ``total`` [T, B, P] in place; noise as in ``query``."""
         self.counts.query_gradients += y.shape[0] * y.shape[1]
-        self._engine.add_gradient(self._outer, y, self._data.query, self._seed((1, *noise_ids)), total, weight)
+        with self._evaluation("query"):
+            self._engine.add_gradient(self._outer, y, self._data.query, self._seed((1, *noise_ids)), total, weight)
 
     def query_both(self, y: Tensor, *noise_ids: int) -> tuple[Evaluation, Tensor]:
         """grad f at y with respect to y, as ``query``, and with respect to w [T, B, W], for the price of one."""
         if not self.shares:
             return self.query(y, *noise_ids), self._nothing(y)
         self.counts.query_gradients += y.shape[0] * y.shape[1]
-        out = self._evaluate(self._outer_z, self._parameters.at(y), self._data.query, (1, *noise_ids))
+        out = self._evaluate("query", self._outer_z, self._parameters.at(y), self._data.query, (1, *noise_ids))
         size = y.shape[-1]
         return Evaluation(out.grad[..., :size], out.value, out.metrics), out.grad[..., size:]
 
@@ -131,15 +142,18 @@ class Gradients:
         self.counts.support_gradients += y.shape[0] * y.shape[1]
         size = y.shape[-1]
 
+        inner = flat_loss(self._inner_z, self._parameters, writes=self._writes)
+
         def at_fixed_y(z: Tensor, data: Any) -> tuple[Tensor, Metrics]:
-            return self._inner_z(torch.cat([z[:size].detach(), z[size:]]), data)
+            return inner(torch.cat([z[:size].detach(), z[size:]]), data)
 
         z = self._parameters.at(y)
-        return self._evaluate(at_fixed_y, z, self._data.support, (0, *noise_ids)).grad[..., size:]
+        return self._evaluate("support", at_fixed_y, z, self._data.support, (0, *noise_ids)).grad[..., size:]
 
     def query_values(self, y: Tensor, *noise_ids: int) -> tuple[Tensor, Metrics]:
         """f and its metrics [T] at y [T, P], without a gradient (and so not counted as one)."""
-        return self._engine.values(self._values, y, self._data.query, self._seed((1, *noise_ids)))
+        with self._evaluation("query"):
+            return self._engine.values(self._values, y, self._data.query, self._seed((1, *noise_ids)))
 
     def hessian_vector(self, y: Tensor, p: Tensor, *noise_ids: int) -> Tensor:
         """Hess fhat(y) p [T, 1, P] for y and p [T, 1, P], by differentiating <grad fhat, p>."""
@@ -151,7 +165,7 @@ class Gradients:
 
         joined = self._engine.join(self._data.support, p.squeeze(1))
         with _second_derivatives_explained():
-            return self._evaluate(product, y, joined, (0, *noise_ids)).grad
+            return self._evaluate("support", product, y, joined, (0, *noise_ids)).grad
 
     def mixed_product(self, y: Tensor, p: Tensor, *noise_ids: int) -> Tensor:
         """d/dw <grad_y fhat, p> [T, 1, W] for y and p [T, 1, P]. Costs a Hessian-vector product, nothing if W is 0."""
@@ -162,12 +176,12 @@ class Gradients:
 
         def product(z: Tensor, joined: Any) -> tuple[Tensor, Metrics]:
             data, direction = joined
-            at_w = self._at_w(z[size:])
+            at_w = self._at_w(self._inner_z, z[size:])
             return self._engine.inner_gradient(at_w, z[:size], data) @ direction, {}
 
         joined = self._engine.join(self._data.support, p.squeeze(1))
         with _second_derivatives_explained():
-            return self._evaluate(product, self._parameters.at(y), joined, (0, *noise_ids)).grad[..., size:]
+            return self._evaluate("support", product, self._parameters.at(y), joined, (0, *noise_ids)).grad[..., size:]
 
     def through(self, solve: Unrolled, x: Tensor) -> Evaluation:
         """The gradient of f_i(solve(x)) with respect to z = (x, w) [T, 1, P + W], through all that ``solve`` does.
@@ -184,7 +198,8 @@ class Gradients:
             def gradient(y: Tensor, step: int) -> Tensor:
                 self.counts.support_gradients += tasks
                 self._noise.set(0, BASE_NOISE, step, self.start)
-                return self._engine.inner_gradient(self._at_w(w), y, support)
+                at_w = self._at_w(self._inner_z.fork(), w)  # the graphs of all steps are alive together
+                return self._engine.inner_gradient(at_w, y, support)
 
             y, records = solve(x, gradient)
             self._noise.set(1, BRANCH_NOISE, 0, self.start)
@@ -194,9 +209,8 @@ class Gradients:
         tasks, size = x.shape[0], x.shape[-1]
         self.counts.query_gradients += tasks
         with _second_derivatives_explained():
-            return self._engine.evaluate(
-                objective, self._parameters.at(x), self._engine.join(*self._data), lambda task: None
-            )
+            joined = self._engine.join(*self._data)
+            return self._evaluate("", objective, self._parameters.at(x), joined, (0, BASE_NOISE, 0))
 
     @property
     def shares(self) -> bool:
@@ -212,19 +226,37 @@ class Gradients:
     def _nothing(y: Tensor) -> Tensor:
         return y.new_empty(*y.shape[:-1], 0)
 
-    def _at_w(self, w: Tensor) -> FlatLoss:
+    def _at_w(self, inner: CheckedLoss, w: Tensor) -> FlatLoss:
         """The inner loss as one of y, at another w."""
-        return lambda y, data: self._inner_z(torch.cat([y, w]), data)
+        loss = flat_loss(inner, self._parameters, writes=self._writes)
+        return lambda y, data: loss(torch.cat([y, w]), data)
 
-    def _evaluate(self, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int]) -> Evaluation:
-        return self._engine.evaluate(loss, y, data, self._seed(noise_ids))
+    def _evaluate(self, half: str, loss: FlatLoss, y: Tensor, data: Any, noise_ids: Sequence[int]) -> Evaluation:
+        with self._evaluation(half):
+            return self._engine.evaluate(loss, y, data, self._seed(noise_ids))
+
+    @contextmanager
+    def _evaluation(self, half: str) -> Iterator[None]:
+        """Around a call of the engine: losses let go of its tensors; errors of the user's code say where they arose."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, MetaproxError):
+                tasks = (
+                    f"task {self.start}" if self.stop == self.start + 1 else f"tasks {self.start} to {self.stop - 1}"
+                )
+                error.add_note(f"metaprox: in {tasks}{half and f', {half}'}")
+            raise
+        for loss in self._losses:
+            loss.release()
+        if self._parameters.w._version != self._version:
+            raise MetaproxError(
+                "a loss wrote on parameters that do not adapt, which it did not when it was first looked at; let them "
+                "adapt, or write on a copy"
+            )
 
     def _seed(self, noise_ids: Sequence[int]) -> Seed:
-        return lambda task: self._noise.set(*noise_ids, self.start + task)
-
-
-def _fixed(loss: Loss) -> Loss:
-    return loss.fixed() if isinstance(loss, ModuleLoss) else loss
+        return lambda task: self._noise.of(*noise_ids, self.start + task)
 
 
 @contextmanager
@@ -238,32 +270,16 @@ def _second_derivatives_explained() -> Iterator[None]:
         raise
 
 
-def flat_loss(loss: Loss, role: str, parameters: Parameters, *, differentiable: bool = True) -> FlatLoss:
-    """``loss`` as a checked function of z [P + W]."""
-    checked = checked_loss(loss, role, differentiable=differentiable)
-    return lambda z, data: checked(parameters.unflatten(z), data)
+def flat_loss(loss: CheckedLoss, parameters: Parameters, *, writes: bool = False) -> FlatLoss:
+    """``loss`` as a function of z [P + W]; ``writes``: whether it writes on its parameters."""
+    if writes:
+        return lambda z, data: loss(apart(parameters.unflatten(z)), data)
+    return lambda z, data: loss(parameters.unflatten(z), data)
 
 
-def checked_loss(loss: Loss, role: str, *, differentiable: bool = True) -> CheckedLoss:
-    """``loss`` as a function that always returns (scalar, metrics).
-
-    Raises InputError unless the loss is a scalar and, where ``differentiable``, depends on the parameters.
-    """
-
-    def call(params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
-        return weighted_sum(lambda batch, weight: one(params, batch), data)
-
-    def one(params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
-        result = loss(params, data)
-        value, metrics = result if isinstance(result, tuple) else (result, {})
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"{role} must return a scalar tensor, got {got}; reduce it, for example with .mean()")
-        if differentiable and not value.requires_grad:
-            raise InputError(
-                f"{role} does not depend on the parameters {list(params)}; is the loss computed from them, "
-                "and without detach() or no_grad()?"
-            )
-        return value, dict(metrics)
-
-    return call
+def flat_losses(problem: ProximalProblem, parameters: Parameters) -> tuple[FlatLoss, FlatLoss]:
+    """The inner and the outer loss as functions of z [P + W], on replicas of their models."""
+    own = problem.private()
+    inner = CheckedLoss(own.inner_loss, "inner_loss", differentiable=False)
+    outer = CheckedLoss(own.outer_loss, "outer_loss", differentiable=False)
+    return flat_loss(inner, parameters), flat_loss(outer, parameters)

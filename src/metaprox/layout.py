@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from metaprox.errors import InputError
+from metaprox.inference import normal
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Layout:
 
     def pieces(self, params: Mapping[str, Tensor]) -> list[Tensor]:
         """dict of parameters -> each as a vector, a view where memory layout and dtype allow."""
-        return [params[name].detach().reshape(-1).to(self.dtype) for name in self.names]
+        return [normal(params[name].detach()).reshape(-1).to(self.dtype) for name in self.names]
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """dict of parameters -> a new vector [P]."""
@@ -89,6 +90,17 @@ class Layout:
 def _check_kind(name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"parameter {name!r} must be a tensor, got {type(value).__name__}")
+    if any(base.__name__ == "DTensor" for base in type(value).__mro__):
+        raise InputError(
+            f"parameter {name!r} is a DTensor: a task's weights can't be put into shards; give the model before it is "
+            "sharded"
+        )
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(value, hooks, None):
+            raise InputError(
+                f"parameter {name!r} has a gradient hook, which inner steps and the meta-gradient would pass by; do "
+                "what it does in the loss (multiply by a mask, ...) or on .grad afterwards, and remove it"
+            )
     if is_lazy(value):
         raise InputError(
             f"parameter {name!r} is not initialized, as those of lazy modules are not: call the model once on data"

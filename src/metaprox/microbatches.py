@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 
 from metaprox import checks
 from metaprox.errors import InputError
+from metaprox.inference import normal_tree
 from metaprox.loader import batches_of, coupled_reading, examples_of
-from metaprox.problem import Metrics
+from metaprox.types import Metrics
 
 EMPTY = "batches is empty: give at least one batch"
 
@@ -115,7 +116,7 @@ def weighted_sum(evaluate: Callable[[Any, float], tuple[Tensor, Metrics]], data:
     total = None
     with closing(iter(data)) as pieces:  # also where a loss raises
         for weight, batch in pieces:
-            scaled = pytree.tree_map(partial(torch.mul, other=weight), evaluate(batch, weight))
+            scaled = pytree.tree_map(partial(torch.mul, other=weight), evaluate(normal_tree(batch), weight))
             total = scaled if total is None else pytree.tree_map(torch.add, total, scaled)
     assert total is not None  # there is at least one batch
     return total

@@ -1,15 +1,22 @@
 """Random numbers in the user's loss (dropout, augmentation) as functions of integer ids.
 
-Two evaluations with the same ids see the same noise, however far the generator has run in between. That is
+Two evaluations with the same ids see the same noise, however far the generators have run in between. That is
 what couples the branches of a task: their noise cancels in the difference instead of being divided by nu.
+
+torch's global generators are the process's, so that threads share them. They are lent to all calls that run at a time,
+and evaluations, each seeded, take turns.
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -19,19 +26,116 @@ class Noise:
     seed: int
     device: torch.device
 
+    def of(self, *ids: int) -> AbstractContextManager[None]:
+        """An evaluation, with no other at the same time: what the generators produce depends on (seed, ids) alone."""
+        return _Evaluation(self, ids)
+
     def set(self, *ids: int) -> None:
-        """Make what the generators produce next a function of (seed, ids) alone."""
+        """Seed the generators, within an evaluation."""
         digest = hashlib.blake2b(repr((self.seed, ids)).encode(), digest_size=8).digest()
         value = int.from_bytes(digest)
         torch.default_generator.manual_seed(value)
-        if self.device.type != "cpu":
+        if self.device != CPU:
             torch.get_device_module(self.device).manual_seed(value)
+
+    def state(self) -> list[Tensor]:
+        """Of the generators that are seeded: another one after a draw."""
+        return [_state(device) for device in _devices(self.device)]
+
+
+class _Evaluation:
+    """``Noise.of``: a class, for that costs less."""
+
+    def __init__(self, noise: Noise, ids: tuple[int, ...]) -> None:
+        self._noise, self._ids = noise, ids
+
+    def __enter__(self) -> None:
+        _GENERATORS.lock.acquire()
+        self._noise.set(*self._ids)
+
+    def __exit__(self, *error: object) -> None:
+        _GENERATORS.lock.release()
+
+
+class _Generators:
+    """torch's global generators: the first call that runs saves their states, the last one puts them back.
+
+    To the caller each call is one draw. In a thread that is within a call already (a loss that calls), a further one
+    draws from the noise of the evaluation, which couples it too.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._saved: dict[torch.device, Tensor] = {}
+        self._calls: dict[torch.device, int] = {}
+        self._within = threading.local()
+
+    @contextmanager
+    def borrowed(self, device: torch.device) -> Iterator[int]:
+        """A fresh seed; the generators of the CPU and of ``device`` may be seeded until the end."""
+        nested = getattr(self._within, "call", False)
+        kept = self._nest(device) if nested else self._begin(device)
+        self._within.call = True
+        try:
+            yield kept[0]
+        finally:
+            self._within.call = nested
+            if nested:
+                _put_back(kept[1])
+            else:
+                self._end(device)
+
+    def _nest(self, device: torch.device) -> tuple[int, dict[torch.device, Tensor]]:
+        seed = _draw()
+        return seed, {each: _state(each) for each in _devices(device)}
+
+    def _begin(self, device: torch.device) -> tuple[int, dict[torch.device, Tensor]]:
+        with self.lock:
+            for each in _devices(device):
+                if not self._calls.get(each):
+                    self._saved[each] = _state(each)
+                self._calls[each] = self._calls.get(each, 0) + 1
+            running = _state(CPU)
+            _put_back({CPU: self._saved[CPU]})
+            seed = _draw()
+            self._saved[CPU] = _state(CPU)
+            _put_back({CPU: running})
+        return seed, {}
+
+    def _end(self, device: torch.device) -> None:
+        with self.lock:
+            for each in _devices(device):
+                self._calls[each] -= 1
+                if not self._calls[each]:
+                    _put_back({each: self._saved.pop(each)})
+
+
+_GENERATORS = _Generators()
 
 
 @contextmanager
 def coupled_noise(device: torch.device) -> Iterator[Noise]:
     """A Noise with a fresh seed. The caller's generators are left as if one number had been drawn, also on errors."""
-    seed = int(torch.randint(2**63 - 1, ()))
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+    with _GENERATORS.borrowed(device) as seed:
         yield Noise(seed, device)
+
+
+def _devices(device: torch.device) -> list[torch.device]:
+    return [CPU] if device == CPU else [CPU, device]
+
+
+def _draw() -> int:
+    return int(torch.randint(2**63 - 1, (), device=CPU))
+
+
+def _state(device: torch.device) -> Tensor:
+    state: Tensor = torch.get_rng_state() if device == CPU else torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def _put_back(states: dict[torch.device, Tensor]) -> None:
+    for device, state in states.items():
+        if device == CPU:
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, device)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from metaprox.layout import Layout
-from metaprox.problem import Params, ProximalProblem
+from metaprox.problem import ProximalProblem
+from metaprox.types import Params
 
 # In bytes: up to here a copy of x costs less memory than it saves time.
 SMALL = 2**20
@@ -80,6 +81,10 @@ class Parameters:
     def x(self) -> Tensor:
         """[P]; a new vector where the pieces are several."""
         return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces)
+
+    def start(self) -> Tensor:
+        """x [P], always a new vector."""
+        return torch.cat(self.pieces)
 
     def displacement(self, y: Tensor) -> Tensor:
         """y - x [..., P], a new tensor."""

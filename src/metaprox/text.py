@@ -68,16 +68,15 @@ class _Last:
     """The last result of a computation on tensors, as long as these are the same memory and nobody wrote on it."""
 
     def __init__(self) -> None:
-        self._key: list[tuple[Any, ...]] = []
-        self._held: list[Tensor] = []  # memory that is held is not given to other tensors
-        self._value: Any = None
+        self._entry: tuple[list[Any], list[Tensor], Any] = ([], [], None)  # one object, for threads
 
     def __call__(self, tensors: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
         key = [(t.data_ptr(), t._version, t.dtype, t.shape, t.stride()) for t in tensors]
-        if key != self._key:
-            self._value = compute()
-            self._key, self._held = key, [t.detach() for t in tensors]
-        return self._value
+        known, _, value = self._entry
+        if key != known:
+            value = compute()
+            self._entry = (key, [t.detach() for t in tensors], value)  # memory that is held is not given to others
+        return value
 
 
 class WithoutPadding(nn.Module):

@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
-from metaprox.problem import Metrics
+from metaprox.types import Metrics
 
 FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
-CheckedLoss = Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]
 
 
 def evaluate_all(loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, tuple[Tensor, Metrics]]:

@@ -44,7 +44,7 @@ def batch(ids):
 
 
 def evaluate(**arguments):
-    defaults = {"problem": PROBLEM, "batch": batch, "ids": range(4), "solver": GD, "steps": 2, "params": X}
+    defaults = {"problem": PROBLEM, "tasks": batch, "ids": range(4), "solver": GD, "steps": 2, "params": X}
     return mp.evaluate(**defaults | arguments)
 
 
@@ -87,7 +87,7 @@ def _swapped() -> list[Row]:
         "adapt(support, problem)": (lambda: mp.adapt(TASKS.support[0], PROBLEM, GD, 2, params=X), "problem must be"),
         "evaluate(ids, batch)": (
             lambda: mp.evaluate(PROBLEM, range(2), batch, GD, 2, params=X),
-            "batch must be.*range",
+            "tasks must be.*range",
         ),
         "evaluate(solver, ids)": (
             lambda: mp.evaluate(PROBLEM, batch, GD, range(2), 2, params=X),
@@ -160,7 +160,9 @@ def _adapt() -> list[Row]:
         Row("adapt(support=Task)", lambda: adapt(support=SINGLES[0]), r"support.*Task.*task\.support"),
         Row("adapt(steps, tol)", lambda: adapt(tol=0.1), "steps=K, or tol"),
         Row("adapt(no steps)", lambda: adapt(steps=None), "steps=K, or tol"),
-        Row("adapt(NaN support)", lambda: adapt(support=torch.full((3,), values.NAN)), "non-finite value in.*support"),
+        Row(
+            "adapt(NaN support)", lambda: adapt(support=torch.full((3,), values.NAN)), "non-finite values, in .support"
+        ),
         *refused(adapt, "tol", [v for v in values.NOT_POSITIVE[:12] if v is not None], steps=None, max_steps=3),
     ]
 
@@ -169,7 +171,7 @@ def _evaluate() -> list[Row]:
     found = refused(evaluate, "batch_size", values.NO_COUNTS) + taken(evaluate, "batch_size", values.COUNTS)
     found += refused(evaluate, "backend", values.NO_CHOICES)
     loader = DataLoader(TensorDataset(torch.ones(4, 3)), batch_size=2)
-    found += refused(evaluate, "batch", [SINGLES, loader, TASKS, None, "test", torch.ones(2, 3), {0: SINGLES[0]}])
+    found += refused(evaluate, "tasks", [loader, None, "test", torch.ones(2, 3), {0: SINGLES[0]}])
     found += refused(evaluate, "ids", [5, 0.5, None, "0123", b"01", {0: 1}, torch.tensor(3), square])
     no_ids = [[0.5, 1], [True], torch.ones(2, 2).long(), np.array([0.0, 1.0]), [[0]], ["a"], [values.NAN], [None]]
     found += [
@@ -193,7 +195,7 @@ def _evaluate() -> list[Row]:
         "no tasks": (lambda ids: [], "the batch of tasks is empty"),
         "pairs": (lambda ids: [(1, 2) for _ in ids], r"mp\.Task\(support, query\), got tuple"),
     }
-    found += [Row(f"evaluate: batch returns {n}", lambda b=b: evaluate(batch=b), p) for n, (b, p) in wrong.items()]
+    found += [Row(f"evaluate: batch returns {n}", lambda b=b: evaluate(tasks=b), p) for n, (b, p) in wrong.items()]
     return found
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,15 +12,17 @@ from metaprox import checks
 from metaprox.arguments import check_estimate, parameters_to_fill
 from metaprox.backends import Evaluation
 from metaprox.batch import TaskBatch
+from metaprox.call import begun
+from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice, ChunkSize
 from metaprox.errors import NonFiniteError
 from metaprox.gradients import Counts, Gradients
-from metaprox.noise import coupled_noise
-from metaprox.parameters import Parameters
-from metaprox.problem import Metrics, Params, ProximalProblem, Task
+from metaprox.look import Query
+from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Solution, Stopping
 from metaprox.solvers.protocol import InnerSolver, check_solver
+from metaprox.types import Metrics, Params
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,11 @@ class Estimator(ABC):
             first task to find out, once for each problem and shape of the data; the choice does not depend on time.
         chunk_size: how many tasks vmap takes at once; None: all; "auto": as many as fit a quarter of the device's
             memory by an estimate. Peak memory grows with it.
-        compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each problem and shape
-            of the data, however many steps are taken; smaller batches of tasks are padded. Takes ten seconds or more,
-            and on the CPU a C++ compiler. Where it fails, a warning says so, and it goes on without. Second
-            derivatives, and gradients of parameters that do not adapt, are not compiled.
+        compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each shape of the data,
+            however many steps are taken and problems made of the same lines; a batch is padded to at most twice its
+            tasks. Takes ten seconds or more, and on the CPU a C++ compiler. Where it fails, or would be done too often
+            (``metaprox.compiled``), a warning says so, and it goes on without. Second derivatives, and gradients of
+            parameters that do not adapt, are not compiled.
     """
 
     solver: InnerSolver
@@ -171,6 +174,9 @@ class Estimator(ABC):
     backend: BackendName = "auto"
     chunk_size: ChunkSize = "auto"
     compile: bool = False
+
+    _query: ClassVar[Query] = "gradient"
+    _differentiates_twice: ClassVar[bool] = False
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
@@ -226,30 +232,33 @@ class Estimator(ABC):
         """
         params = parameters_to_fill(problem, params)
         result = self._run(problem, params, tasks, keep_adapted=False)
-        for name, value in params.items():
-            if value.grad is None:
-                value.grad = result.grad[name]
-            else:
-                value.grad.add_(result.grad[name])
+        with torch.no_grad():
+            for name, value in params.items():
+                if value.grad is None:
+                    value.grad = result.grad[name]
+                else:
+                    value.grad.add_(result.grad[name])
         return result
 
-    @torch.no_grad()
     def _run(
         self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
     ) -> MetaGradient:
         self.check(problem)
-        parameters = Parameters.of(problem, params)
         batch = TaskBatch.of(tasks)
         total: Tensor | None = None
         chunks: list[ChunkResult] = []
         adapted: list[Tensor] = []
-        with coupled_noise(parameters.device) as noise:
-            engine = self._choice().of(problem, parameters, batch, noise, self._evaluations_held())
-            parameters = parameters.joined(sparing=engine.sequential)
-            for span in engine.chunks(batch.size):
-                gradients = Gradients(problem, parameters, engine, noise, batch, span)
-                chunk = self._estimate(gradients, keep_adapted)
-                del gradients
+        with begun(
+            problem,
+            params,
+            batch,
+            self._choice(),
+            query=self._query,
+            held=self._evaluations_held(),
+            twice=self._differentiates_twice,
+        ) as call:
+            for span in call.chunks():
+                chunk = self._estimate(call.gradients(span), keep_adapted)
                 some = chunk.grad[0] if len(chunk.grad) == 1 else chunk.grad.sum(0)
                 total = some if total is None else total.add_(some)
                 if keep_adapted:
@@ -257,11 +266,12 @@ class Estimator(ABC):
                     adapted.append(chunk.adapted)
                 chunks.append(_without_vectors(chunk))
                 del chunk, some
+            parameters = call.parameters
         assert total is not None  # a batch has at least one task
         return MetaGradient(
             grad=parameters.unflatten(total.div_(batch.size)),
             query_loss=torch.cat([c.query_loss for c in chunks]),
-            metrics={name: torch.cat([c.metrics[name] for c in chunks]) for name in chunks[0].metrics},
+            metrics=joined([c.metrics for c in chunks]),
             adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
             info=_join([c.info for c in chunks]),
         )

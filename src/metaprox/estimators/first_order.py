@@ -1,13 +1,13 @@
 """The cheap methods that FO-B-MAML is compared with: FO-MAML and Reptile. Both are biased."""
 
 from dataclasses import dataclass
-
-import torch
+from typing import ClassVar
 
 from metaprox.backends import Evaluation
 from metaprox.errors import InputError
 from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio
 from metaprox.gradients import BRANCH_NOISE, Gradients
+from metaprox.look import Query
 from metaprox.problem import ProximalProblem
 
 
@@ -52,6 +52,8 @@ class Reptile(Estimator):
     Source: Nichol, Achiam & Schulman, arXiv 1803.02999.
     """
 
+    _query: ClassVar[Query] = "value"
+
     def __post_init__(self) -> None:
         self._check_base()
 
@@ -64,8 +66,7 @@ class Reptile(Estimator):
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
         base = self._solve_base(gradients)
-        with torch.no_grad():
-            loss, metrics = gradients.query_values(base.y.squeeze(1), BRANCH_NOISE, 0)
+        loss, metrics = gradients.query_values(base.y.squeeze(1), BRANCH_NOISE, 0)
         moved = gradients.displacement(base.y).neg_()
         query = Evaluation(moved, loss.unsqueeze(1), {name: metric.unsqueeze(1) for name, metric in metrics.items()})
         return ChunkResult.of(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class IMAML(Estimator):
     cg_steps: int = 5
     cg_tol: float = 0.0
     damping: float = 0.0
+
+    _differentiates_twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_base()

@@ -1,6 +1,7 @@
 """The derivative that FO-B-MAML's difference approximates, by forward mode through the same solve."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Tangent(Branched):
     Raises:
         InputError: an argument is out of range, or lam is 0. NonFiniteError: a solve overflowed.
     """
+
+    _differentiates_twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

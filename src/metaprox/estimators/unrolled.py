@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class MAML(Estimator):
 
     Source: Finn, Abbeel & Levine, arXiv 1703.03400.
     """
+
+    _differentiates_twice: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_base()

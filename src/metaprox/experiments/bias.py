@@ -26,6 +26,7 @@ from metaprox.experiments.problems import LOGISTIC_LAM as LAM
 from metaprox.experiments.problems import logistic_loss, logistic_tasks
 from metaprox.stencil import STENCILS, Stencil
 from metaprox.training import style
+from metaprox.types import Params
 
 COLORS = {"forward": style.LIGHT_BLUE, "symmetric": style.BLUE, "central4": style.PURPLE, "central6": style.GREEN}
 # c in nu = c delta^(1/(p+1)): both errors are alike, and every branch has a solution.
@@ -87,7 +88,7 @@ def _problem(nu: float) -> mp.ProximalProblem:
     if nu == 0:
         return mp.ProximalProblem(logistic_loss, logistic_loss, LAM)
 
-    def perturbed(params: mp.problem.Params, both: mp.Task) -> Tensor:
+    def perturbed(params: Params, both: mp.Task) -> Tensor:
         return logistic_loss(params, both[0]) + nu * logistic_loss(params, both[1])
 
     return mp.ProximalProblem(perturbed, logistic_loss, LAM)

@@ -13,9 +13,9 @@ from torch.func import hessian, jacfwd, vmap
 
 import metaprox as mp
 from metaprox.experiments.problems import logistic_loss
-from metaprox.problem import Params
 from metaprox.tasks import Quadratic
 from metaprox.tasks import quadratic as closed_form
+from metaprox.types import Params
 
 QUADRATIC_LAM, QUADRATIC_DIM, CONDITION = 0.2, 10, 30.0
 ALPHA, LOGISTIC_LAM, LOGISTIC_DIM, OUTER_STEP = 0.15, 0.25, 6, 6.0

@@ -21,7 +21,7 @@ from torch.func import grad, jacrev
 import metaprox as mp
 from metaprox.batch import TaskBatch
 from metaprox.experiments.problems import LOGISTIC_LAM, logistic_loss, logistic_tasks
-from metaprox.gradients import flat_loss
+from metaprox.gradients import flat_losses
 from metaprox.models import cross_entropy, mean_squared_error
 from metaprox.parameters import Parameters
 from metaprox.tasks import MNIST1D, Quadratic, Sinusoid
@@ -187,8 +187,7 @@ def exact(case: Case) -> Exact:
     points = long(case.problem, case.params, case.tasks).adapted
     assert points is not None
     parameters, batch = Parameters.of(case.problem, case.params), TaskBatch.of(case.tasks)
-    inner = flat_loss(case.problem.inner_loss, "inner_loss", parameters, differentiable=False)
-    outer = flat_loss(case.problem.outer_loss, "outer_loss", parameters, differentiable=False)
+    inner, outer = flat_losses(case.problem, parameters)
     solved, left, least = [], [], []
     for index in range(TASKS):
         task, y = batch.one(index), parameters.adapted.flatten({name: value[index] for name, value in points.items()})

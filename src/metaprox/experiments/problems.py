@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import metaprox as mp
-from metaprox.problem import Params
+from metaprox.types import Params
 
 LOGISTIC_LAM = 0.1
 

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 import metaprox as mp
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.models import cross_entropy, mean_squared_error, mlp
-from metaprox.problem import LossValue, Params
 from metaprox.tasks import MNIST1D, Sinusoid, TaskFamily
 from metaprox.training import style
+from metaprox.types import LossValue, Params
 
 META_STEPS: dict[Size, int] = {"full": 150, "quick": 36}
 EVERY, FRACTIONS = 3, (0.25, 0.5, 0.75, 1.0)

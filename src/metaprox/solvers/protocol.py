@@ -1,6 +1,7 @@
 """What an inner solver is: any object with ``init`` and ``step``."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,7 +21,7 @@ class InnerSolver(Protocol):
     mix. A step size that is adapted is to be the same for all branches of a task (reduce over dimension 1), so
     that the difference of two branches is the effect of the perturbation alone.
 
-    What else a solver may say of itself:
+    What else a solver may say of itself, as an attribute or a property of its class:
 
     - ``separate_branches = True``: it steps each branch without a look at the others. The loop backend then gives it
       one branch at a time, in the memory of one.
@@ -28,6 +29,9 @@ class InnerSolver(Protocol):
       ``compile=True`` they are taken in one graph with the gradient, without a call of ``step``.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
+
+    The first two are promises, and hold for the class that makes them alone: a subclass, which may step otherwise,
+    makes them anew or goes without, and so does whatever has its ``step`` replaced, or wrapped by a decorator.
     """
 
     def init(self, y: Tensor) -> Any:
@@ -64,8 +68,19 @@ def _torch_name(kind: type) -> str:
 
 
 def for_parameters(solver: InnerSolver, views: Views) -> InnerSolver:
-    """``solver`` on parameters of these names and shapes."""
-    return solver.for_parameters(views) if isinstance(solver, ShapedSolver) else solver
+    """``solver`` on parameters of these names and shapes.
+
+    Raises InputError where ``for_parameters`` is inherited and hands out a solver that would not step as this one does.
+    """
+    if not isinstance(solver, ShapedSolver):
+        return solver
+    told = solver.for_parameters(views)
+    if "for_parameters" not in vars(type(solver)) and _methods(told) != _methods(solver):
+        raise InputError(
+            f"{solver!r} has an init or step of its own, but the for_parameters that {type(solver).__name__} inherits "
+            f"hands out a {type(told).__name__}, which does not know them: define for_parameters anew"
+        )
+    return told
 
 
 def take_step(solver: InnerSolver, grad: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -86,19 +101,52 @@ def take_step(solver: InnerSolver, grad: Tensor, y: Tensor, state: Any) -> tuple
 
 
 def separates_branches(solver: InnerSolver) -> bool:
-    """Whether ``solver`` has declared that it steps each branch without a look at the others."""
-    return bool(getattr(solver, "separate_branches", False))
+    """Whether the class of ``solver`` promises that it steps each branch without a look at the others."""
+    return bool(_promised(solver, "separate_branches"))
 
 
 def relative_step(solver: InnerSolver) -> float | None:
-    """h, where ``solver`` has declared that all its steps are -h times the gradient."""
-    return getattr(solver, "relative_step", None)
+    """h, where the class of ``solver`` promises that all its steps are -h times the gradient."""
+    return _promised(solver, "relative_step")
 
 
 def check_differentiable(solver: InnerSolver, method: str) -> None:
-    """Raise InputError where ``solver`` has declared that its step can't be differentiated."""
+    """Raise InputError where ``solver`` has declared, or inherited, that its step can't be differentiated."""
     if not getattr(solver, "differentiable", True):
         raise InputError(
             f"{method} differentiates the steps of the inner solver, which {solver!r} does not allow; "
-            "use FOBMAML, or one of metaprox's own solvers"
+            "use FOBMAML, or one of metaprox's own solvers; a solver whose step can be differentiated, although it "
+            "inherits from one whose can't, says so: differentiable = True"
         )
+
+
+def _promised(solver: InnerSolver, name: str) -> Any:
+    """What the class of ``solver`` itself says under ``name``; None where it says nothing, or its step was replaced."""
+    own = vars(type(solver))
+    if name not in own and name not in own.get("__annotations__", {}):
+        return None
+    return getattr(solver, name) if _steps_as_written(solver) else None
+
+
+def _steps_as_written(solver: InnerSolver) -> bool:
+    """Whether ``init`` and ``step`` are those that a class statement defined, and nothing was put in their place."""
+    if {"init", "step"} & getattr(solver, "__dict__", {}).keys():
+        return False
+    return all(_as_written(type(solver), name) for name in ("init", "step"))
+
+
+def _as_written(kind: type, name: str) -> bool:
+    owner = next((cls for cls in kind.__mro__ if name in vars(cls)), kind)
+    method = vars(owner).get(name)
+    place = (owner.__module__, f"{owner.__qualname__}.{name}")
+    return (
+        inspect.isfunction(method)
+        and (method.__module__, method.__qualname__) == place
+        and getattr(method, "__wrapped__", None) is None  # a wrapper takes over the name of what it wraps
+    )
+
+
+def _methods(solver: InnerSolver) -> list[Any]:
+    """``init`` and ``step`` as the functions they are, whatever object they are bound to."""
+    methods = [getattr(solver, name) for name in ("init", "step")]
+    return [getattr(method, "__func__", method) for method in methods]

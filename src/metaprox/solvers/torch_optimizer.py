@@ -1,8 +1,9 @@
 """Any optimizer of torch as an inner solver."""
 
+import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -47,6 +48,7 @@ class TorchOptimizer:
     elementwise: bool = False
     separate_branches: ClassVar[bool] = True
     differentiable: ClassVar[bool] = False
+    _views: Views | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         remedy = "such as functools.partial(torch.optim.AdamW, lr=1e-3)"
@@ -54,30 +56,13 @@ class TorchOptimizer:
         checks.settle(self, elementwise=checks.switch)
 
     def for_parameters(self, views: Views) -> InnerSolver:
-        return self if self.elementwise else _Stepper(self, lambda row: list(views(row).values()))
-
-    def init(self, y: Tensor) -> OptimizerState:
-        return self._on_vectors().init(y)
-
-    def step(self, grad: Tensor, y: Tensor, state: OptimizerState) -> tuple[Tensor, OptimizerState]:
-        return self._on_vectors().step(grad, y, state)
-
-    def _on_vectors(self) -> "_Stepper":
-        """Without shapes of parameters, each task and branch has one: its vector of P numbers."""
-        return _Stepper(self, lambda row: [row])
-
-
-@dataclass(frozen=True)
-class _Stepper:
-    """A TorchOptimizer that knows how to split the vector of a task and branch into parameters."""
-
-    settings: TorchOptimizer
-    split_row: Callable[[Tensor], list[Tensor]]
-    separate_branches: ClassVar[bool] = True
+        shaped = copy.copy(self)
+        object.__setattr__(shaped, "_views", views)
+        return shaped
 
     def init(self, y: Tensor) -> OptimizerState:
         params = [torch.empty_like(point, requires_grad=False) for point in self._split(y)]
-        return OptimizerState(_checked_optimizer(self.settings.factory, params), params)
+        return OptimizerState(_checked_optimizer(self.factory, params), params)
 
     def step(self, grad: Tensor, y: Tensor, state: OptimizerState) -> tuple[Tensor, OptimizerState]:
         new = y.clone(memory_format=torch.contiguous_format)
@@ -89,12 +74,11 @@ class _Stepper:
         return new, state
 
     def _split(self, y: Tensor) -> list[Tensor]:
-        if self.settings.elementwise:
+        """For each task and branch its parameters; without shapes of parameters, its vector of P numbers."""
+        if self.elementwise:
             return [y]
-        return [part for row in y.flatten(0, 1) for part in self.split_row(row)]
-
-    def __repr__(self) -> str:
-        return repr(self.settings)
+        rows = y.flatten(0, 1)
+        return list(rows) if self._views is None else [part for row in rows for part in self._views(row).values()]
 
 
 def _checked_optimizer(factory: Callable[[list[Tensor]], Optimizer], params: list[Tensor]) -> Optimizer:

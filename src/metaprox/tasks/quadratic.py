@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.problem import Params, ProximalProblem, Task
+from metaprox.problem import ProximalProblem, Task
 from metaprox.tasks.base import SPLITS, Split, generator, stacked
+from metaprox.types import Params
 
 
 def loss(params: Params, data: tuple[Tensor, Tensor]) -> Tensor:

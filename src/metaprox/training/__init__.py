@@ -1,7 +1,9 @@
 """Meta-training runs: configuration, loop, checkpoints, figures, report. Needs the extra ``metaprox[experiments]``."""
 
 from metaprox.training.comparison import Budget, Plan, compare
-from metaprox.training.comparison.report import COLUMNS, comparison_table, legend, write_comparison
+from metaprox.training.comparison.report import COLUMNS, IN_A_TERMINAL, comparison_table, legend, write_comparison
+from metaprox.training.comparison.results import read as read_comparison
+from metaprox.training.comparison.results import recount
 from metaprox.training.config import TrainConfig
 from metaprox.training.folder import RunFolder
 from metaprox.training.loop import Progress, load_weights, resume, train
@@ -11,6 +13,7 @@ from metaprox.training.setup import Setup, build
 
 __all__ = [
     "COLUMNS",
+    "IN_A_TERMINAL",
     "Budget",
     "Plan",
     "Progress",
@@ -23,7 +26,9 @@ __all__ = [
     "legend",
     "load_weights",
     "preset",
+    "read_comparison",
     "read_variants",
+    "recount",
     "resume",
     "train",
     "write_comparison",

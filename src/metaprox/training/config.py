@@ -15,7 +15,7 @@ from metaprox.tasks import Split
 from metaprox.text import Learned
 from metaprox.training.kinds import checks_of
 
-SolverName = Literal["gd", "nesterov", "adam", "anderson", "adaptive"]
+SolverName = Literal["gd", "nesterov", "adam", "adam0", "anderson", "adaptive"]
 TasksName = Literal["mnist1d", "sinusoid", "banking77"]
 MethodName = Literal["fobmaml", "tangent", "imaml", "maml", "fomaml", "reptile"]
 
@@ -31,8 +31,8 @@ METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
 
 # The settings that only some families of tasks have.
 FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
-    "mnist1d": ("hidden",),
-    "sinusoid": ("hidden",),
+    "mnist1d": ("hidden", "inner_batch"),
+    "sinusoid": ("hidden", "inner_batch"),
     "banking77": ("data", "encoder", "adapt"),
 }
 
@@ -74,6 +74,7 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # Outer step of normalized SGD.
 LENGTHS = {"mnist1d": 0.4, "sinusoid": 0.1, "banking77": 0.1}
+OUTER_STEPS = {"clipped": 0.1, "adam": 0.001, "sgd": 1.0}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class TrainConfig:
     """Support examples per class (mnist1d, default 5; banking77, default 1), or per task (sinusoid, default 10)."""
     queries: int | None = None
     """Query examples per class (mnist1d, default 15; banking77, default 5), or per task (sinusoid, default 10)."""
+    train_shots: int | None = None
+    """The same as --shots, but for training tasks alone (reptile, whose authors train with more examples than they test
+    with, for it learns from support examples only). Default: the same as --shots."""
     data: str | None = None
     """Folder with train.csv and test.csv (banking77 only). Default: banking77 in the folder that the environment
     variable METAPROX_DATA names."""
@@ -109,12 +113,16 @@ class TrainConfig:
     """Weight of the proximal term that holds adapted parameters near the meta-parameters. Default: mnist1d 0.1,
     others 0.5."""
     solver: SolverName = "gd"
-    """Inner solver. adaptive: gradient descent with a safeguarded step of its own for each task."""
+    """Inner solver. adam0: Adam with beta1 = 0, as Reptile's authors take it. adaptive: gradient descent with a
+    safeguarded step of its own for each task."""
     inner_lr: float | None = None
     """Inner step size; the first one of solver adaptive. Default: mnist1d 0.1, sinusoid 0.01,
     banking77 0.3."""
     steps: int = 10
     """Inner steps K, in training and in evaluation."""
+    inner_batch: int | None = None
+    """Support examples that an inner step of training sees, drawn anew for each step (not banking77; reptile learns
+    little without). Default: all. Evaluation takes all."""
     branch_solver: SolverName | None = None
     """Solver of the perturbed branches. Default: the same as --solver."""
     branch_lr: float | None = None
@@ -137,11 +145,12 @@ class TrainConfig:
     damping: float = 0.0
     """Added to lam in the linear system (imaml only). A bias, for ill-conditioned problems."""
 
-    optimizer: Literal["normalized", "clipped", "adam"] = "normalized"
-    """Outer optimizer: normalized SGD with momentum, clipped SGD, or Adam. Its step decays linearly to 0."""
+    optimizer: Literal["normalized", "clipped", "adam", "sgd"] = "normalized"
+    """Outer optimizer: normalized SGD with momentum, clipped SGD, Adam, or plain SGD, which for reptile is the
+    interpolation of its authors. Its step decays linearly to 0."""
     lr: float | None = None
     """Outer step: a length for normalized SGD. Default: normalized 0.4 (mnist1d) or 0.1 (others), clipped 0.1, adam
-    0.001."""
+    0.001, sgd 1."""
     momentum: float = 0.9
     """Momentum of normalized SGD."""
     gamma: float = 0.1
@@ -190,7 +199,7 @@ class TrainConfig:
 
     def resolved(self) -> "TrainConfig":
         """The same run with every family default written out."""
-        optimizer_lr = {"normalized": LENGTHS[self.tasks], "clipped": 0.1, "adam": 0.001}[self.optimizer]
+        optimizer_lr = ({"normalized": LENGTHS[self.tasks]} | OUTER_STEPS)[self.optimizer]
         defaults = FAMILY_DEFAULTS[self.tasks] | {"lr": optimizer_lr}
         for name, perturb in (("nu", "loss"), ("eps", "center")):
             if self.perturb != perturb or self.method != "fobmaml":
@@ -201,7 +210,7 @@ class TrainConfig:
     def _worth_compiling(self) -> bool:
         """For first-order methods, where there is a compiler; the resolved configuration keeps the answer."""
         assert self.meta_steps is not None  # resolved
-        small = self.tasks in ("mnist1d", "sinusoid") and self.backend != "loop"
+        small = self.tasks in ("mnist1d", "sinusoid") and self.backend != "loop" and not self.inner_batch
         first_order = self.method in ("fobmaml", "fomaml", "reptile")
         return small and first_order and self.meta_steps >= 1000 and has_compiler(self.device)
 

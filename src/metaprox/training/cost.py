@@ -118,7 +118,7 @@ def _meta_step(setup: Setup) -> Callable[[], Counts]:
 
     def step() -> Counts:
         setup.model.zero_grad()
-        counts = setup.estimator.backward(setup.problem, tasks).info.counts
+        counts = setup.estimator.backward(setup.trained, tasks).info.counts
         if setup.config.device != "cpu":
             torch.get_device_module(setup.config.device).synchronize(setup.config.device)
         return counts

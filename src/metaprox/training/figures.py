@@ -55,7 +55,7 @@ def _learning_curve(records: list[dict[str, Any]]) -> Figure:
         marker="o",
         markersize=3,
         capsize=2,
-        label=f"{held_out[0]['split']} tasks (n = {held_out[0][name]['n']}, 95 % interval)",
+        label=f"{held_out[0]['split']} tasks (n = {held_out[0][name]['n']}, 95 % interval over tasks)",
     )
     axes.set_xlabel("meta-steps")
     axes.set_ylabel(label)

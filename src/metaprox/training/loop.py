@@ -105,7 +105,7 @@ def _meta_step(setup: Setup, step: int) -> MetaGradient:
     ids = range(size * step, size * (step + 1))
     setup.model.zero_grad()
     try:
-        out = setup.estimator.backward(setup.problem, setup.batch("train", ids))
+        out = setup.estimator.backward(setup.trained, setup.batch("train", ids))
         setup.optimizer.step()
     except NonFiniteError as error:
         task = "" if error.task is None else f", training task {ids[error.task]}"

@@ -43,7 +43,7 @@ def write_report(folder: RunFolder) -> Path:
 
 
 def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval."""
+    """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval over tasks."""
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     before, after = evaluations[0], evaluations[-1]
     names = [name for name, value in before.items() if isinstance(value, dict)]

@@ -1,10 +1,12 @@
 """From a configuration to the objects of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.optimizer import Optimizer
 from torch.utils import _pytree as pytree
@@ -23,22 +25,39 @@ from metaprox.text import EncoderClassifier, head_classifier, minilm_classifier,
 from metaprox.training.config import TrainConfig
 from metaprox.training.methods import method
 
-SOLVERS = {
+SOLVERS: dict[str, Callable[[float], InnerSolver]] = {
     "gd": GradientDescent,
     "nesterov": Nesterov,
     "adam": Adam,
+    "adam0": partial(Adam, betas=(0.0, 0.999)),
     "anderson": Anderson,
     "adaptive": AdaptiveGradientDescent,
 }
 
 
 @dataclass(frozen=True)
+class DrawnExamples:
+    """``loss`` on ``count`` examples of the batch, drawn without repetition, or on all where there are no more."""
+
+    loss: Callable[[nn.Module, Any], Any]
+    count: int
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Any:
+        chosen = torch.randperm(len(batch[0]), device=batch[0].device)[: self.count]
+        return self.loss(model, tuple(leaf[chosen] for leaf in batch))
+
+
+@dataclass(frozen=True)
 class Setup:
-    """The objects of one run; ``config`` is resolved."""
+    """The objects of one run; ``config`` is resolved.
+
+    ``problem`` is what is evaluated; ``trained`` is the same but for the support examples that an inner step sees.
+    """
 
     config: TrainConfig
     model: nn.Module
     problem: ProximalProblem
+    trained: ProximalProblem
     solver: InnerSolver
     estimator: Estimator
     optimizer: Optimizer
@@ -85,24 +104,28 @@ def build(config: TrainConfig) -> Setup:
     loss = mean_squared_error if config.tasks == "sinusoid" else cross_entropy
     assert config.lam is not None  # resolved
     adapt = "head.*" if config.adapt == "head" and config.encoder != "frozen" else None  # frozen: there is only a head
-    problem = ProximalProblem.from_module(model, loss, config.lam, adapt=adapt)
+    problem = trained = ProximalProblem.from_module(model, loss, config.lam, adapt=adapt)
+    if config.inner_batch:
+        drawn = DrawnExamples(loss, config.inner_batch)
+        trained = ProximalProblem.from_module(model, drawn, config.lam, outer_loss=loss, adapt=adapt)
     estimator = method(config, solver, branch_solver)
-    estimator.check(problem)
+    estimator.check(trained)
     assert config.meta_steps is not None  # resolved
     schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.meta_steps)
-    return Setup(config, model, problem, solver, estimator, optimizer, schedule)
+    return Setup(config, model, problem, trained, solver, estimator, optimizer, schedule)
 
 
 def family(config: TrainConfig, split: Split) -> TaskFamily:
     """The tasks of a split."""
-    assert config.shots is not None  # resolved
+    shots = config.train_shots if split == "train" and config.train_shots else config.shots
+    assert shots is not None  # resolved
     assert config.queries is not None
     if config.tasks == "sinusoid":
-        return Sinusoid(config.shots, config.queries, config.seed, split)
+        return Sinusoid(shots, config.queries, config.seed, split)
     if config.tasks == "banking77":
         frozen = config.encoder == "frozen"
-        return BANKING77(config.data, config.ways, config.shots, config.queries, config.seed, split, embedded=frozen)
-    return MNIST1D(config.ways, config.shots, config.queries, config.seed, split)
+        return BANKING77(config.data, config.ways, shots, config.queries, config.seed, split, embedded=frozen)
+    return MNIST1D(config.ways, shots, config.queries, config.seed, split)
 
 
 def _model(config: TrainConfig) -> nn.Module:
@@ -140,6 +163,8 @@ def _optimizer(config: TrainConfig, model: nn.Module) -> Optimizer:
         return NormalizedSGD(learned, config.lr, config.momentum)
     if config.optimizer == "clipped":
         return ClippedSGD(learned, config.lr, config.gamma)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(learned, config.lr)
     return torch.optim.Adam(learned, config.lr)
 
 

@@ -3,29 +3,44 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from metaprox.training import style
+from metaprox.training.comparison.statistics import ENOUGH_SEEDS
 from metaprox.training.config import foreign_options
 from metaprox.training.folder import RunFolder
-from metaprox.training.report import data_url, render, show, shown
+from metaprox.training.report import data_url, render, shown
 
 COLUMNS = {
     "method": "method",
-    "test": "unseen tasks",
-    "difference": "difference",
+    "test": "unseen tasks, ± over seeds",
+    "test_tasks": "± over tasks",
+    "difference": "difference, ± over seeds",
+    "difference_tasks": "± over tasks",
     "support": "support",
     "query": "query",
     "products": "HVP",
     "memory": "MiB",
+    "gradients": "gradients",
     "time": "time",
 }
+IN_A_TERMINAL = ("method", "test", "test_tasks", "difference", "difference_tasks", "gradients", "time")
 LEGEND = (
-    "Mean query {metric} after adaptation and its 95 % interval over the test tasks of all seeds. Difference to the "
-    "first method, paired on the same tasks. Support gradients, query gradients and Hessian-vector products (HVP) per "
-    "task and meta-step. MiB: peak memory of tensors in one meta-step. Time of all meta-steps relative to the first "
-    "method, from meta-steps measured in turn."
+    "Mean query {metric} after adaptation over {seeds} of training, with two 95 % intervals. Over seeds (Student's t): "
+    "whether a method trains better than another. Over tasks: how well the test tasks measure these very runs, and "
+    "nothing of how another run would turn out. Difference to the first method, paired by seed and, over tasks, task "
+    "by task. Support gradients, query gradients and Hessian-vector products (HVP) per task and meta-step. MiB: peak "
+    "memory of tensors in one meta-step. Gradients (an HVP is two) and time of all meta-steps relative to the first "
+    "method, time from meta-steps measured in turn."
+)
+ONE_SEED = " With one seed the interval over seeds is unknown (n/a)."
+FEW_SEEDS = f" Fewer than {ENOUGH_SEEDS} seeds are no ground for preferring a method."
+DIVERGED = (
+    " A seed on which a method diverged counts with its {metric} before meta-training, or with that of the method's "
+    "worst seed where that is worse; where the method diverges before meta-training as well, there is no mean. An "
+    "interval over tasks needs runs that finished."
 )
 
 
@@ -58,38 +73,67 @@ def write_comparison(results: dict[str, Any], out: Path) -> Path:
 
 def comparison_table(results: dict[str, Any]) -> list[dict[str, str]]:
     """A row for each method, by the names of COLUMNS; evaluations are per task and meta-step."""
-    metric = results["metric"]
+    metric, first = results["metric"], next(iter(results["methods"].values()))
     rows = []
     for label, method in results["methods"].items():
-        difference, failed = (method["minus_first"] or {}).get("all"), len(method["failures"])
-        test = show(metric, method["test"]) if method["test"] else "none finished"
+        difference, failed = method["minus_first"], len(method["failures"])
+        test = _over_seeds(metric, method["test"])
         rows.append(
             {
                 "method": style.method_name(label),
                 "test": test + (f" ({failed} of {len(results['seeds'])} seeds diverged)" if failed else ""),
-                "difference": _signed(metric, difference) if difference else "",
-                **_cost(method["cost"]),
+                "test_tasks": _over_tasks(metric, method["test"]),
+                "difference": _over_seeds(metric, difference["all"], "+") if difference else "",
+                "difference_tasks": _over_tasks(metric, difference["all"]) if difference else "",
+                **_cost(method["cost"], first["cost"]),
             }
         )
     return rows
 
 
-def _cost(cost: dict[str, Any] | None) -> dict[str, str]:
+def _over_seeds(metric: str, estimate: dict[str, Any] | None, sign: str = "-") -> str:
+    """``61.2 ± 0.8 %``; n/a for what is not known."""
+    if estimate is None:
+        return "n/a"
+    return f"{_number(metric, estimate['mean'], sign)} ± {_number(metric, estimate['over_seeds'])}{_unit(metric)}"
+
+
+def _over_tasks(metric: str, estimate: dict[str, Any] | None) -> str:
+    return f"± {_number(metric, estimate['over_tasks'])}{_unit(metric)}" if estimate else "n/a"
+
+
+def _number(metric: str, value: float | None, sign: str = "-") -> str:
+    if value is None:
+        return "n/a"
+    return f"{100 * value:{sign}.1f}" if metric == "accuracy" else f"{value:{sign}.3f}"
+
+
+def _unit(metric: str) -> str:
+    return " %" if metric == "accuracy" else ""
+
+
+def _cost(cost: dict[str, Any] | None, first: dict[str, Any] | None) -> dict[str, str]:
     if cost is None:
-        return dict.fromkeys(("support", "query", "products", "memory", "time"), "")
+        return dict.fromkeys(("support", "query", "products", "memory", "gradients", "time"), "")
     counts, time = cost["per_task_and_meta_step"], cost["time_to_first"]
     return {
         "support": str(counts["support_gradients"]),
         "query": str(counts["query_gradients"]),
         "products": str(counts["hessian_vector_products"]),
         "memory": f"{cost['peak_bytes'] / 2**20:.1f}",
+        "gradients": f"{cost['gradient_evaluations'] / first['gradient_evaluations']:.2f}" if first else "",
         "time": "" if time is None else f"{time:.2f}",
     }
 
 
 def legend(results: dict[str, Any]) -> str:
-    """What the columns of the table mean."""
-    return LEGEND.format(metric=results["metric"])
+    """What the columns of the table mean, and what can't be said by it."""
+    metric, count = results["metric"], len(results["seeds"])
+    seeds = "one seed" if count == 1 else f"{count} seeds"
+    text = LEGEND.format(metric=metric, seeds=seeds)
+    text += ONE_SEED if count == 1 else FEW_SEEDS if count < ENOUGH_SEEDS else ""
+    failed = any(method["failures"] for method in results["methods"].values())
+    return text + (DIVERGED.format(metric=metric) if failed else "")
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
@@ -98,7 +142,10 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """The test metric during training against gradient evaluations and against time."""
+    """The test metric during training against gradient evaluations and against time, mean over the seeds that finished.
+
+    At the end of each curve the interval over seeds of the final test.
+    """
     metric = results["metric"]
     methods = {
         label: method
@@ -117,9 +164,10 @@ def draw(results: dict[str, Any]) -> Figure:
             axes.plot(
                 [row["step"] * scale for row in method["curve"]],
                 [row[metric] for row in method["curve"]],
-                label=style.method_name(name),
+                label=_name(results, name),
                 **styles[name],
             )
+            _final(axes, scale * method["meta_steps"], method["test"], styles[name]["color"])
         axes.set_xlabel(label)
         style.tidy(axes, "")
     left, right = figure.axes
@@ -132,9 +180,14 @@ def draw(results: dict[str, Any]) -> Figure:
     return figure
 
 
-def _signed(metric: str, difference: dict[str, float]) -> str:
-    text = show(metric, difference)
-    return text if text.startswith("-") else f"+{text}"
+def _final(axes: Axes, place: float, test: dict[str, Any] | None, color: str) -> None:
+    if test and test["over_seeds"] is not None:
+        axes.errorbar([place], [test["mean"]], [test["over_seeds"]], color=color, capsize=3, linewidth=1)
+
+
+def _name(results: dict[str, Any], label: str) -> str:
+    failed = len(results["methods"][label]["failures"])
+    return style.method_name(label) + (f" ({failed} of {len(results['seeds'])} diverged)" if failed else "")
 
 
 def _differing_settings(results: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -1,34 +1,59 @@
-"""What the finished runs of a comparison say: statistics, paired differences, costs, curves."""
+"""What the runs of a comparison say: means and intervals, paired differences, costs, curves."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from metaprox.evaluation import Statistic
+from metaprox.errors import RunFolderError
 from metaprox.training.comparison.plan import Plan, per_meta_step, run_path
+from metaprox.training.comparison.statistics import Estimate, OfSeed
 from metaprox.training.config import TrainConfig
 from metaprox.training.cost import Cost
 from metaprox.training.folder import RunFolder
 
+Failures = Mapping[str, Mapping[int, str]]  # label -> seed -> why the run diverged
 
-def collect(
-    plan: Plan, costs: Mapping[str, Cost], failures: Mapping[str, Mapping[int, str]], out: Path
-) -> dict[str, Any]:
-    """What comparison.json holds. ``failures``: label -> seed -> why a run diverged."""
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one method. values: seed -> result on each test task, of those that finished.
+
+    before: seed -> mean over the test tasks before meta-training, of those that diverged; None where that diverged too.
+    """
+
+    values: dict[int, Tensor]
+    before: dict[int, float | None]
+
+    def by_seed(self, metric: str) -> dict[int, OfSeed] | None:
+        """The result of every seed. One that diverged counts as the worse of two: the initial weights, which are what
+        is left of it, and the worst seed that finished, so that no method gains from diverging. None where not even the
+        initial weights have a result.
+        """
+        done = {seed: OfSeed.of(values) for seed, values in self.values.items()}
+        worst = min if metric == "accuracy" else max
+        for seed, before in self.before.items():
+            if before is None:
+                return None
+            done[seed] = OfSeed(worst([before, *(OfSeed.of(values).mean for values in self.values.values())]), None, 0)
+        return dict(sorted(done.items()))
+
+
+def collect(plan: Plan, costs: Mapping[str, Cost], failures: Failures, out: Path) -> dict[str, Any]:
+    """What comparison.json holds."""
     labels = list(plan.configs)
-    values = {label: _test_values(plan, label, failures[label], out) for label in labels}
-    metric = "accuracy" if any("accuracy" in of_seed for of in values.values() for of_seed in of.values()) else "loss"
+    metric = "loss" if next(iter(plan.configs.values())).tasks == "sinusoid" else "accuracy"
+    runs = {label: _runs(plan, label, failures[label], metric, out) for label in labels}
     methods = {
         label: {
             "settings": asdict(config),
             "meta_steps": config.meta_steps,
             "failures": {str(seed): why for seed, why in failures[label].items()},
-            "test": _statistic([of_seed[metric] for of_seed in values[label].values()]),
-            "test_by_seed": {str(seed): _statistic([of_seed[metric]]) for seed, of_seed in values[label].items()},
-            "minus_first": _paired(values[label], values[labels[0]], metric) if label != labels[0] else None,
+            **statistics(runs[label], runs[labels[0]] if label != labels[0] else None, metric),
             "cost": _cost(plan, label, costs),
             "curve": _curve(plan, label, failures[label], metric, out),
         }
@@ -41,6 +66,90 @@ def collect(
         "torch": torch.__version__,
         "methods": methods,
     }
+
+
+def recount(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """The same with the means and intervals taken anew from the test_tasks.json of every run in ``out``.
+
+    Costs and curves stay, and so does what diverged runs had before training: it needs neither weights nor metrics.
+    Raises RunFolderError where a result is missing.
+    """
+    metric, seeds = results["metric"], results["seeds"]
+    runs = {label: _kept(method, label, seeds, metric, out) for label, method in results["methods"].items()}
+    first = next(iter(runs))
+    methods = {
+        label: method | statistics(runs[label], runs[first] if label != first else None, metric)
+        for label, method in results["methods"].items()
+    }
+    return {**results, "methods": methods}
+
+
+def _kept(method: Mapping[str, Any], label: str, seeds: Sequence[int], metric: str, out: Path) -> Runs:
+    """The runs of a method from what was kept of them; ``method``: its part of comparison.json."""
+    failed = [seed for seed in seeds if str(seed) in method["failures"]]
+    known = method.get("before", {})
+    return Runs(
+        {seed: _values(out, label, seed, metric) for seed in seeds if seed not in failed},
+        {seed: known.get(str(seed)) or _before(run_path(out, label, seed), metric) for seed in failed},
+    )
+
+
+def read(out: Path) -> dict[str, Any]:
+    """What comparison.json in ``out`` holds. Raises RunFolderError where there is none."""
+    place = out / "comparison.json"
+    if not place.is_file():
+        raise RunFolderError(f"{out} is not the folder of a finished comparison: it has no comparison.json")
+    results: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return results
+
+
+def statistics(mine: Runs, first: Runs | None, metric: str) -> dict[str, Any]:
+    """The result of a method and its difference to the first one, which are pairs of runs of equal seed."""
+    own = mine.by_seed(metric)
+    return {
+        "before": {str(seed): before for seed, before in mine.before.items()},
+        "test": _estimate(own),
+        "test_by_seed": _as_json(own),
+        "minus_first": _paired(mine, first, metric) if first else None,
+    }
+
+
+def _paired(mine: Runs, first: Runs, metric: str) -> dict[str, Any]:
+    own, others, differences = mine.by_seed(metric), first.by_seed(metric), None
+    if own and others:
+        both = mine.values.keys() & first.values.keys()
+        tasks = {seed: mine.values[seed] - first.values[seed] for seed in both}
+        differences = {seed: own[seed].minus(others[seed], tasks.get(seed)) for seed in own}
+    return {"all": _estimate(differences), "by_seed": _as_json(differences)}
+
+
+def _estimate(by_seed: Mapping[int, OfSeed] | None) -> dict[str, Any] | None:
+    return asdict(Estimate.of(list(by_seed.values()))) if by_seed else None
+
+
+def _as_json(by_seed: Mapping[int, OfSeed] | None) -> dict[str, Any]:
+    return {str(seed): asdict(one) for seed, one in (by_seed or {}).items()}
+
+
+def _runs(plan: Plan, label: str, failures: Mapping[int, str], metric: str, out: Path) -> Runs:
+    finished = [seed for seed in plan.seeds if seed not in failures]
+    return Runs(
+        {seed: _values(out, label, seed, metric) for seed in finished},
+        {seed: _before(run_path(out, label, seed), metric) for seed in failures},
+    )
+
+
+def _values(out: Path, label: str, seed: int, metric: str) -> Tensor:
+    columns = RunFolder.open(run_path(out, label, seed)).read_test_values()
+    return torch.tensor(columns[metric], dtype=torch.float64, device="cpu")
+
+
+def _before(path: Path, metric: str) -> float | None:
+    """The mean over the test tasks before meta-training, with which a run begins its log; None where that diverged."""
+    folder = RunFolder.open(path)
+    records = folder.read_metrics() if folder.metrics.exists() else []
+    found = [record[metric]["mean"] for record in records if record["kind"] == "evaluation" and record["step"] == 0]
+    return float(found[0]) if found else None
 
 
 def _cost(plan: Plan, label: str, costs: Mapping[str, Cost]) -> dict[str, Any] | None:
@@ -63,33 +172,8 @@ def _seconds(config: TrainConfig, cost: Cost) -> float:
     return cost.seconds * (config.meta_steps or 0)
 
 
-def _test_values(plan: Plan, label: str, failures: Mapping[int, str], out: Path) -> dict[int, dict[str, torch.Tensor]]:
-    """seed -> name -> result on each test task, of the runs that finished."""
-    finished = [seed for seed in plan.seeds if seed not in failures]
-    read = {seed: RunFolder.open(run_path(out, label, seed)).read_test_values() for seed in finished}
-    return {
-        seed: {name: torch.tensor(column, dtype=torch.float64, device="cpu") for name, column in columns.items()}
-        for seed, columns in read.items()
-    }
-
-
-def _statistic(parts: list[torch.Tensor]) -> dict[str, float] | None:
-    return asdict(Statistic.of(torch.cat(parts))) if parts else None
-
-
-def _paired(
-    mine: Mapping[int, Mapping[str, torch.Tensor]], first: Mapping[int, Mapping[str, torch.Tensor]], metric: str
-) -> dict[str, Any]:
-    """Difference to the first method on the same tasks, over the seeds that both finished, and for each of them."""
-    differences = {seed: mine[seed][metric] - first[seed][metric] for seed in mine if seed in first}
-    return {
-        "all": _statistic(list(differences.values())),
-        "by_seed": {str(seed): _statistic([difference]) for seed, difference in differences.items()},
-    }
-
-
 def _curve(plan: Plan, label: str, failures: Mapping[int, str], metric: str, out: Path) -> list[dict[str, float]]:
-    """Mean over seeds of the evaluations during training, by meta-step."""
+    """Mean over the seeds that finished of the evaluations during training, by meta-step."""
     rows: dict[int, list[float]] = {}
     for seed in plan.seeds:
         if seed not in failures:

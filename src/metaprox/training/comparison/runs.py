@@ -85,14 +85,21 @@ def _run_all(runs: list[tuple[str, int, TrainConfig]], out: Path, jobs: int) -> 
 def _run(config: TrainConfig, path: Path) -> str | None:
     """Start a run, or go on with it; returns why it failed, if it did."""
     try:
-        if (path / "checkpoint.safetensors").exists():
-            loop.resume(path)
-        else:
-            _forget_a_run_without_checkpoint(path)
-            loop.train(config, path)
+        train_or_resume(config, path)
     except NonFiniteError as error:
         return " ".join([str(error), *getattr(error, "__notes__", ())])
     return None
+
+
+def train_or_resume(
+    config: TrainConfig, path: Path, watch: Callable[[loop.Progress], None] = lambda progress: None
+) -> None:
+    """Go on with the run in ``path`` from its last checkpoint, or start it where there is none."""
+    if (path / "checkpoint.safetensors").exists():
+        loop.resume(path, watch)
+    else:
+        _forget_a_run_without_checkpoint(path)
+        loop.train(config, path, watch)
 
 
 def _forget_a_run_without_checkpoint(path: Path) -> None:

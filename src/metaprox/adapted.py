@@ -1,0 +1,65 @@
+"""A loss as a function of the parameters that adapt, in memory that it may write on."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaprox.checked import CheckedLoss
+from metaprox.compiled import Graphs
+from metaprox.module import PrivateLoss
+from metaprox.parameters import Structure
+from metaprox.types import Metrics
+
+
+@dataclass(frozen=True)
+class AdaptedLoss:
+    """A checked loss on all parameters, as a function of y [P] at the w there is.
+
+    ``writes``: whether it writes on its parameters, so that w is not given to it itself.
+    """
+
+    loss: CheckedLoss
+    structure: Structure
+    w: Tensor
+    writes: bool = False
+
+    def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+        parts = self.structure.adapted.unflatten(y)
+        return self.at(apart(parts) if self.writes else parts, data)
+
+    def at(self, adapted: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
+        """At the parameters that adapt, by name."""
+        if not self.writes:
+            return self.loss(self.structure.merge(adapted, self.w), data)
+        parts = self.structure.merge(adapted, guarded(self.w))
+        return self.loss({name: part if name in adapted else part.data for name, part in parts.items()}, data)
+
+    def leaves(self, point: Tensor) -> dict[str, Tensor]:
+        """The parameters that adapt at y [P], as leaves of a graph, in memory that a loss may write on."""
+        parts = self.structure.adapted.unflatten(guarded(point))
+        # data: each has a version of its own, and what is written on one spoils no graph that has saved another
+        return {name: part.data.requires_grad_() for name, part in parts.items()}
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        """Of the live model's loss, which outlives a call."""
+        own = self.loss.loss
+        traced = replace(self.loss, loss=own.source if isinstance(own, PrivateLoss) else own, explains=False)
+        return Graphs(traced, self.structure)
+
+
+def apart(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies with the graph of ``parts``: autograd lets nobody write on one of several views."""
+    return {name: part.clone() for name, part in parts.items()}
+
+
+def guarded(y: Tensor) -> Tensor:
+    """``y``, in memory that a loss may write on: a copy that is made if and when it is written on, where torch can."""
+    try:
+        copied: Tensor = torch._lazy_clone(y.detach())
+    except (AttributeError, RuntimeError):  # torch without it, or memory that is not torch's own
+        return y.detach().clone()
+    return copied

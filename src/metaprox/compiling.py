@@ -1,0 +1,94 @@
+"""A function and the graphs that torch has compiled of it."""
+
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+# Of torch.compile. Random numbers are those of eager mode, so that graphs agree on noise with each other and with it.
+SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
+# Guards that torch leaves out by default: without them a graph would not see a hook, or another default argument.
+STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_func_defaults": False}
+
+
+class NotCompiledError(Exception):
+    """There is no graph for these arguments."""
+
+
+def only_compiled() -> None:
+    """Raise NotCompiledError unless torch is tracing: the first line of a function that is to run in graphs alone."""
+    if not torch.compiler.is_dynamo_compiling():
+        raise NotCompiledError
+
+
+class CompiledFunction:
+    """``function``, which begins with ``only_compiled()``: ``run`` uses the graphs there are, ``compile`` makes one.
+
+    A graph is used wherever torch's guards find the arguments to be like those it was traced with: equal shapes,
+    dtypes, Python numbers, code and modes, whatever the objects are. It holds no object that it was given. What the
+    function writes on its arguments and puts back, as a swap of a module's tensors, is not written when a graph runs;
+    on what it finds in a global variable it is, for a moment. Threads may run graphs while another compiles.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = _with_own_code(function)
+        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **SETTINGS)
+        self._run = torch._dynamo.run(self._compile)
+        self._lock = threading.Lock()
+        self._users = 0
+        self._dropped = False
+
+    def run(self, *args: Any) -> Any:
+        """Raises NotCompiledError where there is no graph for ``args``, at times RuntimeError while others compile."""
+        with self._used():
+            return self._run(*args)
+
+    def compile(self, *args: Any) -> Any:
+        """The same with a new graph where there is none. Raises whatever torch raises where it can't have one."""
+        limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
+        known = {name: value for name, value in (STRICT_GUARDS | limits).items() if hasattr(torch._dynamo.config, name)}
+        with self._used(), torch._dynamo.config.patch(known):
+            return self._compile(*args)
+
+    def drop(self) -> None:
+        """Let go of all graphs, as soon as no thread is in one. Of each, torch keeps a megabyte or more."""
+        with self._lock:
+            self._dropped = True
+            self._free_if_idle()
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        with self._lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._free_if_idle()
+
+    def _free_if_idle(self) -> None:
+        if self._dropped and not self._users:
+            torch._dynamo.eval_frame.remove_from_cache(self._function)
+
+
+def compile_lock() -> AbstractContextManager[Any]:
+    """What torch itself holds while it compiles, whoever asked for it: nobody may enter a graph while it traces."""
+    return torch._dynamo.convert_frame.compile_lock
+
+
+def _with_own_code(function: Callable[..., Any]) -> types.FunctionType:
+    """A copy with code and globals of its own, which torch keeps its graphs and what they need in."""
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        function.__code__.replace(co_name=function.__name__),
+        dict(function.__globals__),
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__module__ = function.__module__
+    return copy

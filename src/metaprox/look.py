@@ -1,0 +1,175 @@
+"""A first look at a user's losses, on one task: what they are, before anything rests on it.
+
+Each loss is evaluated once more, at x, the first time that a problem meets tasks of a kind. What is wrong is refused by
+name; what is unusual is remembered.
+"""
+
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metaprox.adapted import AdaptedLoss
+from metaprox.batch import TaskBatch
+from metaprox.checked import CheckedLoss
+from metaprox.dimensions import check_dimensions, remember_dimensions, single_examples_refused
+from metaprox.errors import InputError
+from metaprox.inference import normal_tree
+from metaprox.loop import REENTRANT
+from metaprox.microbatches import MicroBatches
+from metaprox.module import PrivateLoss
+from metaprox.noise import Noise
+from metaprox.parameters import Parameters
+from metaprox.problem import ProximalProblem, Task
+
+# What is asked of the outer loss: its gradient, its value, or nothing.
+Query = Literal["gradient", "value", "nothing"]
+LOOK_NOISE = 2  # first noise id; those of the losses in use are 0 and 1
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of both losses.
+
+    draws: whether they draw random numbers from torch's generators.
+    repeats: whether, with equal seeds, they give the same value again.
+    writes: whether they write on the parameters that adapt, or are shared.
+    written: names of the buffers and frozen parameters that they write on.
+    """
+
+    draws: bool
+    repeats: bool
+    writes: bool
+    written: frozenset[str]
+
+
+def look_at(
+    problem: ProximalProblem, parameters: Parameters, batch: TaskBatch, noise: Noise, query: Query = "gradient"
+) -> Look:
+    """Look at the losses of ``problem``, which is private, on the batch's first task; or recall what was seen.
+
+    From then on their replicas copy what is written on, alone.
+
+    Raises:
+        InputError: a loss is no scalar, or does not depend on the parameters; it depends on a tensor that requires grad
+            and is no parameter; a task looks like a batch of tasks, or a batch of tasks like one task.
+    """
+    task = batch.one(0)
+    count = None if batch.stacked is None else batch.size
+    check_dimensions(problem, task, count)
+    key = ("look", query, count is None, parameters.structure, problem.modes(), _kinds(task))
+    found: Look = problem.cache.get_or_make(key, lambda: _look_at_both(problem, parameters, task, noise, query, count))
+    for loss in (problem.inner_loss, problem.outer_loss):
+        if isinstance(loss, PrivateLoss):
+            loss.written = found.written
+    return found
+
+
+def _look_at_both(
+    problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, query: Query, count: int | None
+) -> Look:
+    with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task):
+        seen = [_look(CheckedLoss(problem.inner_loss, "inner_loss"), parameters, task.support, noise)]
+    if query != "nothing":
+        outer = CheckedLoss(problem.outer_loss, "outer_loss", differentiable=query == "gradient")
+        seen.append(_look(outer, parameters, task.query, noise))
+    remember_dimensions(problem, task)
+    return Look(
+        draws=any(one.draws for one in seen),
+        repeats=all(one.repeats for one in seen),
+        writes=any(one.writes for one in seen),
+        written=frozenset().union(*(one.written for one in seen)),
+    )
+
+
+def _kinds(task: Task) -> tuple[Any, ...]:
+    """How a task is built, and of what; not its sizes."""
+    leaves, tree = pytree.tree_flatten(task)
+    return tree, tuple((leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
+
+
+def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) -> Look:
+    batch = normal_tree(next(iter(data))[1]) if isinstance(data, MicroBatches) else data
+    x, structure = torch.cat(parameters.pieces), parameters.structure
+    leaves = AdaptedLoss(loss, structure, parameters.w).leaves(x)
+    w = parameters.w.clone()
+    versions = [tensor._version for tensor in (*leaves.values(), w)]
+
+    def value() -> Tensor:
+        return loss(structure.merge(dict(leaves), w), batch)[0]
+
+    with noise.of(LOOK_NOISE), torch.enable_grad():
+        before = noise.state()
+        first = value()
+        draws = not all(map(torch.equal, before, noise.state()))
+    with noise.of(LOOK_NOISE), torch.enable_grad():
+        again = value()
+        known = {id(tensor) for tensor in (*leaves.values(), *pytree.tree_leaves(batch))}
+        _refuse_strange(loss, first, again, known)
+    own = structure.adapted.unflatten(x)
+    same = torch.equal(w, parameters.w) and all(torch.equal(leaf, own[name]) for name, leaf in leaves.items())
+    writes = not same or versions != [tensor._version for tensor in (*leaves.values(), w)]
+    written = loss.loss.seen_to_write() if isinstance(loss.loss, PrivateLoss) else set()
+    loss.release()
+    return Look(draws, _repeats(loss, first.detach(), again.detach()), writes, frozenset(written))
+
+
+def _repeats(loss: CheckedLoss, first: Tensor, again: Tensor) -> bool:
+    """Whether two values are equal up to what sums in another order do; warns where not."""
+    close = torch.allclose(first, again, rtol=torch.finfo(first.dtype).eps ** 0.5, equal_nan=True)
+    if not close:
+        warnings.warn(
+            f"{loss.role} gave {float(first):.6g}, then {float(again):.6g}, on equal parameters and data, with torch's "
+            "generators seeded alike: it draws from elsewhere (numpy, random, a Generator of its own), or changes from "
+            "call to call. The branches of a task then do not see the same noise, and it is divided by nu: draw from "
+            "torch's global generator, or put the noise into the tasks",
+            stacklevel=2,
+        )
+    return close
+
+
+def _refuse_strange(loss: CheckedLoss, first: Tensor, again: Tensor, known: set[int]) -> None:
+    """Raise InputError where the value depends on a leaf that was there before, and is no parameter."""
+    strange = _strange_leaves(first, known)
+    if not strange:
+        return
+    # What the loss makes anew, such as inputs to take derivatives with respect to, is not there the second time.
+    lasting = {id(leaf) for leaf in _strange_leaves(again, known)}
+    for leaf in strange:
+        if id(leaf) not in lasting:
+            continue
+        live = loss.loss.source.state() if isinstance(loss.loss, PrivateLoss) else {}
+        name = next((name for name, tensor in live.items() if tensor is leaf), None)
+        what = f"{name!r} of the live model" if name else f"a tensor of shape {tuple(leaf.shape)}"
+        remedy = (
+            "Use the model that the loss is given, not the one outside"
+            if name
+            else "Make it a parameter, in params or in a module that holds it and the model (adapt= says which adapt), "
+            "or detach() it, if it is a constant"
+        )
+        raise InputError(
+            f"{loss.role} depends on {what}, which requires grad and is none of the parameters that the loss is given: "
+            f"it would get no gradient. {remedy}"
+        )
+
+
+def _strange_leaves(value: Tensor, known: set[int]) -> list[Tensor]:
+    """Leaves of the graph of ``value`` that are not known. Raises InputError where a node of it hides some."""
+    found: list[Tensor] = []
+    seen, left = set(), [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise InputError(REENTRANT)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            found.append(leaf)
+        left += [parent for parent, _ in node.next_functions]
+    return found

@@ -1,0 +1,165 @@
+"""Losses evaluated one by one, by plain forward and backward passes."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metaprox.adapted import AdaptedLoss, guarded
+from metaprox.backends import Evaluation, Seed
+from metaprox.batch import TaskBatch
+from metaprox.errors import InputError
+from metaprox.microbatches import weighted_sum
+from metaprox.problem import Task
+from metaprox.pull import Pull
+from metaprox.solve import Step
+from metaprox.types import Metrics
+from metaprox.vmapped import FlatLoss
+
+REENTRANT = (
+    "the model recomputes activations with torch.utils.checkpoint and use_reentrant=True, which takes gradients of all "
+    "that requires grad, and hides what that is; give use_reentrant=False (transformers: "
+    "gradient_checkpointing_enable({'use_reentrant': False}))"
+)
+
+
+@dataclass(frozen=True)
+class LoopBackend:
+    """One plain forward and backward pass per task and branch: works for any model and any data."""
+
+    compile: ClassVar[bool] = False
+    sequential: ClassVar[bool] = True
+
+    def chunks(self, size: int) -> list[tuple[int, int]]:
+        return [(task, task + 1) for task in range(size)]
+
+    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
+        tasks = [batch.one(task) for task in range(start, stop)]
+        return Task([task.support for task in tasks], [task.query for task in tasks])
+
+    def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
+        gradient = torch.zeros_like(y, memory_format=torch.contiguous_format)
+        results = []
+        for task, task_data in enumerate(data):
+            for point, place in zip(y[task], gradient[task], strict=True):
+                with seed(task):
+                    results.append(_evaluate_point(loss, point, task_data, place, None))
+        value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
+        return Evaluation(gradient, value, metrics)
+
+    def add_gradient(
+        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        for task, task_data in enumerate(data):
+            for branch, (point, place) in enumerate(zip(y[task], total[task], strict=True)):
+                scale = None if weight is None else weight[task, branch, 0]
+                with seed(task):
+                    _evaluate_point(loss, point, task_data, place, scale)
+        return total
+
+    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
+        return self.add_gradient(loss, y, data, seed, pull.at(y))
+
+    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
+        return None
+
+    def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
+        results = []
+        for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
+            with seed(task), torch.enable_grad():  # losses may take derivatives of their own
+                found = weighted_sum(lambda batch, share: _values(loss, point, batch), task_data)  # noqa: B023
+            results.append(pytree.tree_map(torch.Tensor.detach, found))
+        return _stack(results)
+
+    def join(self, *parts: Any) -> Any:
+        return list(zip(*parts, strict=True))
+
+    def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
+        y = y.clone()  # what the loss writes on is this
+        value, _ = loss(y, data)
+        (gradient,) = torch.autograd.grad(value, y, create_graph=True)
+        _require_second_derivatives(gradient, y)
+        return gradient
+
+
+def _require_second_derivatives(gradient: Tensor, y: Tensor) -> None:
+    """Raise RuntimeError where a function between y and its gradient is ``once_differentiable``.
+
+    torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input: a term
+    of the second derivative would be missing, and nobody told.
+    """
+    seen, left = {y.grad_fn}, [gradient.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":  # what torch leaves in place of the second derivative
+            raise RuntimeError("the inner loss has a function that is marked with @once_differentiable")
+        seen.add(node)
+        left += [parent for parent, _ in node.next_functions]
+
+
+def _stack(results: list[Any]) -> Any:
+    """Trees of tensors -> one tree with a leading dimension."""
+    for result in results:
+        if pytree.tree_structure(result) != pytree.tree_structure(results[0]):
+            raise InputError("a loss reports other metrics in one evaluation than in another")
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+
+def _evaluate_point(
+    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Metrics]:
+    """Value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P]."""
+
+    def one(batch: Any, share: float) -> tuple[Tensor, Metrics]:
+        scale = weight if share == 1 else gradient.new_tensor(share) if weight is None else share * weight
+        return _evaluate_batch(loss, point, batch, gradient, scale)
+
+    return weighted_sum(one, data)
+
+
+def _evaluate_batch(
+    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Metrics]:
+    with torch.enable_grad():
+        if isinstance(loss, AdaptedLoss):
+            value, metrics = _backward_in_place(loss, point, data, gradient, weight)
+        else:
+            leaf = guarded(point).requires_grad_()
+            value, metrics = loss(leaf, data)
+            if value.requires_grad:
+                (found,) = torch.autograd.grad(value, leaf, None if weight is None else weight.to(value.dtype))
+                gradient.add_(found)
+    return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
+
+
+def _backward_in_place(
+    loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Metrics]:
+    """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
+    layout = loss.structure.adapted
+    leaves = loss.leaves(point)
+    value, metrics = loss.at(dict(leaves), data)
+    places = layout.views(gradient)
+    learned = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}  # unless the loss has frozen it
+    for name, leaf in learned.items():  # now: the loss may have filled, or emptied, its parameters' .grad
+        leaf.grad = places[name] if leaf.dtype == gradient.dtype else None
+    try:
+        value.backward(None if weight is None else weight.to(value.dtype), inputs=list(learned.values()))
+    except RuntimeError as error:
+        if "Checkpointing is not compatible" in str(error):
+            raise InputError(REENTRANT) from error
+        raise
+    for name, leaf in learned.items():
+        if leaf.dtype != gradient.dtype and leaf.grad is not None:
+            places[name].add_(leaf.grad)
+    return value, metrics
+
+
+def _values(loss: FlatLoss, point: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+    if isinstance(loss, AdaptedLoss):
+        return loss.at(loss.leaves(point), data)
+    return loss(guarded(point), data)

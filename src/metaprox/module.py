@@ -1,0 +1,168 @@
+"""An ``nn.Module`` as a loss of named tensors."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from metaprox.errors import InputError, MetaproxError
+from metaprox.inference import normal
+from metaprox.replica import Replica, places
+from metaprox.types import LossValue, Params
+
+ModelLoss = Callable[[nn.Module, Any], LossValue]
+
+
+class ModuleLoss:
+    """``loss(model, batch)`` as a function of the model's parameters and a batch.
+
+    A call finds the live model, in operations that torch.compile can trace and guard: for compiled graphs alone, which
+    write on no module. Everything else evaluates ``private()``.
+    """
+
+    def __init__(self, model: nn.Module, loss: ModelLoss) -> None:
+        self.model = model
+        self.loss = loss
+        self._wrapped = _LossOf(model, loss)
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise InputError where the model has no parameter, or buffer, of a name; a call would not miss it."""
+        known = places(self.model)
+        for name in names:
+            if name not in known:
+                raise InputError(f"the model has no parameter {name!r}")
+
+    def __call__(self, params: Params, batch: Any) -> LossValue:
+        like = next(iter(params.values()))
+        buffers = {name: _copy(buffer, like) for name, buffer in self._wrapped.named_buffers()}
+        return functional_call(self._wrapped, buffers | {f"model.{n}": p for n, p in params.items()}, (batch,))
+
+    def private(self) -> "PrivateLoss":
+        """The same function, as the model is now, on a replica: for one evaluation at a time."""
+        return PrivateLoss(self)
+
+    def state(self) -> dict[str, Tensor]:
+        """All parameters and buffers of the live model, tied ones under the first of their names."""
+        return dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+
+    def modes(self) -> tuple[bool, ...]:
+        """Of each module, whether it is in train mode."""
+        return tuple(module.training for module in self.model.modules())
+
+    def uses_batch_statistics(self) -> bool:
+        """Whether predictions for the examples of a batch depend on each other, by a batch norm."""
+        norms = (module for module in self.model.modules() if isinstance(module, _BatchNorm))
+        return any(norm.training or norm.running_mean is None for norm in norms)
+
+
+class PrivateLoss:
+    """A ``ModuleLoss`` on a replica of its model, as the model is when this is made; ``release`` ends an evaluation.
+
+    Parameters that are not given, and buffers, are the model's own: aliases of them where a loss was seen to only read
+    them, and else copies, fresh for every evaluation. ``written``: the names of those that are written on; None: not
+    known yet, so that all are copied.
+    """
+
+    def __init__(self, source: ModuleLoss, written: Collection[str] | None = None) -> None:
+        self.source = source
+        self.written = written
+        self.replica = Replica(source.model)
+        self._live = {name: normal(_initialized(name, tensor).detach()) for name, tensor in source.state().items()}
+        self._known: Collection[str] | None = written  # what of ``written`` the next four rest on
+        self._aliases: dict[str, Tensor] | None = None
+        self._versions: dict[str, int] = {}
+        self._own: dict[str, Tensor] = {}
+        self._copies: dict[str, tuple[Tensor, int]] = {}
+        self._holds = False
+
+    def __call__(self, params: Params, batch: Any) -> LossValue:
+        if self._holds:
+            self.replica.reset()
+        self._holds = True
+        self.replica.hold(self._others(params))
+        self.replica.hold(params)
+        return self.source.loss(self.replica.module, batch)
+
+    def release(self) -> None:
+        """Let go of the tensors of the last evaluation, whose graph is no longer needed.
+
+        Raises MetaproxError where it wrote on a tensor of the live model.
+        """
+        self.replica.reset()
+        self._holds = False
+        for name, version in self._versions.items():
+            if self._live[name]._version != version:
+                raise MetaproxError(
+                    f"{name!r} of the model itself was written on during the call: by the loss, which did not when it "
+                    "was first looked at, or by another thread. Write on a copy in the loss, or let the parameter adapt"
+                )
+
+    def check_names(self, names: Sequence[str]) -> None:
+        self.source.check_names(names)
+
+    def modes(self) -> tuple[bool, ...]:
+        return self.source.modes()
+
+    def fork(self) -> "PrivateLoss":
+        """Another one, for an evaluation whose graph outlives the next."""
+        return PrivateLoss(self.source, self.written)
+
+    def seen_to_write(self) -> set[str]:
+        """Names of what the last evaluation, all on copies, wrote on."""
+        return {
+            name
+            for name, (copy, version) in self._copies.items()
+            if copy._version != version or not _same(copy, self._live[name])
+        }
+
+    def _others(self, params: Params) -> dict[str, Tensor]:
+        """What is not given: copies of what is written on, and aliases."""
+        if self._aliases is None or self.written != self._known:
+            self._split(params)
+        assert self._aliases is not None
+        if not self._own:
+            return self._aliases
+        like = next(iter(params.values()))
+        copies = {name: _copy(tensor, like) for name, tensor in self._own.items()}
+        self._copies = {name: (tensor, tensor._version) for name, tensor in copies.items()}
+        return self._aliases | copies
+
+    def _split(self, params: Params) -> None:
+        self._known = self.written
+        others = {name: tensor for name, tensor in self._live.items() if name not in params}
+        self._own = {n: tensor for n, tensor in others.items() if self.written is None or n in self.written}
+        self._aliases = {name: tensor for name, tensor in others.items() if name not in self._own}
+        self._versions = {name: tensor._version for name, tensor in self._aliases.items()}
+
+
+class _LossOf(nn.Module):
+    """A loss of a model as a module, so that ``functional_call`` can give it other parameters."""
+
+    def __init__(self, model: nn.Module, loss: ModelLoss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Any) -> LossValue:
+        return self.loss(self.model, batch)
+
+
+def _initialized(name: str, tensor: Tensor) -> Tensor:
+    if is_lazy(tensor):
+        raise InputError(f"{name!r} is not initialized, as in lazy modules: call the model once on data")
+    return tensor
+
+
+def _copy(buffer: Tensor, like: Tensor) -> Tensor:
+    """A copy that under vmap has the batch dimension of ``like``, so that a module may update it in place."""
+    if buffer.layout != torch.strided:
+        return buffer.clone()
+    return like.detach().new_empty(buffer.shape, dtype=buffer.dtype, device=buffer.device).copy_(buffer)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())

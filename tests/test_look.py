@@ -1,0 +1,200 @@
+"""What is refused, or remembered, when the losses are first looked at."""
+
+import pytest
+import torch
+from torch import nn
+
+import metaprox as mp
+from conftest import relative_error
+from metaprox.models import cross_entropy, mean_squared_error
+
+GD = mp.GradientDescent(0.1)
+ESTIMATORS = [mp.FOBMAML, mp.Tangent, mp.IMAML, mp.MAML, mp.FOMAML, mp.Reptile]
+
+
+def regression(tasks=3, shots=12, dtype=torch.float32):
+    part = lambda: (torch.randn(tasks, shots, 3, dtype=dtype), torch.randn(tasks, shots, 1, dtype=dtype))  # noqa: E731
+    return mp.Task(part(), part())
+
+
+@pytest.mark.parametrize("backend", ["auto", "vmap", "loop"])
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_a_tensor_that_requires_grad_and_is_no_parameter_is_refused(method, backend):
+    weights = torch.zeros(12, requires_grad=True)
+    scale = 2 * torch.ones((), requires_grad=True)
+
+    def of_leaf(model, batch):
+        return (weights.sigmoid() * (model(batch[0]) - batch[1]).square().squeeze(1)).mean()
+
+    def of_graph(model, batch):
+        return scale * mean_squared_error(model, batch)
+
+    for loss, shape in ((of_leaf, r"\(12,\)"), (of_graph, r"\(\)")):
+        problem = mp.ProximalProblem.from_module(nn.Linear(3, 1), loss, 0.5, mean_squared_error)
+        with pytest.raises(
+            mp.InputError, match=rf"inner_loss depends on a tensor of shape {shape}.*Make it a parameter"
+        ):
+            method(GD, 3, backend=backend).backward(problem, regression())
+    problem = mp.ProximalProblem.from_module(nn.Linear(3, 1), mean_squared_error, 0.5, of_graph)
+    with pytest.raises(mp.InputError, match="outer_loss depends on a tensor"):
+        method(GD, 3, backend=backend).backward(problem, regression())
+
+
+def test_the_live_model_in_a_closure_is_refused_by_its_parameters_name():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    problem = mp.ProximalProblem.from_module(net, lambda model, batch: mean_squared_error(net, batch), 0.5)
+    with pytest.raises(
+        mp.InputError, match=r"depends on '\d\.(weight|bias)' of the live model.*Use the model that the loss"
+    ):
+        mp.adapt(problem, tuple(leaf[0] for leaf in regression().support), GD, 3)
+
+
+def test_the_form_that_works_gives_the_outer_tensor_its_gradient():
+    """Weights of examples: equal to the exact meta-gradient of the same problem on tensors."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net, self.weights = nn.Linear(3, 1), nn.Parameter(torch.zeros(12))
+            self.double()
+
+    def inner(model, batch):
+        return (model.weights.sigmoid() * (model.net(batch[0]) - batch[1]).square().squeeze(1)).mean()
+
+    both, tasks = Both(), regression(dtype=torch.float64)
+    problem = mp.ProximalProblem.from_module(
+        both, inner, 0.1, lambda model, batch: mean_squared_error(model.net, batch), adapt="net.*"
+    )
+    ours = mp.FOBMAML(mp.GradientDescent(0.3), 200, scheme="central4")(problem, problem.live_parameters(), tasks)
+    exact = mp.exact_meta_gradient(problem, problem.live_parameters(), tasks)
+    assert relative_error(ours.grad["weights"], exact.grad["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize("backend", ["auto", "loop"])
+def test_leaves_that_a_loss_makes_itself_and_data_that_require_grad_are_fine(backend):
+    """Inputs to take derivatives with respect to, whether the loss makes them or the data are; equal to a formula."""
+
+    def made(model, batch):
+        x = batch[0].clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return slope.square().mean() + mean_squared_error(model, batch)
+
+    def given(model, batch):
+        x = batch[0].requires_grad_(True)
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return slope.square().mean() + mean_squared_error(model, (x, batch[1]))
+
+    def formula(model, batch):
+        h = torch.tanh(model[0](batch[0]))
+        slope = (model[2].weight * (1 - h * h)) @ model[0].weight
+        return slope.square().mean() + mean_squared_error(model, batch)
+
+    torch.manual_seed(0)
+    model, tasks = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)).double(), regression(dtype=torch.float64)
+    results = []
+    for loss in (formula, made, given):
+        problem = mp.ProximalProblem.from_module(model, loss, 0.5)
+        grad = mp.FOBMAML(GD, 5, backend=backend)(problem, problem.live_parameters(), tasks).grad
+        values = mp.evaluate(problem, lambda ids: tasks, range(3), GD, 5, backend=backend).values["loss"]
+        results.append(torch.cat([*(g.flatten() for g in grad.values()), values]))
+    assert relative_error(results[1], results[0]) < 1e-9
+    assert relative_error(results[2], results[0]) < 1e-9
+
+
+CLASSES = torch.arange(25) % 5
+
+
+@pytest.mark.parametrize("forgotten", [(torch.randn(25, 8), CLASSES), (torch.randn(25, 1), torch.randn(25, 1))])
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_one_task_without_a_task_dimension_is_refused(method, forgotten):
+    classes = forgotten[1] is CLASSES
+    model = nn.Linear(8, 5) if classes else nn.Linear(1, 1)
+    problem = mp.ProximalProblem.from_module(model, cross_entropy if classes else mean_squared_error, 0.5)
+    with pytest.raises(mp.InputError, match=r"look like one task without a task dimension.*a list of one"):
+        method(GD, 3).backward(problem, mp.Task(forgotten, forgotten))
+    assert all(p.grad is None for p in model.parameters())
+    method(GD, 3).backward(problem, [mp.Task(forgotten, forgotten)])
+    with pytest.raises(mp.InputError, match="without a task dimension"):
+        mp.evaluate(problem, lambda ids: mp.Task(forgotten, forgotten), range(25), GD, 3)
+
+
+def test_a_batch_where_one_task_belongs_is_refused_once_a_task_was_seen():
+    problem = mp.ProximalProblem.from_module(nn.Linear(8, 5), cross_entropy, 0.5)
+    tasks = mp.Task(
+        (torch.randn(4, 5, 8), torch.arange(20).view(4, 5) % 5), (torch.randn(4, 5, 8), torch.zeros(4, 5).long())
+    )
+    mp.FOBMAML(GD, 3).backward(problem, tasks)
+    with pytest.raises(
+        mp.InputError, match="a dimension more than in the tasks before: it looks like a batch of tasks"
+    ):
+        mp.adapt(problem, tasks.support, GD, 3)
+    mp.adapt(problem, tuple(leaf[0] for leaf in tasks.support), GD, 3)
+    with pytest.raises(mp.InputError, match="without a task dimension"):
+        mp.FOBMAML(GD, 3).backward(problem, mp.Task(*(tuple(leaf[0] for leaf in half) for half in tasks)))
+
+
+def test_losses_of_functions_may_have_scalars_for_each_task():
+    loss = lambda params, data: (params["w"] - data).square().sum()  # noqa: E731
+    out = mp.FOMAML(GD, 3)(
+        mp.ProximalProblem(loss, loss, 1.0), {"w": torch.zeros(2)}, mp.Task(torch.ones(3), torch.ones(3))
+    )
+    assert len(out.query_loss) == 3
+
+
+def test_gradient_hooks_are_refused():
+    model = nn.Linear(3, 1)
+    handle = model.weight.register_hook(lambda grad: 0 * grad)
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, 0.5)
+    with pytest.raises(mp.InputError, match="'weight' has a gradient hook"):
+        mp.FOBMAML(GD, 3).backward(problem, regression())
+    handle.remove()
+    mp.FOBMAML(GD, 3).backward(problem, regression())
+    model.weight.register_post_accumulate_grad_hook(lambda p: None)
+    with pytest.raises(mp.InputError, match="'weight' has a gradient hook"):
+        mp.adapt(problem, tuple(leaf[0] for leaf in regression().support), GD, 3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "vmap", "loop"])
+def test_errors_of_a_loss_say_where_and_on_what(backend):
+    problem = mp.ProximalProblem.from_module(nn.Linear(4, 1), mean_squared_error, 0.5)
+    with pytest.raises(RuntimeError) as found:
+        mp.FOBMAML(GD, 3, backend=backend).backward(problem, regression())
+    notes = "\n".join(found.value.__notes__)
+    assert (
+        "raised by inner_loss on a batch of [0]: a torch.float32 tensor of shape (12, 3), [1]: a torch.float32" in notes
+    )
+    assert "a loss returns a scalar tensor" in notes
+
+
+def test_the_mode_of_the_model_is_looked_at_anew():
+    """A model that vmap can take in eval mode alone: "auto" goes through the loop in the other."""
+
+    class Picky(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1.0 if not self.training or float(x.sum()) < 1e9 else 2.0)
+
+    model = Picky(3, 1).eval()
+    problem, tasks = mp.ProximalProblem.from_module(model, mean_squared_error, 0.5), regression()
+    for training in (False, True):
+        model.train(training)
+        mp.FOBMAML(GD, 3).backward(problem, tasks)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_callers_grad_mode_changes_nothing(mode):
+    torch.manual_seed(0)
+    model, tasks = nn.Linear(3, 1).double(), regression(dtype=torch.float64)
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, 0.5)
+    plain = mp.FOBMAML(GD, 3)(problem, problem.live_parameters(), tasks).grad
+    with mode():
+        own = mp.Task(*(tuple(leaf.clone() for leaf in half) for half in tasks))  # inference tensors, in that mode
+        inside = mp.ProximalProblem.from_module(nn.Linear(3, 1).double(), mean_squared_error, 0.5)
+        assert torch.equal(mp.FOBMAML(GD, 3)(problem, problem.live_parameters(), own).grad["weight"], plain["weight"])
+        for method in ESTIMATORS:
+            for backend in ("loop", "auto"):
+                method(GD, 3, backend=backend)(inside, inside.live_parameters(), own)
+        pieces = mp.MicroBatches([tuple(leaf[0] for leaf in own.support)])
+        adapted = mp.adapt(problem, pieces, GD, 3)
+        assert mp.evaluate(problem, lambda ids: own, range(3), GD, 3).loss.n == 3
+    adapted["weight"].mul_(1.0).requires_grad_().sum().backward()
