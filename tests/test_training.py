@@ -157,6 +157,35 @@ def test_folder_that_is_not_empty_is_refused_untouched(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_folder_that_can_not_be_made_is_refused():
+    with pytest.raises(mp.RunFolderError, match=r"/dev/null/run can't be made: Not a directory"):
+        training.train(SMALL, "/dev/null/run")
+
+
+class Float64:
+    """Within it, tensors are float64 unless they say otherwise."""
+
+    def __enter__(self):
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *error):
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [Float64, torch.no_grad, torch.inference_mode, lambda: torch.device("meta")],
+    ids=["float64", "no_grad", "inference_mode", "meta"],
+)
+def test_a_run_is_the_same_whatever_torch_is_set_to(tmp_path, enter):
+    config = replace(SMALL, meta_steps=2, meta_batch=2, eval_tasks=2, test_tasks=3)
+    plain = training.train(config, tmp_path / "plain")
+    with enter():
+        other = training.train(config, tmp_path / "other")
+    assert other.read_test_values() == plain.read_test_values()
+    assert training.write_report(other).exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

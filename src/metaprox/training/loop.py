@@ -31,6 +31,7 @@ class Progress:
     metrics: dict[str, float]
 
 
+@torch.inference_mode(False)
 def train(config: TrainConfig, out: str | Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
     """Run ``config`` in the new folder ``out``.
 
@@ -53,6 +54,7 @@ def train(config: TrainConfig, out: str | Path, watch: Callable[[Progress], None
     return folder
 
 
+@torch.inference_mode(False)
 def resume(out: str | Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
     """Go on with the run in ``out`` from its last checkpoint: the result is that of a run that was never stopped.
 
