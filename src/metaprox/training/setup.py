@@ -124,7 +124,7 @@ def build(config: TrainConfig) -> Setup:
 
 @contextmanager
 def options_named() -> Iterator[None]:
-    """Around inner solves: where one diverges, or would, the error says what its advice is called on the command line."""
+    """Around inner solves: where one diverges, or would, the error says what its advice is called among the options."""
     try:
         yield
     except NonFiniteError as error:
