@@ -12,10 +12,10 @@ ROOT = Path(metaprox.__file__).parent
 # A module may import its own part and the parts of the lines above.
 LAYERS = (
     {"errors", "types", "inference"},
-    {"checks"},
+    {"checks", "norms"},
     {"cache", "signatures", "compiling", "origin", "trees"},
     {"stencil", "layout", "noise", "solvers", "replica", "optim", "loader"},
-    {"module"},
+    {"module", "failures"},
     {"problem", "microbatches"},
     {"checked", "solve", "parameters", "vmapped"},
     {"batch", "pull", "compiled", "dimensions"},

@@ -235,3 +235,12 @@ def test_train_on_the_support_and_eval_on_the_query_are_the_users_choice(tasks, 
     assert torch.equal(model[1].running_mean, statistics[0])
     assert torch.equal(model[1].running_var, statistics[1])
     assert int(model[1].num_batches_tracked) == 0
+
+
+def test_statistics_of_a_part_that_tasks_share(model, tasks, backend):
+    """The buffers are written on under vmap, though the first of the parameters is the same for all tasks."""
+    grads = []
+    for name in (backend, "loop"):
+        problem = mp.ProximalProblem.from_module(model, mean_squared_error, LAM, adapt="6.*")
+        grads.append(replace(META, backend=name)(problem, problem.live_parameters(), tasks).grad)
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)

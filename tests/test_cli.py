@@ -70,6 +70,7 @@ def test_mnist1d_reports_accuracy(tmp_path, capsys):
     [
         (["--ways", "11"], 2, "11-way tasks need 11 classes"),
         (["--lam", "0"], 2, "lam must be a finite number > 0, got 0.0"),
+        (["--lam", "50"], 2, "lam is --lam"),
         (
             [
                 "--tasks",

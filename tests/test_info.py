@@ -79,29 +79,40 @@ def test_nu_of_the_center_perturbation_moves_the_center_by_eps(quadratic):
     torch.testing.assert_close(out.info.nu / LAM * v.norm(dim=1), torch.full((5,), 0.02, dtype=torch.float64))
 
 
+def lengths(params, tasks, out):
+    """||y_0 - x||, ||y_0||, ||r||, ||grad fhat(y_0)||, ||v|| of every task."""
+    _, v, y0 = parts(params, tasks, out)
+    slope = (tasks.support[0] @ (y0 - tasks.support[1])[..., None]).squeeze(-1)
+    vectors = (y0 - params["y"], y0, slope + LAM * (y0 - params["y"]), slope, v)
+    return [vector.norm(dim=1) for vector in vectors]
+
+
 @pytest.mark.parametrize("steps", [1, 3, 40])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_default_step_is_as_long_as_the_base_is_inaccurate(quadratic, scheme, steps):
-    """eps = min(1, ||r||/lam)^(1/p), and for "loss" nu = lam eps/||v||, at most 0.1."""
+def test_the_default_step_is_its_formula(quadratic, scheme, steps):
+    """eps = D min(2, (||r|| / (lam D))^(1/p)), no less than the balance with rounding; "loss" has a bound more."""
     problem, params, tasks = quadratic
-    order = STENCILS[scheme].order
+    order, precision = STENCILS[scheme].order, torch.finfo(torch.float64).eps
     for perturb in ("center", "loss"):
         out = mp.FOBMAML(mp.GradientDescent(0.5), steps=steps, scheme=scheme, perturb=perturb)(problem, params, tasks)
-        _, v, _ = parts(params, tasks, out)
-        nu = LAM * (out.info.base_residual / LAM).clamp(max=1) ** (1 / order) / v.norm(dim=1)
-        torch.testing.assert_close(out.info.nu, nu if perturb == "center" else nu.clamp(max=0.1))
+        moved, size, left, slope, v = lengths(params, tasks, out)
+        eps = moved * ((left / (LAM * moved)) ** (1 / order)).clamp(max=2)
+        if perturb == "loss":
+            eps = torch.minimum(eps, 0.175 * slope / LAM)
+        least = (precision * torch.maximum(size, moved)) ** (1 / (order + 1)) * moved ** (order / (order + 1))
+        torch.testing.assert_close(out.info.nu, LAM * torch.maximum(eps, least) / v)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_default_step_does_not_fall_below_the_one_that_balances_rounding(quadratic, scheme):
     problem, params, tasks = quadratic
+    order = STENCILS[scheme].order
     out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-14, max_steps=100, scheme=scheme, perturb="center")(
         problem, params, tasks
     )
-    _, v, _ = parts(params, tasks, out)
-    least = STENCILS[scheme].default_step(torch.finfo(torch.float64).eps)
-    eps = out.info.nu / LAM * v.norm(dim=1)
-    torch.testing.assert_close(eps, torch.full_like(eps, least))
+    moved, size, _, _, v = lengths(params, tasks, out)
+    least = (torch.finfo(torch.float64).eps * torch.maximum(size, moved)) ** (1 / (order + 1))
+    torch.testing.assert_close(out.info.nu / LAM * v, least * moved ** (order / (order + 1)))
 
 
 def test_summary_has_the_median_and_the_worst(quadratic):
@@ -111,3 +122,53 @@ def test_summary_has_the_median_and_the_worst(quadratic):
         values = sorted(getattr(info, name).tolist())
         assert summary[f"{name}_median"] == values[2]
         assert summary[f"{name}_worst"] == values[4]
+
+
+def test_summary_counts_tasks_that_did_not_converge_where_a_tolerance_was_asked_for(quadratic):
+    reached = mp.FOBMAML(mp.Anderson(0.7), tol=1e-9, max_steps=100)(*quadratic).info
+    assert reached.converged.all()
+    assert "tasks_not_converged" not in reached.summary()
+    needed = mp.FOMAML(mp.GradientDescent(0.6), tol=1e-6, max_steps=200)(*quadratic).info.base_steps
+    enough = int(needed.max())  # the last look is one step before the end
+    some = mp.FOMAML(mp.GradientDescent(0.6), tol=1e-6, max_steps=enough)(*quadratic).info
+    assert some.converged.tolist() == (needed < enough).tolist()
+    assert 0 < some.converged.sum() < 5
+    assert some.summary()["tasks_not_converged"] == (~some.converged).sum()
+    for meta in (mp.FOBMAML(mp.GradientDescent(0.5), 3), mp.MAML(mp.GradientDescent(0.5), 3)):
+        info = meta(*quadratic).info
+        assert info.converged.tolist() == [True] * 5  # nothing was asked for
+        assert info.skipped.tolist() == [False] * 5
+
+
+def test_branches_that_do_not_reach_their_tolerance_have_not_converged(quadratic):
+    meta = mp.FOBMAML(mp.Anderson(0.7), tol=1e-9, max_steps=100, branch_steps=3)
+    info = meta(*quadratic).info
+    assert (info.base_steps < 100).all()
+    assert info.converged.tolist() == [False] * 5
+    whole = mp.FOBMAML(mp.Anderson(0.7), tol=1e-9, max_steps=100, start="predictor", branch_steps=0)(*quadratic).info
+    assert whole.converged.all()  # there are no branches to converge
+
+
+def test_what_first_order_methods_do_not_know_is_nan(quadratic):
+    """The ratio of FO-MAML would be 1 by construction."""
+    for meta in (mp.FOMAML(mp.GradientDescent(0.5), 3), mp.Reptile(mp.GradientDescent(0.5), 3)):
+        info = meta(*quadratic).info
+        assert info.gradient_ratio.isnan().all()
+        assert "gradient_ratio_median" not in info.summary()
+
+
+@pytest.mark.parametrize("rate", [0.4, 1.0])
+@pytest.mark.parametrize("perturb", ["center", "loss"])
+def test_the_estimate_bounds_each_task_where_it_falls_at_every_step(quadratic, perturb, rate):
+    """Gradient descent at lr <= 2/L on a convex quadratic, relative to ||v||; and not the solvers without that."""
+    problem, params, tasks = quadratic
+    for task in range(5):
+        one = mp.Task(*(tuple(leaf[task : task + 1] for leaf in part) for part in tasks))
+        for steps in (2, 5, 9):
+            branch = {"branch_solver": mp.GradientDescent(rate), "branch_steps": steps}
+            out = mp.FOBMAML(mp.Anderson(0.7), tol=1e-12, max_steps=200, perturb=perturb, **branch)(
+                problem, params, one
+            )
+            shifted, v, _ = parts(params, one, out)
+            error = (out.grad["y"] - torch.linalg.solve(shifted[0], LAM * v[0])).norm() / v.norm()
+            assert error <= out.info.error_estimate[0] * (1 + 1e-6)

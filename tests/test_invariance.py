@@ -166,7 +166,6 @@ def test_units_of_parameters_and_losses(settings, units, where):
     same_in(units, settings, where)
 
 
-@pytest.mark.xfail(strict=True, reason="branches stop at nu tol, which has units of support loss per query loss")
 def test_units_of_the_query_loss_with_a_tolerance():
     options = {"perturb": "loss", "scheme": "symmetric", "step": 0.05, "tol": 0.2}
     same_in(Units(query=10.0), Drawn("FOBMAML", "gd", options), {})

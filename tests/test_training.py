@@ -119,10 +119,12 @@ def test_training_leaves_torch_as_it_was(tmp_path):
 
 
 def test_divergence_names_meta_step_task_and_inner_step_and_keeps_the_checkpoint(tmp_path):
-    config = replace(SMALL, steps=40, branch_lr=100.0, test_tasks=1)
+    config = replace(SMALL, steps=40, branch_lr=3.0, test_tasks=1)
     with pytest.raises(mp.NonFiniteError, match=r"the gradient of the branch solve .* at step \d+ of 40") as caught:
         training.train(config, tmp_path / "run")
-    assert caught.value.__notes__ == [f"at meta-step 1 of 7, training task {caught.value.task}"]
+    where, options = caught.value.__notes__
+    assert where == f"at meta-step 1 of 7, training task {caught.value.task}"
+    assert "lr is --inner-lr" in options
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
     assert [r["kind"] for r in records(training.RunFolder.open(tmp_path / "run"))] == ["evaluation"]
 
@@ -134,9 +136,16 @@ def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_pat
         mp.NonFiniteError, match=r"task \d+.* at step \d+ of 10 with GradientDescent\(lr=0.05\)"
     ) as caught:
         training.train(config, tmp_path / "fixed")
-    assert caught.value.__notes__ == [f"at meta-step 4 of 12, training task {75 + caught.value.task}"]
+    assert caught.value.__notes__[0] == f"at meta-step 4 of 12, training task {75 + caught.value.task}"
     training.train(replace(config, solver="adaptive"), tmp_path / "adaptive")
     assert (tmp_path / "adaptive" / "weights.safetensors").exists()
+
+
+def test_too_stiff_a_lam_is_refused_before_the_folder_is_made(tmp_path):
+    with pytest.raises(mp.UnstableError, match=r"lr \* lam = 3 > 2") as caught:
+        training.train(replace(SMALL, lam=300.0), tmp_path / "run")
+    assert "lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam" in caught.value.__notes__[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_folder_that_is_not_empty_is_refused_untouched(tmp_path):
@@ -146,6 +155,35 @@ def test_folder_that_is_not_empty_is_refused_untouched(tmp_path):
     with pytest.raises(mp.RunFolderError, match="exists and is not an empty folder"):
         training.train(SMALL, tmp_path / "mine.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_can_not_be_made_is_refused():
+    with pytest.raises(mp.RunFolderError, match=r"/dev/null/run can't be made: Not a directory"):
+        training.train(SMALL, "/dev/null/run")
+
+
+class Float64:
+    """Within it, tensors are float64 unless they say otherwise."""
+
+    def __enter__(self):
+        torch.set_default_dtype(torch.float64)
+
+    def __exit__(self, *error):
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "enter",
+    [Float64, torch.no_grad, torch.inference_mode, lambda: torch.device("meta")],
+    ids=["float64", "no_grad", "inference_mode", "meta"],
+)
+def test_a_run_is_the_same_whatever_torch_is_set_to(tmp_path, enter):
+    config = replace(SMALL, meta_steps=2, meta_batch=2, eval_tasks=2, test_tasks=3)
+    plain = training.train(config, tmp_path / "plain")
+    with enter():
+        other = training.train(config, tmp_path / "other")
+    assert other.read_test_values() == plain.read_test_values()
+    assert training.write_report(other).exists()
 
 
 @pytest.mark.parametrize(

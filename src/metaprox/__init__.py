@@ -1,7 +1,7 @@
 """metaprox: meta-learn the parameters of any PyTorch model, with first derivatives only."""
 
 from metaprox import optim
-from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError
+from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError, UnstableError
 from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, MetaGradient, Reptile, Tangent
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.exact import ExactMetaGradient, exact_meta_gradient
@@ -47,6 +47,7 @@ __all__ = [
     "Tangent",
     "Task",
     "TorchOptimizer",
+    "UnstableError",
     "adapt",
     "evaluate",
     "exact_meta_gradient",

@@ -99,8 +99,6 @@ def patterns(name: str, value: Any) -> str | tuple[str, ...]:
     for one in found:
         if not isinstance(one, str):
             raise InputError(f"{name} must hold names or patterns of parameters, got {shown(one)} in {shown(value)}")
-    if not found:
-        raise InputError(f"{name} is empty, so that no parameter would adapt; None lets all adapt")
     return found
 
 

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from metaprox.cache import BoundedCache
 from metaprox.checked import CheckedLoss
 from metaprox.compiling import CompiledFunction, NotCompiledError, compile_lock, only_compiled
+from metaprox.norms import norm
 from metaprox.origin import describe, origin
 from metaprox.parameters import Structure
 from metaprox.vmapped import evaluate_all
@@ -223,7 +224,7 @@ def _step(structure: Structure) -> Callable[..., Any]:
         only_compiled()
         gradient, _ = evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
         gradient = gradient + lam * (y - x) + shift
-        return y - size * gradient, gradient, torch.linalg.vector_norm(gradient, dim=-1)
+        return y - size * gradient, gradient, norm(gradient).squeeze(-1)
 
     return step
 

@@ -26,6 +26,10 @@ class NonFiniteError(MetaproxError, ArithmeticError):
         self.step = step
 
 
+class UnstableError(InputError, NonFiniteError):
+    """Inner steps that would diverge, whatever the losses are: known, and said, before any is taken."""
+
+
 class RunFolderError(MetaproxError, OSError):
     """A run folder or a file in it can't be used: it exists, is missing, is corrupt, or is not metaprox's."""
 

@@ -21,6 +21,7 @@ from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Stopping
 from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.stability import check_stable
 from metaprox.trees import kind
 from metaprox.types import Metrics, Params
 
@@ -90,6 +91,7 @@ def adapt(
     x = parameters_of(problem, params)
     check_adapt(support, solver)
     stopping = Stopping.of(steps, tol, max_steps)
+    check_stable(solver, problem.lam, stopping.max_steps)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
     with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
@@ -137,6 +139,7 @@ def evaluate(
     x = parameters_of(problem, params)
     ids = check_evaluate(tasks, ids, solver)
     stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
+    check_stable(solver, problem.lam, stopping.max_steps)
     batch_size = checks.count("batch_size", batch_size)
     losses: list[Tensor] = []
     columns: list[Metrics] = []

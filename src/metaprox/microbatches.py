@@ -48,7 +48,7 @@ class MicroBatches:
         >>> problem = mp.ProximalProblem(loss, loss, lam=1.0)
         >>> pieces = mp.MicroBatches([torch.tensor([0.0, 2.0]), torch.tensor([7.0])])  # weigh 2/3 and 1/3
         >>> mp.adapt(problem, pieces, mp.GradientDescent(lr=0.3), steps=50, params={"w": torch.zeros(1)})["w"]
-        tensor([1.5000])
+        tensor([2.])
     """
 
     batches: Iterable[Any]

@@ -37,7 +37,7 @@ class ModuleLoss:
                 raise InputError(f"the model has no parameter {name!r}")
 
     def __call__(self, params: Params, batch: Any) -> LossValue:
-        like = next(iter(params.values()))
+        like = _like(params)
         buffers = {name: _copy(buffer, like) for name, buffer in self._wrapped.named_buffers()}
         return functional_call(self._wrapped, buffers | {f"model.{n}": p for n, p in params.items()}, (batch,))
 
@@ -126,7 +126,7 @@ class PrivateLoss:
         assert self._aliases is not None
         if not self._own:
             return self._aliases
-        like = next(iter(params.values()))
+        like = _like(params)
         copies = {name: _copy(tensor, like) for name, tensor in self._own.items()}
         self._copies = {name: (tensor, tensor._version) for name, tensor in copies.items()}
         return self._aliases | copies
@@ -157,11 +157,16 @@ def _initialized(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def _like(params: Params) -> Tensor:
+    """A tensor that under vmap has a batch dimension if any of ``params`` has, some of which tasks may share."""
+    return torch.cat([value.detach().reshape(-1)[:1] for value in params.values()])
+
+
 def _copy(buffer: Tensor, like: Tensor) -> Tensor:
     """A copy that under vmap has the batch dimension of ``like``, so that a module may update it in place."""
     if buffer.layout != torch.strided:
         return buffer.clone()
-    return like.detach().new_empty(buffer.shape, dtype=buffer.dtype, device=buffer.device).copy_(buffer)
+    return like.new_empty(buffer.shape, dtype=buffer.dtype, device=buffer.device).copy_(buffer)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

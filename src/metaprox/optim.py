@@ -1,10 +1,13 @@
 """Outer optimizers for objectives whose smoothness grows with their gradient, ||Hess F|| <= L0 + L1 ||grad F||.
 
 Both are ordinary ``torch.optim.Optimizer``s: parameter groups, ``state_dict``, schedulers. The norm is taken
-over all groups together, so that splitting parameters into groups of equal settings changes nothing.
+over all groups together, so that splitting parameters into groups of equal settings changes nothing; it neither
+overflows nor vanishes where the gradient itself does not. Settings are checked when an optimizer is made, and at every
+step, whoever has changed them since.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
+from metaprox.norms import joint_norm
 
 
 class NormalizedSGD(Optimizer):
@@ -27,7 +31,8 @@ class NormalizedSGD(Optimizer):
         momentum: beta in [0, 1).
 
     Raises:
-        NonFiniteError: the gradient has a non-finite norm; nothing was changed.
+        InputError: a setting of a group is out of range, when it is made or at a step. NonFiniteError: the gradient, or
+            a momentum buffer that was loaded, is not finite. Nothing was changed then.
 
     Source: Cutkosky & Mehta, arXiv 2002.03305; used for FO-B-MAML by Chayti & Jaggi, arXiv 2409.03682.
 
@@ -40,29 +45,45 @@ class NormalizedSGD(Optimizer):
     """
 
     def __init__(self, params: ParamsT, lr: float, momentum: float = 0.9) -> None:
-        checks.nonnegative("lr", lr)
-        checks.fraction("momentum", momentum)
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+        super().__init__(_parameters(params), {"lr": lr, "momentum": momentum})
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            checks.nonnegative(_of_group(self, index, "lr"), group["lr"])
+            checks.fraction(_of_group(self, index, "momentum"), group["momentum"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients that are there; ``closure``, if given, is called first to fill them."""
+        self._check_settings()
         loss = _evaluate(closure)
         groups = _groups_with_gradients(self)
-        _finite_norm(groups)
+        _require_finite_gradients(self)
+        remedy = "Load another state_dict, or make a new optimizer"
+        self._check_buffers(remedy)
+        _require_finite(self, "momentum buffer", remedy, lambda p: self.state.get(p, {}).get("momentum_buffer"))
         buffers = [self._momentum(group, params) for group, params in groups]
-        norm = _norm([buffer for some in buffers for buffer in some])
+        scale, norm = joint_norm([buffer for some in buffers for buffer in some])
         if norm > 0:
             for (group, params), some in zip(groups, buffers, strict=True):
-                torch._foreach_add_(params, some, alpha=-float(group["lr"]) / norm)
+                _move(params, some, -float(group["lr"]) / norm, scale)
         return loss
+
+    def _check_buffers(self, remedy: str) -> None:
+        for p, state in self.state.items():
+            buffer = state.get("momentum_buffer", p)
+            if buffer.shape != p.shape:
+                raise InputError(
+                    f"a momentum buffer is of shape {tuple(buffer.shape)}, its parameter of {tuple(p.shape)}. {remedy}"
+                )
 
     def _momentum(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_lerp_(buffers, _gradients(params), 1 - group["momentum"])
+        torch._foreach_lerp_(buffers, _gradients(params), 1 - float(group["momentum"]))
         return buffers
 
 
@@ -75,26 +96,54 @@ class ClippedSGD(Optimizer):
         gamma: the longest step, in units of the parameters.
 
     Raises:
-        NonFiniteError: the gradient has a non-finite norm; nothing was changed.
+        InputError: a setting of a group is out of range, when it is made or at a step. NonFiniteError: the gradient is
+            not finite. Nothing was changed then.
 
     Source: Zhang, He, Sra & Jadbabaie, arXiv 1905.11881.
     """
 
     def __init__(self, params: ParamsT, lr: float, gamma: float) -> None:
-        checks.nonnegative("lr", lr)
-        checks.positive("gamma", gamma)
-        super().__init__(params, {"lr": lr, "gamma": gamma})
+        super().__init__(_parameters(params), {"lr": lr, "gamma": gamma})
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for index, group in enumerate(self.param_groups):
+            checks.nonnegative(_of_group(self, index, "lr"), group["lr"])
+            checks.positive(_of_group(self, index, "gamma"), group["gamma"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on the gradients that are there; ``closure``, if given, is called first to fill them."""
+        self._check_settings()
         loss = _evaluate(closure)
         groups = _groups_with_gradients(self)
-        norm = _finite_norm(groups)
+        _require_finite_gradients(self)
+        scale, norm = joint_norm([gradient for _, params in groups for gradient in _gradients(params)])
         for group, params in groups:
-            size = float(group["lr"]) if norm == 0 else min(float(group["lr"]), group["gamma"] / norm)
-            torch._foreach_add_(params, _gradients(params), alpha=-size)
+            longest = float(group["gamma"]) / norm if norm > 0 else math.inf
+            _move(params, _gradients(params), -min(float(group["lr"]) * scale, longest), scale)
         return loss
+
+
+def _parameters(params: Any) -> list[Any]:
+    """As a list. Raises InputError where there are none; of what they are torch is the judge."""
+    if isinstance(params, (str, Tensor)) or not isinstance(params, Iterable):
+        raise InputError(f"params must be parameters or groups of them, got {checks.shown(params)}: model.parameters()")
+    found = list(params)
+    if not found:
+        raise InputError("params is empty: there is nothing to optimize")
+    return found
+
+
+def _move(params: list[Tensor], directions: list[Tensor], size: float, scale: float) -> None:
+    """Add ``size`` / ``scale`` times the directions; where scale is not 1, the quotient alone might overflow."""
+    if scale != 1:
+        directions = list(torch._foreach_div(directions, scale))
+    torch._foreach_add_(params, directions, alpha=size)
+
+
+def _of_group(optimizer: Optimizer, index: int, name: str) -> str:
+    return name if len(optimizer.param_groups) == 1 else f"{name} of parameter group {index}"
 
 
 def _evaluate(closure: Callable[[], Any] | None) -> Any:
@@ -118,18 +167,22 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in params if p.grad is not None]
 
 
-def _norm(tensors: list[Tensor]) -> float:
-    """Euclidean norm of all tensors together, which may lie on several devices."""
-    if not tensors:
-        return 0.0
-    norms = [norm.to(tensors[0].device, torch.float64) for norm in torch._foreach_norm(tensors)]
-    return float(torch.linalg.vector_norm(torch.stack(norms)))
+def _require_finite(optimizer: Optimizer, what: str, remedy: str, of: Callable[[Tensor], Tensor | None]) -> None:
+    """Raise NonFiniteError, naming the parameter, unless what belongs to each is finite, and twice its value too."""
+    named = [
+        (f"parameter {place} of group {index}", tensor)
+        for index, group in enumerate(optimizer.param_groups)
+        for place, p in enumerate(group["params"])
+        if p.grad is not None and (tensor := of(p)) is not None and tensor.numel()
+    ]
+    if not named:
+        return
+    norms = torch._foreach_norm([tensor for _, tensor in named], math.inf)
+    largest = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).tolist()
+    for value, (name, tensor) in zip(largest, named, strict=True):
+        if not value <= torch.finfo(tensor.dtype).max / 2:
+            raise NonFiniteError(f"the {what} of {name} has an entry of {value}; no parameter was changed. {remedy}")
 
 
-def _finite_norm(groups: list[tuple[dict[str, Any], list[Tensor]]]) -> float:
-    norm = _norm([gradient for _, params in groups for gradient in _gradients(params)])
-    if not norm < float("inf"):
-        raise NonFiniteError(
-            f"the gradient has norm {norm}; no parameter was changed. Skip the step, or find the cause"
-        )
-    return norm
+def _require_finite_gradients(optimizer: Optimizer) -> None:
+    _require_finite(optimizer, "gradient", "Skip the step, or find the cause", lambda p: p.grad)

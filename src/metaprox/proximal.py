@@ -1,12 +1,18 @@
 """The proximal solve that adaptation, evaluation and every estimator's base share."""
 
+from metaprox.failures import Purpose
 from metaprox.gradients import BASE_NOISE, Gradients
 from metaprox.solve import Solution, Stopping, solve_parts
 from metaprox.solvers.protocol import InnerSolver
 
 
-def proximal_solve(gradients: Gradients, solver: InnerSolver, stopping: Stopping) -> Solution:
-    """argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P]."""
+def proximal_solve(
+    gradients: Gradients, solver: InnerSolver, stopping: Stopping, purpose: Purpose | None = None
+) -> Solution:
+    """argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P].
+
+    Raises NonFiniteError where a task diverges, unless ``purpose`` says otherwise.
+    """
     solver = gradients.for_parameters(solver)
     return solve_parts(
         lambda y, step, branches: gradients.proximal(y, BASE_NOISE, step),
@@ -15,6 +21,5 @@ def proximal_solve(gradients: Gradients, solver: InnerSolver, stopping: Stopping
         stopping.max_steps,
         fused=lambda y, step, branches: gradients.step(solver, y, BASE_NOISE, step),
         tol=None if stopping.tol is None else gradients.per_task(stopping.tol),
-        describe="base solve",
-        first_task=gradients.start,
+        purpose=purpose or Purpose("base solve", gradients.start, gradients.lam),
     )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
+from metaprox.failures import Purpose, failure_of
+from metaprox.norms import norm
 from metaprox.solvers.protocol import InnerSolver, relative_step, take_step
 
 
@@ -45,12 +47,17 @@ class Solution:
     grad: the weighted sum over branches of the last gradients that were evaluated [T, 1, P], one step before the end
     where the step count ended the solve, at the end where the tolerance did; None where it was not asked for.
     step_sizes: ||y_(k+1) - y_k|| / ||grad_k|| of the first branch [T, K], NaN after a task's last step.
+    converged: whether the tolerance ended the task's solve [T]; True where none was asked for.
+    finite: whether all gradients of the task were [T]; failure: of the first for which one was not.
     """
 
     parts: tuple[Tensor, ...]
     grad: Tensor | None
     steps: Tensor
     step_sizes: Tensor
+    converged: Tensor
+    finite: Tensor
+    failure: NonFiniteError | None = None
 
     @property
     def y(self) -> Tensor:
@@ -68,14 +75,15 @@ class Step:
 
 
 Fused = Callable[[Tensor, int, slice], Step | None]
+ANY = Purpose()
 
 
-def step_size(solver: InnerSolver, new: Tensor, y: Tensor, norm: Tensor) -> Tensor:
+def step_size(solver: InnerSolver, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
     """||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b]."""
     known = relative_step(solver)
     if known is not None:
-        return norm.new_full((len(norm),), known)
-    return torch.linalg.vector_norm(new[:, 0] - y[:, 0], dim=-1) / norm[:, 0]
+        return slope.new_full((len(slope),), known)
+    return norm(new[:, 0] - y[:, 0]).squeeze(-1) / slope[:, 0]
 
 
 def solve(
@@ -85,19 +93,10 @@ def solve(
     max_steps: int,
     *,
     tol: Tensor | None = None,
-    describe: str = "inner solve",
-    first_task: int = 0,
+    purpose: Purpose = ANY,
 ) -> Solution:
     """``solve_parts`` of all branches y [T, B, P] at once: ``gradient(y, step)`` -> gradient [T, B, P]."""
-    return solve_parts(
-        lambda y, step, branches: gradient(y, step),
-        [y],
-        solver,
-        max_steps,
-        tol=tol,
-        describe=describe,
-        first_task=first_task,
-    )
+    return solve_parts(lambda y, step, branches: gradient(y, step), [y], solver, max_steps, tol=tol, purpose=purpose)
 
 
 def solve_parts(
@@ -109,8 +108,7 @@ def solve_parts(
     tol: Tensor | None = None,
     weights: Sequence[float] | None = None,
     fused: Fused = lambda y, step, branches: None,
-    describe: str = "inner solve",
-    first_task: int = 0,
+    purpose: Purpose = ANY,
 ) -> Solution:
     """Take up to ``max_steps`` steps of ``solver`` from B branches of T tasks, a part of the branches at a time.
 
@@ -124,7 +122,7 @@ def solve_parts(
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
         weights: of the branches in ``Solution.grad``. None: it is not kept.
         fused: (y, step, branches) -> gradient and step in one, where that can be had; None where not.
-        describe, first_task: what and where this is, for the error message.
+        purpose: what this is, for the error message, and what happens where a gradient is not finite.
 
     Raises:
         NonFiniteError: a gradient has a non-finite norm. Without ``tol`` it is looked for once, at the end, so
@@ -132,7 +130,8 @@ def solve_parts(
     """
     assert tol is None or len(parts) == 1
     none = parts[0].new_empty(len(parts[0]), 0)
-    progress = _Progress(gradient, fused, solver, max_steps, weights, tol, none.new_ones(len(none), dtype=torch.bool))
+    everyone = none.new_ones(len(none), dtype=torch.bool)
+    progress = _Progress(gradient, fused, solver, max_steps, weights, tol, purpose, everyone, everyone)
     current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
     parts.clear()
     for step in range(max_steps):
@@ -141,11 +140,20 @@ def solve_parts(
             current[index], states[index] = progress.advance(current[index], states[index], where)
         if progress.stopped:
             break
-    if progress.norms:
-        check_finite(torch.stack(progress.norms), solver, max_steps, describe, first_task)
+    failure = failure_of(torch.stack(progress.norms), solver, max_steps, purpose) if progress.norms else None
+    if failure is not None and purpose.on_nonfinite == "raise":
+        raise failure
     sizes = torch.stack(progress.step_sizes, 1) if progress.step_sizes else none
-    taken = torch.full_like(progress.active, sizes.shape[1], dtype=torch.int64)
-    return Solution(tuple(current), progress.kept, taken if tol is None else (~sizes.isnan()).sum(1), sizes)
+    taken = torch.full_like(everyone, sizes.shape[1], dtype=torch.int64)
+    return Solution(
+        parts=tuple(current),
+        grad=progress.kept,
+        steps=taken if tol is None else (~sizes.isnan()).sum(1),
+        step_sizes=sizes,
+        converged=everyone if tol is None or max_steps == 0 else progress.finite & ~progress.active,
+        finite=torch.stack(progress.norms).isfinite().all(-1).all(0) if progress.norms else everyone,
+        failure=failure,
+    )
 
 
 def _slices(parts: list[Tensor]) -> list[slice]:
@@ -164,7 +172,9 @@ class _Progress:
     max_steps: int
     weights: Sequence[float] | None
     tol: Tensor | None
-    active: Tensor
+    purpose: Purpose
+    active: Tensor  # [T]: going on
+    finite: Tensor  # [T]: so far; looked at only where something depends on it
     step: int = 0
     stopped: bool = False
     kept: Tensor | None = None
@@ -178,9 +188,9 @@ class _Progress:
         """The part ``where`` and its solver's state after a step; unchanged where the tolerance ends the solve."""
         done = self.fused(y, self.step, where)
         grad = self.gradient(y, self.step, where) if done is None else done.grad
-        norm = torch.linalg.vector_norm(grad, dim=-1) if done is None else done.norm
-        self._record(grad, norm, where)
-        if self._stops(norm):
+        size_of_grad = norm(grad).squeeze(-1) if done is None else done.norm
+        self._record(grad, size_of_grad, where)
+        if self._stops(size_of_grad):
             return y, state
         if done is None:
             with _without_autocast(y.device.type):
@@ -188,25 +198,34 @@ class _Progress:
         else:
             new = done.y
         del grad  # so that its memory serves the next lines
-        if self.tol is not None:
+        if self._freezes:
             new = torch.where(self.active[:, None, None], new, y)
         if where.start == 0:
-            size = step_size(self.solver, new, y, norm)
-            self.step_sizes.append(size if self.tol is None else torch.where(self.active, size, torch.nan))
+            size = step_size(self.solver, new, y, size_of_grad)
+            self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
         return new, state
 
-    def _stops(self, norm: Tensor) -> bool:
-        """Whether the tolerance ends the solve; looks which tasks go on."""
+    @property
+    def _freezes(self) -> bool:
+        """Whether some tasks may stay where they are while others go on."""
+        return self.tol is not None or self.purpose.on_nonfinite == "skip"
+
+    def _stops(self, norms: Tensor) -> bool:
+        """Whether no task is to go on, or one has failed and that is to be raised; looks which go on."""
+        if self._freezes:
+            self.finite = self.finite & norms.isfinite().all(1)
+            self.active = self.active & self.finite
         if self.tol is not None:
-            self.active = self.active & ~(norm.amax(1) <= self.tol)
-            self.stopped = not self.active.any() or not norm.isfinite().all()
+            self.active = self.active & ~(norms.amax(1) <= self.tol)
+            failed = self.purpose.on_nonfinite == "raise" and not self.finite.all()
+            self.stopped = failed or not self.active.any()
         return self.stopped
 
-    def _record(self, grad: Tensor, norm: Tensor, where: slice) -> None:
+    def _record(self, grad: Tensor, norms: Tensor, where: slice) -> None:
         if where.start == 0:
-            self.norms.append(norm)
+            self.norms.append(norms)
         else:
-            self.norms[-1] = torch.cat([self.norms[-1], norm], 1)
+            self.norms[-1] = torch.cat([self.norms[-1], norms], 1)
         if self.weights is not None and (self.step == self.max_steps - 1 or self.tol is not None):
             self.kept = add_weighted(self.kept, grad, self.weights[where])
 
@@ -222,20 +241,3 @@ def add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]
         total = vector * weight if total is None else total.add_(vector, alpha=weight)
     assert total is not None
     return total
-
-
-def check_finite(norms: Tensor, solver: InnerSolver, max_steps: int, describe: str, first_task: int) -> None:
-    """Raise NonFiniteError, naming the first task, if a gradient norm [K, T, B] is not finite."""
-    finite = norms.isfinite().all(-1)
-    if bool(finite.all()):
-        return
-    bad_tasks = (~finite).any(0).nonzero().flatten().tolist()
-    step = min(int((~finite[:, task]).nonzero()[0]) for task in bad_tasks)
-    task = next(t for t in bad_tasks if not finite[step, t])
-    others = f" (and {len(bad_tasks) - 1} more)" if len(bad_tasks) > 1 else ""
-    raise NonFiniteError(
-        f"task {first_task + task}{others}: the gradient of the {describe} became non-finite at step {step} of "
-        f"{max_steps} with {solver!r}. Lower lr, raise lam, or use mp.AdaptiveGradientDescent.",
-        task=first_task + task,
-        step=step,
-    )

@@ -1,148 +1,31 @@
-"""The interface of every meta-gradient estimator, and what it returns."""
+"""The interface of every meta-gradient estimator."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from metaprox import checks
 from metaprox.arguments import check_estimate, parameters_to_fill
-from metaprox.backends import Evaluation
 from metaprox.batch import TaskBatch
 from metaprox.call import begun
 from metaprox.checked import joined
 from metaprox.choose import BackendName, Choice, ChunkSize
 from metaprox.errors import NonFiniteError
-from metaprox.gradients import Counts, Gradients
+from metaprox.estimators.info import Info
+from metaprox.estimators.result import ChunkResult, Estimate, MetaGradient
+from metaprox.failures import Purpose
+from metaprox.gradients import Gradients
 from metaprox.look import Query
 from metaprox.problem import ProximalProblem, Task
 from metaprox.proximal import proximal_solve
 from metaprox.solve import Solution, Stopping
 from metaprox.solvers.protocol import InnerSolver, check_solver
-from metaprox.types import Metrics, Params
-
-
-@dataclass(frozen=True)
-class Info:
-    """What happened in each of the T tasks. All tensors are on the parameters' device.
-
-    base_residual: ||grad fhat(y_0) + lam (y_0 - x)|| [T], 0 at the exact inner solution.
-    gradient_ratio: ||g_i|| / ||v_i|| [T] with v_i = grad f_i(y_0). At most 1 for convex inner losses and exact
-        solves, so that larger values are an alarm.
-    error_estimate: ||lam v - (H + lam I) g|| / (lam ||v||) [T], by the same difference of gradients that g is of
-        solutions, one step before the end. For convex inner losses it bounds the error of g relative to ||v||
-        that the branch solves cause. NaN where branches took no step, or it was not asked for.
-    nu: the weight of the query loss at a node of 1 [T].
-    base_steps, branch_steps: inner steps taken [T].
-    base_step_sizes, branch_step_sizes: ||step|| / ||gradient|| of each [T, K], NaN where there was none.
-    counts: gradient evaluations and Hessian-vector products, one per task and branch.
-
-    What a method does not have, or would cost it a further evaluation, is NaN.
-    """
-
-    base_residual: Tensor
-    gradient_ratio: Tensor
-    error_estimate: Tensor
-    nu: Tensor
-    base_steps: Tensor
-    branch_steps: Tensor
-    base_step_sizes: Tensor
-    branch_step_sizes: Tensor
-    counts: Counts
-
-    @classmethod
-    def of_base(cls, base: Solution, counts: Counts, **known: Tensor) -> "Info":
-        """Of a method without branches: what is not known is NaN, and there are no branch steps."""
-        unknown = torch.full_like(base.y[:, 0, 0], torch.nan)
-        names = ("base_residual", "gradient_ratio", "error_estimate", "nu")
-        return cls(
-            **(dict.fromkeys(names, unknown) | known),
-            base_steps=base.steps,
-            branch_steps=torch.zeros_like(base.steps),
-            base_step_sizes=base.step_sizes,
-            branch_step_sizes=base.step_sizes[:, :0],
-            counts=counts,
-        )
-
-    def summary(self) -> dict[str, float]:
-        """Median and worst over tasks of the residual, the ratio and the error estimate, where known, for a log."""
-        rows = {}
-        for name in ("base_residual", "gradient_ratio", "error_estimate"):
-            values = getattr(self, name)
-            if values.isnan().all():
-                continue
-            rows[f"{name}_median"] = float(values.median())
-            rows[f"{name}_worst"] = float(values.max())
-        rows["base_step_size_median"] = float(self.base_step_sizes.nanmedian())
-        rows["base_step_size_least"] = float(self.base_step_sizes.nan_to_num(torch.inf).min())
-        return rows
-
-
-@dataclass(frozen=True)
-class MetaGradient:
-    """A meta-gradient and what was computed on the way.
-
-    grad: mean over tasks of grad F_i(x), shaped like the parameters, adapted and shared ones alike.
-    query_loss: f_i(y_i) at the adapted parameters [T]. metrics: whatever else the outer loss returned [T].
-    adapted: y_i with a leading dimension T, of the parameters that adapt. None if not asked for.
-    """
-
-    grad: dict[str, Tensor]
-    query_loss: Tensor
-    metrics: dict[str, Tensor]
-    adapted: dict[str, Tensor] | None
-    info: Info
-
-
-@dataclass(frozen=True)
-class ChunkResult:
-    """An estimate for some of the tasks: gradient [T, P + W], adapted parameters [T, P] if kept, the rest per task."""
-
-    grad: Tensor
-    adapted: Tensor | None
-    query_loss: Tensor
-    metrics: Metrics
-    info: Info
-
-    @classmethod
-    def of(
-        cls, y: Tensor | None, grad: Tensor, shared_grad: Tensor, query: Evaluation, info: Info, first_task: int
-    ) -> "ChunkResult":
-        """From tensors [T, 1, ...]: y_i, the gradients with respect to x and w, and the query loss at y_i.
-
-        Raises NonFiniteError, naming the task, where an estimate is not finite.
-        """
-        whole = torch.cat([grad, shared_grad], dim=-1) if shared_grad.shape[-1] else grad
-        require_finite(whole, query.value[..., None], first_task)
-        metrics = {name: metric.squeeze(1) for name, metric in query.metrics.items()}
-        return cls(whole.squeeze(1), None if y is None else y.squeeze(1), query.value.squeeze(1), metrics, info)
-
-
-def ratio(vector: Tensor, reference: Tensor) -> Tensor:
-    """||vector|| / ||reference|| [T] of tensors [T, 1, P], 0 where the reference is 0."""
-    norm = torch.linalg.vector_norm(vector, dim=-1)
-    scale = torch.linalg.vector_norm(reference, dim=-1)
-    return torch.where(scale > 0, norm / scale, 0.0).squeeze(1)
-
-
-def require_finite(one: Tensor, other: Tensor, first_task: int) -> None:
-    """Raise NonFiniteError, naming the first task, unless both [T, 1, ...] are finite."""
-    good = (_largest(one).isfinite() & _largest(other).isfinite()).flatten()
-    if not bool(good.all()):
-        task = first_task + int((~good).int().argmax())
-        raise NonFiniteError(
-            f"task {task}: the loss or its gradient is not finite at the adapted parameters. "
-            "Lower lr, raise lam, or use mp.AdaptiveGradientDescent.",
-            task=task,
-        )
-
-
-def _largest(tensor: Tensor) -> Tensor:
-    """Of the absolute values in the last dimension, NaN if there is one; needs no memory of that size."""
-    return torch.linalg.vector_norm(tensor, torch.inf, dim=-1)
+from metaprox.solvers.stability import check_stable
+from metaprox.types import Params
 
 
 @dataclass(frozen=True)
@@ -164,6 +47,9 @@ class Estimator(ABC):
             tasks. Takes ten seconds or more, and on the CPU a C++ compiler. Where it fails, or would be done too often
             (``metaprox.compiled``), a warning says so, and it goes on without. Second derivatives, and gradients of
             parameters that do not adapt, are not compiled.
+        on_nonfinite: "raise" NonFiniteError where a task diverges, or "skip" it: the mean is then over the others, and
+            ``info.skipped`` names it. Its ``query_loss`` is what it came to, NaN where the base diverged. Where all
+            tasks diverge, NonFiniteError is raised all the same.
     """
 
     solver: InnerSolver
@@ -174,6 +60,7 @@ class Estimator(ABC):
     backend: BackendName = "auto"
     chunk_size: ChunkSize = "auto"
     compile: bool = False
+    on_nonfinite: Literal["raise", "skip"] = "raise"
 
     _query: ClassVar[Query] = "gradient"
     _differentiates_twice: ClassVar[bool] = False
@@ -185,6 +72,7 @@ class Estimator(ABC):
         checks.settle(self, tol=checks.optional(checks.positive), chunk_size=checks.count_or("auto"))
         self._stopping()
         self._choice()
+        checks.choice("on_nonfinite", self.on_nonfinite, ("raise", "skip"))
 
     def _stopping(self) -> Stopping:
         return Stopping.of(self.steps, self.tol, self.max_steps)
@@ -197,14 +85,27 @@ class Estimator(ABC):
         return 1
 
     def _solve_base(self, gradients: Gradients) -> Solution:
-        return proximal_solve(gradients, self.solver, self._stopping())
+        return proximal_solve(gradients, self.solver, self._stopping(), self._purpose("base solve", gradients))
 
-    @abstractmethod
+    def _purpose(self, name: str, gradients: Gradients, advice: str = "") -> Purpose:
+        return Purpose(name, gradients.start, gradients.lam, advice, self.on_nonfinite)
+
     def check(self, problem: ProximalProblem) -> None:
-        """Raise InputError where the problem is not one this estimator can treat."""
+        """Raise InputError where the problem is not one this estimator can treat, before any loss is evaluated."""
+        self._check_problem(problem)
+        for name, solver, steps in self._solves():
+            check_stable(solver, problem.lam, steps, name)
+
+    def _solves(self) -> list[tuple[str, InnerSolver, int]]:
+        """The settings that take steps on the proximal objective, and how many."""
+        return [("solver", self.solver, self._stopping().max_steps)]
 
     @abstractmethod
-    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+    def _check_problem(self, problem: ProximalProblem) -> None:
+        """Raise InputError where the method is not for this problem."""
+
+    @abstractmethod
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         """The per-task meta-gradients at x [P], and w, for the tasks of ``gradients``; y_i too if it is to be kept."""
 
     def __call__(self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task]) -> MetaGradient:
@@ -216,7 +117,8 @@ class Estimator(ABC):
 
         Raises:
             InputError: bad parameters, tasks or losses, before anything is changed.
-            NonFiniteError: a solve or a gradient overflowed; names the task and the step.
+            NonFiniteError: a solve or a gradient overflowed, and such tasks are not skipped, or all are; names the task
+                and the step.
         """
         check_estimate(problem, params)
         return self._run(problem, params, tasks, keep_adapted=True)
@@ -258,41 +160,37 @@ class Estimator(ABC):
             twice=self._differentiates_twice,
         ) as call:
             for span in call.chunks():
-                chunk = self._estimate(call.gradients(span), keep_adapted)
+                chunk = self._result(call.gradients(span), keep_adapted)
                 some = chunk.grad[0] if len(chunk.grad) == 1 else chunk.grad.sum(0)
                 total = some if total is None else total.add_(some)
                 if keep_adapted:
                     assert chunk.adapted is not None
                     adapted.append(chunk.adapted)
-                chunks.append(_without_vectors(chunk))
+                chunks.append(chunk.without_vectors())
                 del chunk, some
             parameters = call.parameters
         assert total is not None  # a batch has at least one task
+        info = Info.join([c.info for c in chunks])
         return MetaGradient(
-            grad=parameters.unflatten(total.div_(batch.size)),
+            grad=parameters.unflatten(total.div_(self._tasks_left(info, chunks, batch.size))),
             query_loss=torch.cat([c.query_loss for c in chunks]),
             metrics=joined([c.metrics for c in chunks]),
             adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
-            info=_join([c.info for c in chunks]),
+            info=info,
         )
 
+    def _result(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+        purpose = self._purpose("meta-gradient", gradients)
+        return ChunkResult.of(self._estimate(gradients, keep_adapted), self.solver, purpose)
 
-def _without_vectors(chunk: ChunkResult) -> ChunkResult:
-    return ChunkResult(chunk.grad.new_empty(0), None, chunk.query_loss, chunk.metrics, chunk.info)
-
-
-def _join(infos: list[Info]) -> Info:
-    columns: dict[str, Any] = {
-        field.name: _concatenate([getattr(info, field.name) for info in infos])
-        for field in fields(Info)
-        if field.name != "counts"
-    }
-    return Info(**columns, counts=Counts.total([info.counts for info in infos]))
-
-
-def _concatenate(values: list[Tensor]) -> Tensor:
-    """Along tasks; where solves ended after different numbers of steps, the shorter rows end in NaN."""
-    if values[0].dim() == 2:
-        width = max(v.shape[1] for v in values)
-        values = [torch.nn.functional.pad(v, (0, width - v.shape[1]), value=torch.nan) for v in values]
-    return torch.cat(values)
+    def _tasks_left(self, info: Info, chunks: Sequence[ChunkResult], count: int) -> int:
+        """How many tasks the mean is over. Raises NonFiniteError where all are skipped."""
+        failure = next((chunk.failure for chunk in chunks if chunk.failure), None)
+        left = count if failure is None else count - int(info.skipped.sum())
+        if failure is not None and left == 0:
+            raise NonFiniteError(
+                f"all {count} tasks diverged, so that on_nonfinite='skip' leaves none; the first: {failure}",
+                task=failure.task,
+                step=failure.step,
+            )
+        return left

@@ -4,8 +4,14 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from metaprox import checks
 from metaprox.estimators.base import Estimator
+from metaprox.estimators.result import finite_rows
+from metaprox.failures import failure_at_end
+from metaprox.gradients import Gradients
 from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, check_solver
 
@@ -28,9 +34,14 @@ class Branched(Estimator):
         least = 0 if self.start == "predictor" else 1
         checks.settle(self, branch_steps=checks.optional(partial(checks.count, least=least)))
 
-    def check(self, problem: ProximalProblem) -> None:
+    def _check_problem(self, problem: ProximalProblem) -> None:
         name = type(self).__name__
         checks.positive("lam", problem.lam, f"{name} differentiates a proximal solve, which needs a proximal term")
+
+    def _solves(self) -> list[tuple[str, InnerSolver, int]]:
+        name = "solver" if self.branch_solver is None else "branch_solver"
+        base = ("solver", self.solver, self._stopping().max_steps)
+        return [base, (name, self._solver_of_branches, self._steps_of_branches)]
 
     @property
     def _solver_of_branches(self) -> InnerSolver:
@@ -39,3 +50,11 @@ class Branched(Estimator):
     @property
     def _steps_of_branches(self) -> int:
         return self._stopping().max_steps if self.branch_steps is None else self.branch_steps
+
+    def _require_finite(self, gradients: Gradients, *vectors: Tensor) -> None:
+        """Raise NonFiniteError, naming the first task, unless what branches start from [T, 1, ...] is finite."""
+        if self.on_nonfinite == "raise":
+            finite = torch.stack([finite_rows(vector) for vector in vectors]).all(0)
+            failure = failure_at_end(finite, self.solver, self._purpose("meta-gradient", gradients))
+            if failure is not None:
+                raise failure

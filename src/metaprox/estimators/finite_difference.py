@@ -1,7 +1,7 @@
 """FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 
 import torch
@@ -10,16 +10,20 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.backends import Evaluation
 from metaprox.errors import InputError
-from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
+from metaprox.estimators.info import Info
+from metaprox.estimators.origin import Origin
+from metaprox.estimators.result import Estimate, ratio
+from metaprox.estimators.step import Lengths, weight
+from metaprox.failures import Purpose
 from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.pull import Shift
-from metaprox.solve import Fused, Solution, Step, add_weighted, solve_parts
+from metaprox.norms import norm
+from metaprox.solve import Fused, Solution, Step, solve_parts
 from metaprox.solvers.protocol import InnerSolver, separates_branches
 from metaprox.stencil import STENCILS, Stencil, stencil
 
-# Of the default steps. Branches at nu < 0 minimize fhat - |nu| f, which needs a small nu to have a minimum.
-LARGEST_EPS, LARGEST_NU = 1.0, 0.1
+# Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
+LARGEST_RATIO = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class FOBMAML(Branched):
         perturb: where nu enters, as above. "center" needs the query gradient once a task, "loss" at every step.
         nu: weight of the query loss at a node of 1, for perturb="loss".
         eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
-        Where neither is given, eps = min(1, ||r||/lam)^(1/order) for each task, with r the gradient left at y_0, so
-            that the truncation is of the order of the base's own error, and nu = min(0.1, lam eps / ||v||) for
-            "loss". eps is at least (machine epsilon)^(1/(order + 1)), which balances rounding.
+        Where neither is given, eps = D min(2, (||r|| / (lam D))^(1/order)) for each task, with D = ||y_0 - x|| and r
+            the gradient left at y_0, so that the truncation is of the order of the base's own error, and nu =
+            lam eps / ||v||. For "loss" nu ||v|| is at most 0.175 ||grad fhat(y_0)||; where a branch at -nu goes astray
+            all the same (the task's gradient ratio is above 2), the task is differentiated anew by "center". eps is no
+            less than what balances rounding. No change of units changes it; docs/method.md, (5), has the details.
         branch_solver: solver of the branches (default: ``solver``). ``mp.Anderson`` needs the fewest steps.
         branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
         residual_correction: subtract the gradient left at y_0 from every branch's gradient, so that y_0 is
@@ -100,10 +106,30 @@ class FOBMAML(Branched):
     def _evaluations_held(self) -> int:
         return len(self._table(stencil(self.scheme))[0])
 
-    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+    @property
+    def _chooses(self) -> bool:
+        """Whether the step is the default one."""
+        return self.nu is None and self.eps is None
+
+    @property
+    def _may_go_astray(self) -> bool:
+        """Whether branches at -nu may have no minimum although nobody gave the nu."""
+        return self._chooses and self.perturb == "loss" and min(stencil(self.scheme).nodes) < 0
+
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
+        found = self._difference(gradients, keep_adapted)
+        if not self._may_go_astray:
+            return found
+        base, branch = found.solves
+        steady = branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO)
+        if bool((steady | ~base.finite).all()):
+            return found
+        return found.where(steady, replace(self, perturb="center")._difference(gradients, keep_adapted=False))
+
+    def _difference(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         base = self._solve_base(gradients)
         adapted = base.y if keep_adapted else None
-        origin, query, shared = self._origin(gradients, base.y)
+        origin, query, shared, tol = self._origin(gradients, base)
         base = replace(base, parts=())  # the origin lets go of y_0 as soon as it can
         solver = gradients.for_parameters(self._solver_of_branches)
         branches = solve_parts(
@@ -112,59 +138,78 @@ class FOBMAML(Branched):
             solver,
             self._steps_of_branches,
             fused=self._fused(gradients, origin, solver),
-            tol=None if self.tol is None else self.tol * origin.nu.flatten(),
+            tol=tol,
             weights=origin.weights if self.estimate_error else None,
-            describe="branch solve",
-            first_task=gradients.start,
+            purpose=self._purpose_of_branches(gradients),
         )
-        self._release(origin)
-        shared = shared + self._shared_difference(gradients, origin, branches) / origin.nu
+        origin.release()
+        shared = shared + origin.per_nu(self._shared_difference(gradients, origin, branches))
         left = branches.grad  # (lam v - (H + lam I) g) nu / lam
-        error = torch.full_like(origin.nu, torch.nan) if left is None else _norm(left) / origin.nu
+        error = torch.full_like(origin.nu, torch.nan) if left is None else origin.per_nu(norm(left))
         del left
-        grad = _difference(branches.parts, origin).mul_(-gradients.lam / origin.nu)
-        info = Info(
+        grad = origin.per_nu(origin.difference(branches.parts).mul_(-gradients.lam))
+        info = Info.of(
+            base,
+            branches,
+            gradients.counts,
             base_residual=origin.norm_residual.flatten(),
             gradient_ratio=ratio(grad, origin.norm_v),
             error_estimate=ratio(error, origin.norm_v),
             nu=origin.nu.flatten(),
-            base_steps=base.steps,
-            branch_steps=branches.steps,
-            base_step_sizes=base.step_sizes,
-            branch_step_sizes=branches.step_sizes,
-            counts=gradients.counts,
         )
-        return ChunkResult.of(adapted, grad, shared, query, info, gradients.start)
+        return Estimate.of(adapted, grad, shared, query, info, base, replace(branches, parts=()))
 
-    def _origin(self, gradients: Gradients, y0: Tensor) -> tuple["_Origin", Evaluation, Tensor]:
-        """What the branches start from; the query loss at y_0, without its gradient; grad_w f."""
+    def _purpose_of_branches(self, gradients: Gradients) -> Purpose:
+        if self.perturb == "center" or self.nu is None or min(stencil(self.scheme).nodes) >= 0:
+            advice = ""
+        else:
+            advice = f" Or lower nu={self.nu:g}: at -nu, f may outweigh what has a minimum."
+        purpose = self._purpose("branch solve", gradients, advice)
+        astray = self._may_go_astray and self.on_nonfinite == "raise"
+        return replace(purpose, on_nonfinite="tell") if astray else purpose
+
+    def _origin(self, gradients: Gradients, base: Solution) -> tuple[Origin, Evaluation, Tensor, Tensor | None]:
+        """What branches start from; the query loss at y_0, without its gradient; grad_w f; the branches' tolerance."""
+        y0, lam, rule = base.y, gradients.lam, stencil(self.scheme)
         residual = gradients.proximal(y0, BRANCH_NOISE, 0)
+        norm_residual, lengths = norm(residual), None
+        if self._chooses or self.tol is not None:
+            lengths = Lengths.of(y0, gradients.displacement(y0), residual, lam)
         query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
-        norm_residual, norm_v = _norm(residual), _norm(query.grad)
-        require_finite(norm_residual, norm_v, gradients.start)
-        rule = stencil(self.scheme)
-        nu = self._step(rule, gradients.lam, norm_v, norm_residual)
-        origin = _Origin(*self._table(rule), nu, norm_residual, norm_v, y0, residual, query.grad)
-        return origin, replace(query, grad=norm_v), shared
+        norm_v = norm(query.grad)
+        self._require_finite(gradients, norm_residual, norm_v)
+        lengths = lengths.or_else(norm_v / lam) if lengths else None
+        nu = self._step(rule, lam, norm_v, lengths)
+        origin = Origin(
+            *self._table(rule),
+            nu,
+            norm_residual,
+            norm_v,
+            y0,
+            residual,
+            query.grad,
+            perturb_center=self.perturb == "center",
+            corrected=self.residual_correction,
+        )
+        tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
+        return origin, replace(query, grad=norm_v), shared, tol
 
-    def _starts(self, gradients: Gradients, origin: "_Origin") -> list[Tensor]:
+    def _starts(self, gradients: Gradients, origin: Origin) -> list[Tensor]:
         """Where the branches start: in one part, or each in its own where that saves memory and changes nothing."""
         apart = gradients.one_branch_at_a_time and self.tol is None and separates_branches(self._solver_of_branches)
         count = len(origin.nodes)
         parts = [slice(j, j + 1) for j in range(count)] if apart else [slice(0, count)]
-        if self.start == "predictor":
-            return [origin.y0 - (origin.tilt[:, part] / gradients.lam) * origin.v for part in parts]
-        return [origin.y0.expand(-1, part.stop - part.start, -1) for part in parts]
+        return origin.starts(parts, gradients.lam, predict=self.start == "predictor")
 
-    def _branch_gradient(self, gradients: Gradients, origin: "_Origin") -> Callable[[Tensor, int, slice], Tensor]:
+    def _branch_gradient(self, gradients: Gradients, origin: Origin) -> Callable[[Tensor, int, slice], Tensor]:
         """(y, step, branches) -> gradients [T, b, P] of the branch problems."""
 
         def gradient(y: Tensor, step: int, branches: slice) -> Tensor:
             if step == 0 and self.start == "base":
-                return self._at_y0(origin, branches)
-            self._release(origin)
+                return origin.gradient(branches)
+            origin.release()
             noise = self._noise(step)
-            grad = gradients.proximal(y, BRANCH_NOISE, noise, shift=self._shift(origin, branches))
+            grad = gradients.proximal(y, BRANCH_NOISE, noise, shift=origin.shift(branches))
             moved = slice(1 if origin.nodes[branches][0] == 0 else 0, None)  # a node of 0 comes first, without query
             if self.perturb == "loss" and y[:, moved].shape[1]:
                 tilt = origin.tilt[:, branches]
@@ -173,51 +218,18 @@ class FOBMAML(Branched):
 
         return gradient
 
-    def _fused(self, gradients: Gradients, origin: "_Origin", solver: InnerSolver) -> Fused:
+    def _fused(self, gradients: Gradients, origin: Origin, solver: InnerSolver) -> Fused:
         """(y, step, branches) -> gradient and step in one, where no query gradient comes between."""
 
         def step(y: Tensor, step: int, branches: slice) -> Step | None:
             if self.perturb == "loss" or (step == 0 and self.start == "base"):
                 return None
-            shift = self._shift(origin, branches)
-            return gradients.step(solver, y, BRANCH_NOISE, self._noise(step), shift=shift)
+            return gradients.step(solver, y, BRANCH_NOISE, self._noise(step), shift=origin.shift(branches))
 
         return step
 
     def _noise(self, step: int) -> int:
         return 0 if self.residual_correction else step
-
-    def _shift(self, origin: "_Origin", branches: slice) -> Shift | None:
-        """What is the same in these branches' gradients at all steps."""
-        if branches.start not in origin.shifts:
-            tilt, terms = origin.tilt[:, branches], []
-            if self.perturb == "center":
-                terms.append((tilt, origin.v))
-            if self.residual_correction:
-                terms.append((-torch.ones_like(tilt), origin.residual))
-            origin.shifts[branches.start] = Shift(terms) if terms else None
-        return origin.shifts[branches.start]
-
-    def _at_y0(self, origin: "_Origin", branches: slice) -> Tensor:
-        """The gradients of the branch problems at y_0, where all is known; the last branch's takes over a vector."""
-        tilt = origin.tilt[:, branches]
-        if self.residual_correction:
-            return tilt * origin.v
-        if branches.start == 0 or branches.stop < len(origin.nodes):
-            return torch.addcmul(origin.residual, tilt, origin.v)
-        last = origin.residual.addcmul_(tilt, origin.v)
-        self._release(origin)
-        return last
-
-    def _release(self, origin: "_Origin") -> None:
-        """Let go of the vectors that nothing after the first step needs."""
-        nothing = origin.nu.new_empty(0)
-        if len(origin.nodes) > 1:
-            origin.y0 = nothing
-        if not self.residual_correction:
-            origin.residual = nothing
-        if self.perturb == "loss":
-            origin.v = nothing
 
     def _table(self, rule: Stencil) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Nodes and weights of the branches that are solved.
@@ -228,15 +240,16 @@ class FOBMAML(Branched):
         nodes, weights = zip(*rows, strict=True)
         return nodes, weights
 
-    def _step(self, rule: Stencil, lam: float, norm_v: Tensor, norm_residual: Tensor) -> Tensor:
-        """nu [T, 1, 1]. Where v = 0 every step gives 0, so any finite one will do."""
+    def _step(self, rule: Stencil, lam: float, norm_v: Tensor, lengths: Lengths | None) -> Tensor:
+        """nu [T, 1, 1]."""
         if self.nu is not None:
             return torch.full_like(norm_v, self.nu)
-        eps = _distance(rule, norm_residual / lam) if self.eps is None else self.eps
-        nu = torch.where(norm_v > 0, lam * eps / norm_v, LARGEST_NU)
-        return nu if self.perturb == "center" else nu.clamp(max=LARGEST_NU)
+        if self.eps is not None:
+            return weight(self.eps, lam, norm_v)
+        assert lengths is not None
+        return weight(lengths.eps(rule, query_moves=self.perturb == "loss"), lam, norm_v)
 
-    def _shared_difference(self, gradients: Gradients, origin: "_Origin", branches: Solution) -> Tensor:
+    def _shared_difference(self, gradients: Gradients, origin: Origin, branches: Solution) -> Tensor:
         """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point."""
         if not gradients.shares:
             return origin.nu[..., :0]
@@ -245,42 +258,3 @@ class FOBMAML(Branched):
         if len(origin.nodes) == 1:  # the branch at node 0 is y_0, with weight -1
             total = total - gradients.support_shared(origin.y0, BRANCH_NOISE, 0)
         return total
-
-
-@dataclass
-class _Origin:
-    """The point y_0 that the branches start at, the gradients there, and the difference to take from there."""
-
-    nodes: tuple[float, ...]
-    weights: tuple[float, ...]
-    nu: Tensor
-    norm_residual: Tensor
-    norm_v: Tensor
-    y0: Tensor
-    residual: Tensor
-    v: Tensor
-    shifts: dict[int, Shift | None] = field(default_factory=dict)  # of the branches from there on
-
-    def __post_init__(self) -> None:
-        self.tilt = self.nu.new_tensor(self.nodes)[:, None] * self.nu
-
-
-def _distance(rule: Stencil, error: Tensor) -> Tensor:
-    """The default eps, where y_0 is at most ``error`` from the solution (for a convex inner loss)."""
-    least = rule.default_step(torch.finfo(error.dtype).eps)
-    return (error.clamp(max=LARGEST_EPS) ** (1 / rule.order)).clamp(min=least)
-
-
-def _norm(vector: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
-
-
-def _difference(parts: Sequence[Tensor], origin: _Origin) -> Tensor:
-    """sum_j a_j y_j [T, 1, P], as differences to the first branch (a single one: to y_0), because sum_j a_j = 0."""
-    branches = [part[:, j : j + 1] for part in parts for j in range(part.shape[1])]
-    first, *others = branches if len(branches) > 1 else (origin.y0, *branches)
-    total: Tensor | None = None
-    for branch, weight in zip(others, origin.weights[-len(others) :], strict=True):
-        total = add_weighted(total, branch - first, (weight,))
-    assert total is not None
-    return total

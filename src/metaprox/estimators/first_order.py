@@ -5,7 +5,9 @@ from typing import ClassVar
 
 from metaprox.backends import Evaluation
 from metaprox.errors import InputError
-from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio
+from metaprox.estimators.base import Estimator
+from metaprox.estimators.info import Info
+from metaprox.estimators.result import Estimate
 from metaprox.gradients import BRANCH_NOISE, Gradients
 from metaprox.look import Query
 from metaprox.problem import ProximalProblem
@@ -27,14 +29,13 @@ class FOMAML(Estimator):
     def __post_init__(self) -> None:
         self._check_base()
 
-    def check(self, problem: ProximalProblem) -> None:
+    def _check_problem(self, problem: ProximalProblem) -> None:
         return None
 
-    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         base = self._solve_base(gradients)
         query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
-        info = Info.of_base(base, gradients.counts, gradient_ratio=ratio(query.grad, query.grad))
-        return ChunkResult.of(base.y, query.grad, shared, query, info, gradients.start)
+        return Estimate.of(base.y, query.grad, shared, query, Info.of(base, None, gradients.counts), base)
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,16 @@ class Reptile(Estimator):
     def __post_init__(self) -> None:
         self._check_base()
 
-    def check(self, problem: ProximalProblem) -> None:
+    def _check_problem(self, problem: ProximalProblem) -> None:
         if problem.adapt is not None:
             raise InputError(
                 f"Reptile moves only what adapts: adapt={problem.adapt!r} would leave the other parameters without a "
                 "meta-gradient. Freeze them, or use another method"
             )
 
-    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         base = self._solve_base(gradients)
         loss, metrics = gradients.query_values(base.y.squeeze(1), BRANCH_NOISE, 0)
         moved = gradients.displacement(base.y).neg_()
         query = Evaluation(moved, loss.unsqueeze(1), {name: metric.unsqueeze(1) for name, metric in metrics.items()})
-        return ChunkResult.of(
-            base.y, moved, moved[..., :0], query, Info.of_base(base, gradients.counts), gradients.start
-        )
+        return Estimate.of(base.y, moved, moved[..., :0], query, Info.of(base, None, gradients.counts), base)

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.estimators.base import ChunkResult, Estimator, Info, ratio
+from metaprox.estimators.base import Estimator
+from metaprox.estimators.info import Info
+from metaprox.estimators.result import Estimate, ratio
 from metaprox.gradients import BRANCH_NOISE, Gradients
+from metaprox.norms import norm
 from metaprox.problem import ProximalProblem
 
 
@@ -43,33 +46,33 @@ class IMAML(Estimator):
         self._check_base()
         checks.settle(self, cg_steps=checks.count, cg_tol=checks.nonnegative, damping=checks.nonnegative)
 
-    def check(self, problem: ProximalProblem) -> None:
+    def _check_problem(self, problem: ProximalProblem) -> None:
         checks.positive("lam", problem.lam, "IMAML differentiates a proximal solve, which needs a proximal term")
 
     def _evaluations_held(self) -> int:
         return 3  # of a gradient and its derivative
 
-    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         base, lam = self._solve_base(gradients), gradients.lam
         residual = gradients.proximal(base.y, BRANCH_NOISE, 0)
         query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
         shift = lam + self.damping
-        right = lam * query.grad
-        g, left = conjugate_gradients(
+        z, left = conjugate_gradients(  # z = g / lam
             lambda p: gradients.hessian_vector(base.y, p, BRANCH_NOISE, 0).add(p, alpha=shift),
-            right,
+            query.grad,
             self.cg_steps,
             self.cg_tol,
         )
-        info = Info.of_base(
+        info = Info.of(
             base,
+            None,
             gradients.counts,
-            base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
-            gradient_ratio=ratio(g, query.grad),
-            error_estimate=ratio(left.add(g, alpha=self.damping), right),
+            base_residual=norm(residual).flatten(),
+            gradient_ratio=lam * ratio(z, query.grad),
+            error_estimate=ratio(left.add(z, alpha=self.damping), query.grad),
         )
-        shared = shared - gradients.mixed_product(base.y, g / lam, BRANCH_NOISE, 0)
-        return ChunkResult.of(base.y, g, shared, query, info, gradients.start)
+        shared = shared - gradients.mixed_product(base.y, z, BRANCH_NOISE, 0)
+        return Estimate.of(base.y, lam * z, shared, query, info, base)
 
 
 def conjugate_gradients(
@@ -77,10 +80,12 @@ def conjugate_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Solve A z = right from z = 0, all leading dimensions at once; returns z and right - A z, by recursion.
 
-    A problem stops once ||right - A z|| <= tol ||right||, or where <p, A p> is not positive.
+    A problem stops once ||right - A z|| <= tol ||right||, or where <p, A p> is not positive. It is solved for a right
+    side of unit length, whose squares are numbers in all units.
     """
+    length = norm(right)
+    r = p = right / torch.where(length > 0, length, 1.0)
     z = torch.zeros_like(right)
-    r, p = right, right
     square = _dot(r, r)
     limit = tol**2 * square
     for _ in range(max_steps):
@@ -96,7 +101,7 @@ def conjugate_gradients(
         new = _dot(r, r)
         p = torch.where(going, r + torch.where(going, new / square, 0.0) * p, 0.0)
         square = torch.where(going, new, 0.0)
-    return z, r
+    return z * length, r * length
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

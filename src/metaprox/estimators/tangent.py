@@ -1,15 +1,17 @@
 """The derivative that FO-B-MAML's difference approximates, by forward mode through the same solve."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from metaprox.estimators.base import ChunkResult, Info, ratio, require_finite
 from metaprox.estimators.branched import Branched
+from metaprox.estimators.info import Info
+from metaprox.estimators.result import Estimate, ratio
 from metaprox.gradients import BRANCH_NOISE, Gradients
+from metaprox.norms import norm
 from metaprox.solve import Solution, solve
 from metaprox.solvers.protocol import check_differentiable
 
@@ -44,12 +46,12 @@ class Tangent(Branched):
     def _evaluations_held(self) -> int:
         return 3  # of a gradient and its derivative
 
-    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         base = self._solve_base(gradients)
         y0, lam = base.y, gradients.lam
         residual = gradients.proximal(y0, BRANCH_NOISE, 0)
         query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
-        require_finite(residual, query.grad, gradients.start)
+        self._require_finite(gradients, residual, query.grad)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
         if self.residual_correction:
             branch = self._solve_linear(gradients, y0, query.grad, start)
@@ -58,19 +60,16 @@ class Tangent(Branched):
             branch, tangent = self._solve_dual(gradients, y0, query.grad, start)
             end = branch.y
         g = -lam * tangent
-        info = Info(
-            base_residual=torch.linalg.vector_norm(residual, dim=-1).squeeze(1),
+        info = Info.of(
+            base,
+            branch,
+            gradients.counts,
+            base_residual=norm(residual).flatten(),
             gradient_ratio=ratio(g, query.grad),
-            error_estimate=torch.full_like(y0[:, 0, 0], torch.nan),
             nu=torch.zeros_like(y0[:, 0, 0]),
-            base_steps=base.steps,
-            branch_steps=branch.steps,
-            base_step_sizes=base.step_sizes,
-            branch_step_sizes=branch.step_sizes,
-            counts=gradients.counts,
         )
         shared = shared + gradients.mixed_product(end, tangent, BRANCH_NOISE, 0)
-        return ChunkResult.of(base.y, g, shared, query, info, gradients.start)
+        return Estimate.of(base.y, g, shared, query, info, base, branch)
 
     def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:
@@ -83,8 +82,7 @@ class Tangent(Branched):
             start,
             gradients.for_parameters(self._solver_of_branches),
             self._steps_of_branches,
-            describe="branch solve",
-            first_task=gradients.start,
+            purpose=self._purpose("branch solve", gradients),
         )
 
     def _solve_dual(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> tuple[Solution, Tensor]:
@@ -102,9 +100,8 @@ class Tangent(Branched):
                 forward_ad.make_dual(y0, start),
                 gradients.for_parameters(self._solver_of_branches),
                 self._steps_of_branches,
-                describe="branch solve",
-                first_task=gradients.start,
+                purpose=self._purpose("branch solve", gradients),
             )
             y, tangent = forward_ad.unpack_dual(branch.y)
             sizes = forward_ad.unpack_dual(branch.step_sizes).primal
-        return Solution((y,), None, branch.steps, sizes), tangent
+        return replace(branch, parts=(y,), step_sizes=sizes), tangent

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from metaprox.backends import Evaluation
 from metaprox.errors import InputError
-from metaprox.estimators.base import ChunkResult, Estimator, Info
+from metaprox.estimators.base import Estimator
+from metaprox.estimators.info import Info
+from metaprox.estimators.result import Estimate
+from metaprox.failures import failure_of
 from metaprox.gradients import Gradients
+from metaprox.norms import norm
 from metaprox.problem import ProximalProblem
-from metaprox.solve import Solution, check_finite, step_size
+from metaprox.solve import Solution, step_size
 from metaprox.solvers.protocol import check_differentiable
 
 
@@ -41,27 +45,34 @@ class MAML(Estimator):
             raise InputError(f"MAML differentiates a fixed number of steps: give steps=K, not tol={self.tol!r}")
         check_differentiable(self.solver, "MAML")
 
-    def check(self, problem: ProximalProblem) -> None:
+    def _check_problem(self, problem: ProximalProblem) -> None:
         return None
 
     def _evaluations_held(self) -> int:
         assert self.steps is not None
         return 2 * self.steps + 1  # all steps' graphs, and those of their gradients
 
-    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
+    def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         x = gradients.start_at_x()
         tasks = len(x)
         out = gradients.through(self._unrolled(gradients.lam), x)
         assert self.steps is not None  # __post_init__ has checked
         gradients.counts.hessian_vector_products += tasks * self.steps
-        records = out.metrics["records"]
-        check_finite(records["norms"].movedim(-1, 0), self.solver, self.steps, "base solve", gradients.start)
-        taken = torch.full((tasks,), self.steps, device=x.device)
-        base = Solution((records["y"],), None, taken, records["sizes"].squeeze(1))
-        info = Info.of_base(base, gradients.counts)
+        base = self._solution(gradients, **out.metrics["records"])
         query = Evaluation(out.grad, out.value, out.metrics["metrics"])
-        size = x.shape[-1]
-        return ChunkResult.of(base.y, out.grad[..., :size], out.grad[..., size:], query, info, gradients.start)
+        grad, shared = out.grad.split([x.shape[-1], out.grad.shape[-1] - x.shape[-1]], -1)
+        return Estimate.of(base.y, grad, shared, query, Info.of(base, None, gradients.counts), base)
+
+    def _solution(self, gradients: Gradients, y: Tensor, norms: Tensor, sizes: Tensor) -> Solution:
+        """From y_K [T, 1, P], and the gradients' norms and the step sizes [T, 1, K]. Raises as a solve does."""
+        assert self.steps is not None
+        by_step = norms.movedim(-1, 0)
+        failure = failure_of(by_step, self.solver, self.steps, self._purpose("base solve", gradients))
+        if failure is not None and self.on_nonfinite == "raise":
+            raise failure
+        finite = by_step.isfinite().all(-1).all(0)
+        taken = torch.full_like(finite, self.steps, dtype=torch.int64)
+        return Solution((y,), None, taken, sizes.squeeze(1), torch.ones_like(finite), finite, failure)
 
     def _unrolled(self, lam: float) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         def solve(x: Tensor, gradient: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -72,7 +83,7 @@ class MAML(Estimator):
             for step in range(self.steps):
                 grad = gradient(y[0, 0], step) + lam * (y - x)
                 new, state = self.solver.step(grad, y, state)
-                norms.append(torch.linalg.vector_norm(grad.detach(), dim=-1)[0])
+                norms.append(norm(grad.detach()).squeeze(-1)[0])
                 sizes.append(step_size(self.solver, new.detach(), y.detach(), norms[-1][None]))
                 y = new
             y = y[0, 0]

@@ -96,11 +96,10 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     """
     checks.choice("size", size, ("quick", "full"))
     checks.count("seed", seed, least=0)
-    folder = RunFolder(checks.path("out", out) / experiment.name)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(checks.path("out", out) / experiment.name).made()
     remember = Remember(folder.path, f"{size}_{seed}")
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.set_num_threads(1)
         try:
             raw = experiment.run(size, seed, remember)

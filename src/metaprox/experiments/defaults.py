@@ -16,8 +16,9 @@ decrease    Of the query loss after 10 inner steps by an outer step of length 0.
 A single step says little of training. So there are short runs too: query loss on 60 unseen tasks after 60 meta-steps of
 8 tasks by normalized SGD, relative to that at the initial weights, for steps of the difference over decades; two seeds.
 
-"rounding" is the step (machine epsilon)^(1/(p+1)); "rule" the default, eps = min(1, ||r||/lam)^(1/p) with r the
-gradient that is left at y_0, and nu = min(0.1, lam eps/||v||). Takes 15 minutes on one core (quick: two).
+"rounding" is the step (machine epsilon)^(1/(p+1)); "rule" the default, eps = D min(2, (||r||/(lam D))^(1/p)) with D the
+distance that the base moved and r the gradient that is left at y_0, nu = lam eps/||v||, and for "loss" nu ||v|| at most
+0.175 of the support loss's gradient at y_0. Takes 15 minutes on one core (quick: two).
 """
 
 from collections.abc import Mapping

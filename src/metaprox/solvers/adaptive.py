@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.norms import norm
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class AdaptiveGradientDescent:
             lr = grad.new_full((grad.shape[0], 1, 1), self.probe * self.lr)
             bound = torch.full_like(lr, self.lr)
         else:
-            moved = torch.linalg.vector_norm(y - state.y, dim=-1, keepdim=True)
-            turned = torch.linalg.vector_norm(grad - state.grad, dim=-1, keepdim=True)
+            moved, turned = norm(y - state.y), norm(grad - state.grad)
             safe = (moved / (math.sqrt(2) * turned)).amin(1, keepdim=True)
             # A branch that did not move says nothing about the curvature (0/0): its task keeps its step.
             lr = torch.where(safe.isfinite(), torch.minimum(state.bound, safe), state.lr)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.norms import norm
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _least_squares(rows: Tensor, target: Tensor) -> Tensor:
     The equations are solved in float64, damped at the rounding level of the rows' own inner products, so that
     (nearly) dependent and zero rows get small coefficients instead of large ones.
     """
-    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    norms = norm(rows)
     unit = rows / torch.where(norms > 0, norms, 1)
     gram = (unit @ unit.mT).double()
     right = (unit @ target.unsqueeze(-1)).double()

@@ -1,6 +1,7 @@
 """Nesterov's accelerated gradient."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from torch import Tensor
@@ -21,7 +22,8 @@ class Nesterov:
     """z <- y - lr grad;  y <- z + beta (z - z_previous), with the gradient taken at the extrapolated y.
 
     Args:
-        lr: step size; converges for lr <= 1 / L, with L the largest curvature of the proximal objective.
+        lr: step size; converges for lr <= 1 / L, with L the largest curvature of the proximal objective. On quadratics
+            up to (2 + 2 beta) / (1 + 2 beta) / L, which is 4/3 / L in the end for momentum=None.
         momentum: beta. None takes k / (k + 3) at step k, which needs no knowledge of the curvature; for strongly
             convex problems of condition number kappa, (sqrt(kappa) - 1) / (sqrt(kappa) + 1) is optimal.
 
@@ -35,6 +37,13 @@ class Nesterov:
     def __post_init__(self) -> None:
         checks.settle(self, lr=checks.positive, momentum=checks.optional(checks.fraction))
 
+    def largest_curvature(self, steps: int) -> float | None:
+        """Up to which curvature ``steps`` steps on a quadratic come closer to its minimum."""
+        if type(self).step is not Nesterov.step:
+            return None
+        beta = self.momentum
+        return (_limit(steps) if beta is None else (2 + 2 * beta) / (1 + 2 * beta)) / self.lr
+
     def init(self, y: Tensor) -> NesterovState:
         return NesterovState(y, 0)
 
@@ -42,3 +51,20 @@ class Nesterov:
         beta = state.count / (state.count + 3) if self.momentum is None else self.momentum
         z = y.add(grad, alpha=-self.lr)
         return z.lerp(state.previous, -beta), NesterovState(z, state.count + 1)
+
+
+@lru_cache
+def _limit(steps: int) -> float:
+    """The lr * curvature at which ``steps`` steps with momentum k / (k + 3) end as far from the minimum as they began.
+
+    2 for one step, 1.51 for ten, 4/3 for many; by bisection. On a quadratic z <- (1 - lr L) y.
+    """
+    low, high = 4 / 3, 2.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        y = previous = 1.0
+        for k in range(steps):
+            z = (1 - middle) * y
+            y, previous = z + k / (k + 3) * (z - previous), z
+        low, high = (middle, high) if abs(y) <= 1 else (low, middle)  # what overflowed is no number
+    return high

@@ -27,6 +27,8 @@ class InnerSolver(Protocol):
       one branch at a time, in the memory of one.
     - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them, and with
       ``compile=True`` they are taken in one graph with the gradient, without a call of ``step``.
+    - ``largest_curvature(steps)``: up to which curvature so many steps come closer to a minimum; None: not known. With
+      ``relative_step`` it is 2/h. A lam above it is refused before the solve.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
 
@@ -102,12 +104,12 @@ def take_step(solver: InnerSolver, grad: Tensor, y: Tensor, state: Any) -> tuple
 
 def separates_branches(solver: InnerSolver) -> bool:
     """Whether the class of ``solver`` promises that it steps each branch without a look at the others."""
-    return bool(_promised(solver, "separate_branches"))
+    return bool(promised(solver, "separate_branches"))
 
 
 def relative_step(solver: InnerSolver) -> float | None:
     """h, where the class of ``solver`` promises that all its steps are -h times the gradient."""
-    return _promised(solver, "relative_step")
+    return promised(solver, "relative_step")
 
 
 def check_differentiable(solver: InnerSolver, method: str) -> None:
@@ -120,7 +122,7 @@ def check_differentiable(solver: InnerSolver, method: str) -> None:
         )
 
 
-def _promised(solver: InnerSolver, name: str) -> Any:
+def promised(solver: InnerSolver, name: str) -> Any:
     """What the class of ``solver`` itself says under ``name``; None where it says nothing, or its step was replaced."""
     own = vars(type(solver))
     if name not in own and name not in own.get("__annotations__", {}):

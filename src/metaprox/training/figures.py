@@ -100,7 +100,7 @@ def _adaptation(setup: Setup, initial: dict[str, Tensor]) -> Figure:
     """One test task: the predictions before and after K inner steps, from the initial and the meta-learned weights."""
     tasks = setup.batch("test", [0])
     inputs, targets = (leaf[0] for leaf in tasks.support)
-    grid = torch.linspace(-5, 5, 200, device=inputs.device)[:, None]
+    grid = torch.linspace(-5, 5, 200, device=inputs.device, dtype=inputs.dtype)[:, None]
     order = tasks.query[0][0].flatten().argsort()
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     learned = {name: p.detach() for name, p in setup.model.named_parameters()}

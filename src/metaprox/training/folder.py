@@ -30,8 +30,7 @@ class RunFolder:
                 f"{path} exists and is not an empty folder: choose another --out, or go on with the run in it: "
                 f"metaprox resume {path}"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path)
+        folder = cls(path).made()
         folder.write_text("config.json", config.to_json())
         return folder
 
@@ -42,6 +41,14 @@ class RunFolder:
         if not (path / "config.json").is_file():
             raise RunFolderError(f"{path} is not a run folder: it has no config.json")
         return cls(path)
+
+    def made(self) -> "RunFolder":
+        """The same, with the folder there. Raises RunFolderError where it can't be."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{self.path} can't be made: {error.strerror}; choose another --out") from error
+        return self
 
     def config(self) -> TrainConfig:
         """The resolved configuration of the run."""

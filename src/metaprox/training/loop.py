@@ -16,7 +16,7 @@ from metaprox.evaluation import Evaluation
 from metaprox.training import checkpoint, weights
 from metaprox.training.config import TrainConfig
 from metaprox.training.folder import RunFolder
-from metaprox.training.setup import Setup, build
+from metaprox.training.setup import Setup, build, options_named
 
 WEIGHTS = "weights"
 
@@ -31,6 +31,7 @@ class Progress:
     metrics: dict[str, float]
 
 
+@torch.inference_mode(False)
 def train(config: TrainConfig, out: str | Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
     """Run ``config`` in the new folder ``out``.
 
@@ -48,10 +49,12 @@ def train(config: TrainConfig, out: str | Path, watch: Callable[[Progress], None
     with _borrowed_torch(setup.config):
         torch.manual_seed(setup.config.seed)
         checkpoint.save(folder, setup, 0, 0.0)
-        _run(setup, folder, 0, 0.0, watch)
+        with options_named():
+            _run(setup, folder, 0, 0.0, watch)
     return folder
 
 
+@torch.inference_mode(False)
 def resume(out: str | Path, watch: Callable[[Progress], None] = lambda progress: None) -> RunFolder:
     """Go on with the run in ``out`` from its last checkpoint: the result is that of a run that was never stopped.
 
@@ -64,7 +67,8 @@ def resume(out: str | Path, watch: Callable[[Progress], None] = lambda progress:
     setup = build(folder.config())
     with _borrowed_torch(setup.config):
         step, seconds = checkpoint.load(folder, setup)
-        _run(setup, folder, step, seconds, watch)
+        with options_named():
+            _run(setup, folder, step, seconds, watch)
     return folder
 
 

@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
-from metaprox.errors import InputError
+from metaprox.errors import InputError, NonFiniteError, UnstableError
 from metaprox.estimators import Estimator
 from metaprox.evaluation import Evaluation, evaluate
 from metaprox.models import cross_entropy, mean_squared_error, mlp
@@ -33,6 +34,11 @@ SOLVERS: dict[str, Callable[[float], InnerSolver]] = {
     "anderson": Anderson,
     "adaptive": AdaptiveGradientDescent,
 }
+
+OPTIONS = (
+    "on the command line: lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam, nu --nu, and "
+    "mp.AdaptiveGradientDescent --solver adaptive"
+)
 
 
 @dataclass(frozen=True)
@@ -109,10 +115,22 @@ def build(config: TrainConfig) -> Setup:
         drawn = DrawnExamples(loss, config.inner_batch)
         trained = ProximalProblem.from_module(model, drawn, config.lam, outer_loss=loss, adapt=adapt)
     estimator = method(config, solver, branch_solver)
-    estimator.check(trained)
+    with options_named():
+        estimator.check(trained)
     assert config.meta_steps is not None  # resolved
     schedule = LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=config.meta_steps)
     return Setup(config, model, problem, trained, solver, estimator, optimizer, schedule)
+
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """Around inner solves: where one diverges, or would, the error says what its advice is called among the options."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if error.task is not None or isinstance(error, UnstableError):
+            error.add_note(OPTIONS)
+        raise
 
 
 def family(config: TrainConfig, split: Split) -> TaskFamily:

@@ -141,7 +141,7 @@ def _runs(plan: Plan, label: str, failures: Mapping[int, str], metric: str, out:
 
 def _values(out: Path, label: str, seed: int, metric: str) -> Tensor:
     columns = RunFolder.open(run_path(out, label, seed)).read_test_values()
-    return torch.tensor(columns[metric], dtype=torch.float64)
+    return torch.tensor(columns[metric], dtype=torch.float64, device="cpu")
 
 
 def _before(path: Path, metric: str) -> float | None:

@@ -1,0 +1,110 @@
+"""What a meta-gradient says of how it was computed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaprox.gradients import Counts
+from metaprox.solve import Solution
+
+STATISTICS = ("base_residual", "gradient_ratio", "error_estimate")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What happened in each of the T tasks. All tensors are on the parameters' device.
+
+    base_residual: ||grad fhat(y_0) + lam (y_0 - x)|| [T], 0 at the exact inner solution.
+    gradient_ratio: ||g_i|| / ||v_i|| [T] with v_i = grad f_i(y_0). At most 1 for convex inner losses and exact
+        solves, so that larger values are an alarm. NaN for FO-MAML, whose g_i is v_i.
+    error_estimate: ||lam v - (H + lam I) g|| / (lam ||v||) [T], how far g is from solving (1) at y_0: for differences,
+        by the same difference of gradients that g is of solutions, one step before the end. Where it falls at every
+        step, as with gradient descent on a convex quadratic at lr <= 2/L, g is no farther than this times ||v|| from
+        where the branch solves lead; with solvers or losses for which it does not, it is an estimate and no bound.
+        What is wrong with y_0 itself, truncation and rounding are not in it. NaN where branches took no step, or it
+        was not asked for.
+    nu: the weight of the query loss at a node of 1 [T]; 0 where v_i = 0 and no step was given.
+    converged: whether the base, and the branches, of the task were seen to reach ``tol`` [T], rather than stopped at
+        ``max_steps``. Where no tolerance was asked for (``steps=K``), True.
+    skipped: whether the task was left out because it diverged, with on_nonfinite="skip" [T]. Its other entries are what
+        they came to, and may be anything.
+    base_steps, branch_steps: inner steps taken [T].
+    base_step_sizes, branch_step_sizes: ||step|| / ||gradient|| of each [T, K], NaN where there was none.
+    counts: gradient evaluations and Hessian-vector products, one per task and branch.
+
+    What a method does not have, or would cost it a further evaluation, is NaN.
+    """
+
+    base_residual: Tensor
+    gradient_ratio: Tensor
+    error_estimate: Tensor
+    nu: Tensor
+    converged: Tensor
+    skipped: Tensor
+    base_steps: Tensor
+    branch_steps: Tensor
+    base_step_sizes: Tensor
+    branch_step_sizes: Tensor
+    counts: Counts
+
+    @classmethod
+    def of(cls, base: Solution, branch: Solution | None, counts: Counts, **known: Tensor) -> "Info":
+        """Of the two solves; what is not ``known`` is NaN. Without branches there are no branch steps."""
+        unknown = torch.full(base.steps.shape, torch.nan, dtype=base.step_sizes.dtype, device=base.steps.device)
+        return cls(
+            **(dict.fromkeys((*STATISTICS, "nu"), unknown) | known),
+            converged=base.converged & branch.converged if branch else base.converged,
+            skipped=torch.zeros_like(base.converged),
+            base_steps=base.steps,
+            branch_steps=branch.steps if branch else torch.zeros_like(base.steps),
+            base_step_sizes=base.step_sizes,
+            branch_step_sizes=branch.step_sizes if branch else base.step_sizes[:, :0],
+            counts=counts,
+        )
+
+    @classmethod
+    def join(cls, infos: Sequence["Info"]) -> "Info":
+        """Of several chunks of tasks, one after another."""
+        columns = {name: torch.cat(_padded([getattr(info, name) for info in infos])) for name in _COLUMNS}
+        return cls(**columns, counts=Counts.total([info.counts for info in infos]))
+
+    def where(self, here: Tensor, other: "Info") -> "Info":
+        """This one's entries for the tasks ``here`` [T], and the ``other`` one's for the rest; counts of all work."""
+        columns: dict[str, Any] = {}
+        for name in _COLUMNS:
+            own, others = _padded([getattr(self, name), getattr(other, name)])
+            columns[name] = torch.where(here if own.dim() == 1 else here[:, None], own, others)
+        return Info(**columns, counts=other.counts)
+
+    def summary(self) -> dict[str, float]:
+        """For a log: median and worst over tasks of the residual, the ratio and the error estimate, where known.
+
+        Tasks that were skipped are left out, and counted, as are those that did not converge, where there are any.
+        """
+        rows = {}
+        for name in STATISTICS:
+            values = getattr(self, name)[~self.skipped]
+            if values.isnan().all():
+                continue
+            rows[f"{name}_median"] = float(values.median())
+            rows[f"{name}_worst"] = float(values.max())
+        rows["base_step_size_median"] = float(self.base_step_sizes.nanmedian())
+        rows["base_step_size_least"] = float(self.base_step_sizes.nan_to_num(torch.inf).min())
+        for name, marked in (("tasks_skipped", self.skipped), ("tasks_not_converged", ~self.converged & ~self.skipped)):
+            if bool(marked.any()):
+                rows[name] = float(marked.sum())
+        return rows
+
+
+_COLUMNS = tuple(field.name for field in fields(Info) if field.name != "counts")
+
+
+def _padded(values: list[Tensor]) -> list[Tensor]:
+    """Where solves ended after different numbers of steps, the shorter rows end in NaN."""
+    if values[0].dim() == 1:
+        return values
+    width = max(value.shape[1] for value in values)
+    return [torch.nn.functional.pad(value, (0, width - value.shape[1]), value=torch.nan) for value in values]

@@ -1,0 +1,74 @@
+"""The step of the difference where none is given: formula (5) of docs/method.md, which no change of units changes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaprox.norms import norm
+from metaprox.stencil import Stencil
+
+# eps at most LONGEST times the distance that the base moved, and nu ||v|| at most SHARE of ||grad fhat(y_0)|| for
+# "loss": by `metaprox reproduce defaults`.
+LONGEST, SHARE = 2.0, 0.175
+REDUCTION = 0.01  # to which branches reduce their gradient, where the tolerance asks for no more
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the base solve says of lengths in parameter space, each [T, 1, 1]; u is the machine epsilon.
+
+    moved: D = ||y_0 - x||, or sqrt(u) ||y_0|| where that is longer: what is shorter is next to rounding.
+    size: the larger of ||y_0|| and D, which rounding is relative to.
+    left: ||r|| / lam, with r the gradient left at y_0; for a convex inner loss y_0 is no farther from its solution.
+    pull: ||grad fhat(y_0)|| / lam.
+    """
+
+    moved: Tensor
+    size: Tensor
+    left: Tensor
+    pull: Tensor
+
+    @classmethod
+    def of(cls, y0: Tensor, displacement: Tensor, residual: Tensor, lam: float) -> "Lengths":
+        """From y_0, y_0 - x and r [T, 1, P]; ``displacement`` is written on."""
+        point, moved, left = norm(y0), norm(displacement), norm(residual) / lam
+        pull = norm(displacement.mul_(-lam).add_(residual)) / lam
+        moved = torch.maximum(moved, torch.finfo(point.dtype).eps ** 0.5 * point)
+        moved = torch.where(moved > 0, moved, left)  # x = y_0 = 0
+        return cls(moved, torch.maximum(point, moved), left, pull)
+
+    def or_else(self, length: Tensor) -> "Lengths":
+        """The same with ``length`` where there is none: x = y_0 = 0, and no gradient is left there."""
+        moved = torch.where(self.moved > 0, self.moved, length)
+        return Lengths(moved, torch.maximum(self.size, moved), self.left, self.pull)
+
+    def least(self, rule: Stencil) -> Tensor:
+        """(u size)^(1/(p+1)) D^(p/(p+1)), where truncation, (eps/D)^p, is of the order of rounding, u size / eps."""
+        precision = torch.finfo(self.moved.dtype).eps * (self.size / self.moved)
+        return self.moved * precision ** (1 / (rule.order + 1))
+
+    def eps(self, rule: Stencil, *, query_moves: bool) -> Tensor:
+        """D min(LONGEST, (||r||/(lam D))^(1/p)), so that truncation is of the order of what the base has left over.
+
+        Where the query loss itself enters the branches (``query_moves``), its gradient is at most SHARE of the support
+        loss's: at -nu they minimize fhat - nu f, which has a minimum only while f is the smaller one. Never below
+        ``least``.
+        """
+        eps = self.moved * ((self.left / self.moved) ** (1 / rule.order)).clamp(max=LONGEST)
+        if query_moves:
+            eps = torch.minimum(eps, SHARE * self.pull)
+        return torch.maximum(eps, self.least(rule))
+
+    def tolerance(self, tol: float, lam: float, eps: Tensor) -> Tensor:
+        """Of the branches' gradients [T], which begin at lam eps, as ``tol`` is of the base's, which begins at lam D.
+
+        So that both end as accurate, relative to how far they go; and branches to REDUCTION of their start at least.
+        """
+        return torch.where(eps > 0, eps * (tol / self.moved).clamp(max=REDUCTION * lam), tol).flatten()
+
+
+def weight(eps: Tensor | float, lam: float, norm_v: Tensor) -> Tensor:
+    """nu = lam eps / ||v|| [T, 1, 1]; 0 where v = 0, and with it every derivative of y_nu at nu = 0."""
+    largest = torch.finfo(norm_v.dtype).max / 16  # of subnormal v, whose direction is all that is wanted
+    return torch.where(norm_v > 0, (lam * eps / norm_v).clamp(max=largest), 0.0)
