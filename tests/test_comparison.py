@@ -164,7 +164,10 @@ def test_a_method_that_diverges_from_the_start_has_no_result(tmp_path):
 
 def test_a_run_that_diverges_counts_as_its_initial_weights(tmp_path):
     """The branches diverge, so that nothing is trained, but adapting from the initial weights works."""
-    variants = {"fomaml": PRESETS["fomaml"], "wild": {"method": "fobmaml", "branch_lr": 1e4, "branch_steps": 30}}
+    variants = {
+        "fomaml": PRESETS["fomaml"],
+        "wild": {"method": "fobmaml", "branch_lr": 1e4, "branch_steps": 30, "lam": 1e-5},
+    }
     results = training.compare(plan(variants=variants), tmp_path / "out")
     first, wild = results["methods"]["fomaml"], results["methods"]["wild"]
     before = [_initial_loss(tmp_path / "out", seed) for seed in (0, 1)]

@@ -208,7 +208,7 @@ def test_a_stopped_search_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
 
 def test_a_candidate_that_diverges_has_accuracy_0_and_the_cost_until_then(tmp_path):
-    config = replace(SMALL, meta_steps=4, branch_lr=1e6, branch_steps=40, eval_every=2, checkpoint_every=2)
+    config = replace(SMALL, meta_steps=4, branch_lr=1e6, branch_steps=40, lam=1e-7, eval_every=2, checkpoint_every=2)
     assert search.judge(config, tmp_path / "run", 2) == {
         "validation_accuracy": 0.0,
         "meta_steps": 0,

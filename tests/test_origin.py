@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import metaprox as mp
-from metaprox.gradients import checked_loss
+from metaprox.checked import CheckedLoss
 from metaprox.models import mean_squared_error, mlp
 from metaprox.origin import describe, origin
 
@@ -31,7 +31,7 @@ def plain(params, batch):
 
 
 def of_module(model, loss):
-    return checked_loss(mp.ProximalProblem.from_module(model, loss, lam=1.0).inner_loss, "inner_loss")
+    return CheckedLoss(mp.ProximalProblem.from_module(model, loss, lam=1.0).inner_loss, "inner_loss")
 
 
 MADE_BY_THE_SAME_LINES = {
@@ -40,7 +40,7 @@ MADE_BY_THE_SAME_LINES = {
     "partial": lambda: functools.partial(plain, batch=torch.rand(3)),
     "object": lambda: Weighted(plain),
     "method": lambda: Weighted(plain).method,
-    "checked": lambda: checked_loss(plain, "inner_loss"),
+    "checked": lambda: CheckedLoss(plain, "inner_loss"),
     "module": lambda: of_module(mlp([1, 4, 1]), mean_squared_error),
     "module and lambda": lambda: of_module(mlp([1, 4, 1]), lambda model, batch: model(batch).mean()),
     "module and another lambda": lambda: of_module(mlp([1, 4, 1]), lambda model, batch: model(batch).sum()),
@@ -77,8 +77,8 @@ def test_a_loss_is_called_by_the_name_that_its_user_knows():
     for loss, name in (
         (of_module(mlp([1, 4, 1]), mean_squared_error), r"mean_squared_error \(.*models\.py:\d+\)"),
         (of_module(mlp([1, 4, 1]), lambda_loss), rf".*<lambda> \({__file__}:\d+\)"),
-        (checked_loss(plain, "inner_loss"), rf"plain \({__file__}:\d+\)"),
-        (checked_loss(Weighted(plain).method, "inner_loss"), rf"Weighted\.method \({__file__}:\d+\)"),
-        (checked_loss(Weighted(torch.add), "inner_loss"), "Weighted"),
+        (CheckedLoss(plain, "inner_loss"), rf"plain \({__file__}:\d+\)"),
+        (CheckedLoss(Weighted(plain).method, "inner_loss"), rf"Weighted\.method \({__file__}:\d+\)"),
+        (CheckedLoss(Weighted(torch.add), "inner_loss"), "Weighted"),
     ):
         assert re.fullmatch(name, describe(loss)), describe(loss)

@@ -254,3 +254,26 @@ def test_the_formula_of_the_step_by_hand():
     nu = weight(torch.full_like(v, 2.0), 0.5, v).flatten()
     assert nu[:2].tolist() == [0.25, 0.0]
     assert nu[2].isfinite()
+
+
+def test_the_reference_is_the_same_in_all_units():
+    """Newton's method stops by what it has gained, not at a number."""
+
+    def found(units):
+        loss, params, tasks = network(torch.float64)
+        s, c, q = units.s, units.c, units.q
+        scaled = lambda scale: lambda p, b: scale * loss({name: value / s for name, value in p.items()}, b)  # noqa: E731
+        problem = mp.ProximalProblem(scaled(c), scaled(c * q), 10 * LAM * c / s**2)
+        out = mp.exact_meta_gradient(problem, {name: s * value for name, value in params.items()}, tasks)
+        return torch.cat([value.flatten() * s / (c * q) for value in out.grad.values()])
+
+    one = found(Units())
+    for change in ("all", "squares vanish", "squares overflow", "losses"):
+        assert torch.equal(found(CHANGES[change]), one)
+
+
+def test_the_reference_where_x_is_the_solution():
+    problem = mp.ProximalProblem(lambda p, a: 0.5 * ((p["y"] - a) ** 2).sum(), lambda p, b: (p["y"] * b).sum(), 1.0)
+    x = torch.tensor([7.3, 1e-3], dtype=torch.float64)
+    out = mp.exact_meta_gradient(problem, {"y": x}, mp.Task(x[None] * (1 + 1e-15), torch.ones_like(x)[None]))
+    torch.testing.assert_close(out.grad["y"], torch.full_like(x, 0.5))

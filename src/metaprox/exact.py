@@ -12,6 +12,7 @@ from metaprox.arguments import check_estimate
 from metaprox.batch import TaskBatch
 from metaprox.errors import MetaproxError
 from metaprox.gradients import flat_losses
+from metaprox.norms import norm
 from metaprox.parameters import Parameters
 from metaprox.problem import ProximalProblem, Task
 from metaprox.types import Params
@@ -32,7 +33,8 @@ def exact_meta_gradient(
 ) -> ExactMetaGradient:
     """F(x) and grad F_i(x) = lam (H + lam I)^{-1} grad f_i(y_i) for twice differentiable, deterministic losses.
 
-    The inner problem is solved by damped Newton from x until its gradient norm is <= tol (1 + ||grad at x||).
+    The inner problem is solved by damped Newton from x until its gradient norm is <= tol times that at x, or a step
+    <= tol times ||x|| or ||y||, as where x is a solution up to rounding: the same in all units.
     Costs a dense P x P Hessian a step: for P up to a thousand or so, best in float64.
 
     Raises:
@@ -69,18 +71,20 @@ def exact_meta_gradient(
 
 def _newton(phi, x: Tensor, tol: float, max_steps: int, task: int) -> Tensor:  # type: ignore[no-untyped-def]
     y = x.clone()
-    limit = tol * (1 + float(grad(phi)(x).norm()))
+    limit = tol * float(norm(grad(phi)(x)))
     for _ in range(max_steps):
         slope = grad(phi)(y)
-        norm = float(slope.norm())
-        if norm <= limit:
+        size = float(norm(slope))
+        if size <= limit:
             return y
         direction = torch.linalg.solve(hessian(phi)(y), slope)
+        if float(norm(direction)) <= tol * float(torch.maximum(norm(x), norm(y))):
+            return y
         scale = 1.0
-        while scale > 1e-10 and not float(grad(phi)(y - scale * direction).norm()) < norm:
+        while scale > 1e-10 and not float(norm(grad(phi)(y - scale * direction))) < size:
             scale /= 2
         y = y - scale * direction
     raise MetaproxError(
-        f"task {task}: Newton's method stopped at gradient norm {norm:.1e} > {limit:.1e} after {max_steps} steps; "
+        f"task {task}: Newton's method stopped at gradient norm {size:.1e} > {limit:.1e} after {max_steps} steps; "
         "use float64, raise lam, or loosen tol"
     )

@@ -106,16 +106,19 @@ def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) ->
         before = noise.state()
         first = value()
         draws = not all(map(torch.equal, before, noise.state()))
+    known = {id(tensor) for tensor in (*leaves.values(), *pytree.tree_leaves(batch))}
+    strange = _strange_leaves(first, known)
+    first = first.detach()  # one graph alive at a time
     with noise.of(LOOK_NOISE), torch.enable_grad():
         again = value()
-        known = {id(tensor) for tensor in (*leaves.values(), *pytree.tree_leaves(batch))}
-        _refuse_strange(loss, first, again, known)
+    _refuse_lasting(loss, strange, _strange_leaves(again, known) if strange else [])
+    again = again.detach()
     own = structure.adapted.unflatten(x)
     same = torch.equal(w, parameters.w) and all(torch.equal(leaf, own[name]) for name, leaf in leaves.items())
     writes = not same or versions != [tensor._version for tensor in (*leaves.values(), w)]
     written = loss.loss.seen_to_write() if isinstance(loss.loss, PrivateLoss) else set()
     loss.release()
-    return Look(draws, _repeats(loss, first.detach(), again.detach()), writes, frozenset(written))
+    return Look(draws, _repeats(loss, first, again), writes, frozenset(written))
 
 
 def _repeats(loss: CheckedLoss, first: Tensor, again: Tensor) -> bool:
@@ -132,13 +135,12 @@ def _repeats(loss: CheckedLoss, first: Tensor, again: Tensor) -> bool:
     return close
 
 
-def _refuse_strange(loss: CheckedLoss, first: Tensor, again: Tensor, known: set[int]) -> None:
-    """Raise InputError where the value depends on a leaf that was there before, and is no parameter."""
-    strange = _strange_leaves(first, known)
-    if not strange:
-        return
-    # What the loss makes anew, such as inputs to take derivatives with respect to, is not there the second time.
-    lasting = {id(leaf) for leaf in _strange_leaves(again, known)}
+def _refuse_lasting(loss: CheckedLoss, strange: list[Tensor], again: list[Tensor]) -> None:
+    """Raise InputError where a leaf that is no parameter is found both times, so that it was there before.
+
+    What the loss makes anew, such as inputs to take derivatives with respect to, is another one the second time.
+    """
+    lasting = set(map(id, again))
     for leaf in strange:
         if id(leaf) not in lasting:
             continue
