@@ -4,6 +4,7 @@ The reference is the model itself in plain torch, made anew and loaded with each
 """
 
 import functools
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -171,10 +172,50 @@ def test_second_derivatives_are_those_of_plain_autograd_or_refused(name, backend
     close(products, one.products[:, :1])
 
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # the older weight_norm
+    SPLIT = [name for name, op in OPS.items() if len(list(op.model().parameters())) > 1]
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("backend", ["loop", "vmap", "auto"])
+@pytest.mark.parametrize("name", SPLIT)
+def test_where_every_other_parameter_adapts_both_kinds_have_their_gradients(name, backend, odd):
+    """The others are the same for all tasks and branches, and no tensor of a batch under vmap."""
+    one, model = case(name), OPS[name].model()
+    params = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    adapt = list(params)[odd::2]
+    adapts = torch.cat([torch.full((p.numel(),), key in adapt) for key, p in params.items()])
+    y = one.y[:, :2, adapts]
+    points = one.x.expand(*y.shape[:2], -1).clone()
+    points[..., adapts] = y
+    singles = [tuple(leaf[task] for leaf in one.tasks.support) for task in range(TASKS)]
+    rows = [plainly(OPS[name], point, singles[task]) for task in range(TASKS) for point in points[task]]
+    values, gradients = (torch.stack(parts).unflatten(0, y.shape[:2]) for parts in list(zip(*rows, strict=True))[:2])
+    problem = mp.ProximalProblem.from_module(model, scalar, LAM, adapt=adapt)
+    try:
+        with begun(problem, params, TaskBatch.of(one.tasks), Choice(backend, "auto")) as call:
+            found = [both_kinds(call.gradients(span), y[slice(*span)]) for span in call.chunks()]
+    except (RuntimeError, mp.InputError):
+        if backend != "vmap":
+            raise
+        return
+    scale = float(gradients.abs().max())
+    expected = [values, *[gradients[..., part] for part in (adapts, adapts, ~adapts, ~adapts)]]
+    for parts, truth in zip(zip(*found, strict=True), expected, strict=True):
+        torch.testing.assert_close(torch.cat(parts), truth, rtol=TOLERANCE, atol=TOLERANCE * scale)
+
+
+def both_kinds(gradients, y):
+    query, (both, shared) = gradients.query(y, 0), gradients.query_both(y, 0)
+    return query.value, query.grad, both.grad, shared, gradients.support_shared(y, 0)
+
+
 @pytest.mark.parametrize("backend", ["loop", "vmap", "auto"])
 @pytest.mark.parametrize("name", NOISY)
 def test_noise_is_that_of_the_task_in_all_branches(name, backend):
     """Two tasks of equal data, at one point; the first one's noise is known, and a task alone has it under vmap too."""
+    torch.manual_seed(3)
     op = NOISY[name]
     model, data = op.model(), op.data()
     problem = mp.ProximalProblem.from_module(model, scalar, LAM)

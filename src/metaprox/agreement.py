@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.adapted import AdaptedLoss, guarded
+from metaprox.adapted import guarded
 from metaprox.backends import Seed, VmapBackend
 from metaprox.loop import LoopBackend
-from metaprox.vmapped import evaluate_all
+from metaprox.vmapped import FlatLoss, evaluate_all
 
 # Relative differences: far above those of rounding, far below those of a term that is missing.
 TOLERANCE = 0.01
@@ -19,7 +19,7 @@ RUNS = 3  # TorchScript's second derivatives under vmap are wrong from the secon
 
 
 def agreement(
-    loss: AdaptedLoss, x: Tensor, data: Any, seed: Seed, *, comparable: bool, twice: bool = False
+    loss: FlatLoss, x: Tensor, data: Any, seed: Seed, *, comparable: bool, twice: bool = False
 ) -> tuple[bool, str]:
     """Whether vmap can well take ``loss`` on the data of a task, with branches; and what differs from the loop, or "".
 
@@ -53,7 +53,7 @@ def agreement(
     return True, ""
 
 
-def _product(backend: VmapBackend | LoopBackend, loss: AdaptedLoss, x: Tensor, data: Any, seed: Seed) -> Tensor:
+def _product(backend: VmapBackend | LoopBackend, loss: FlatLoss, x: Tensor, data: Any, seed: Seed) -> Tensor:
     """Hess loss(x) u [P], for a fixed vector u."""
     u = torch.cos(torch.arange(len(x), dtype=x.dtype, device=x.device))
 

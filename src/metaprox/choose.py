@@ -21,11 +21,13 @@ from metaprox.backends import Backend, Seed, VmapBackend
 from metaprox.batch import TaskBatch
 from metaprox.checked import CheckedLoss
 from metaprox.errors import InputError
+from metaprox.gradients import flat_loss
 from metaprox.look import LOOK_NOISE, Look
 from metaprox.loop import LoopBackend
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
 from metaprox.problem import ProximalProblem, Task
+from metaprox.vmapped import FlatLoss
 
 BackendName = Literal["auto", "vmap", "loop"]
 ChunkSize = int | Literal["auto"] | None
@@ -185,7 +187,23 @@ def _look_noise(noise: Noise, task: int) -> AbstractContextManager[None]:
 
 def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, seed: Seed, comparable: bool, *, twice: bool) -> Cost:
     adapted = AdaptedLoss(loss, parameters.structure, parameters.w)
-    x = torch.cat(parameters.pieces).requires_grad_()
+    x = torch.cat(parameters.pieces)
+    counted = _count(adapted, x.clone().requires_grad_(), data)
+    loss.release()
+    points: list[tuple[FlatLoss, Tensor]] = [(adapted, x)]
+    if parameters.shared is not None:  # its gradient is wanted too, and w is then vmapped as well
+        points.append((flat_loss(loss, parameters), parameters.at(x)))
+    found = []
+    for function, point in points:
+        found.append(agreement(function, point, data, seed, comparable=comparable, twice=twice))
+        loss.release()
+    differs = next((difference for _, difference in found if difference), "")
+    vmaps = counted is not None and all(can for can, _ in found) and not differs
+    return Cost(*(counted or (0, 0)), vmaps, differs)
+
+
+def _count(loss: AdaptedLoss, x: Tensor, data: Any) -> tuple[int, int] | None:
+    """Operations of a forward pass, and the bytes that it keeps; None for what can't be counted."""
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -197,10 +215,7 @@ def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, seed: Seed, comp
     try:
         with warnings.catch_warnings(), torch.enable_grad(), hooks, FlopCounterMode(display=False) as flops:
             warnings.simplefilter("ignore")  # the counter hooks modules, which compiled ones warn of
-            adapted(x, data)
-    except Exception:  # such as losses that take derivatives of their own, which can't be counted
-        return Cost(0, 0, vmaps=False)
-    loss.release()
-    vmaps, differs = agreement(adapted, x.detach(), data, seed, comparable=comparable, twice=twice)
-    loss.release()
-    return Cost(flops.get_total_flops(), sum(saved.values()), vmaps and not differs, differs)
+            loss(x, data)
+    except Exception:  # such as losses that take derivatives of their own
+        return None
+    return flops.get_total_flops(), sum(saved.values())

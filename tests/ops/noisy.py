@@ -24,10 +24,10 @@ NOISY = {
     "rand": function(lambda h: h * torch.rand(5, 4), (5, 4)),
     "rand-like": function(lambda h: h * torch.rand_like(h), (5, 4)),
     "randn": function(lambda h: (h + 0.1 * torch.randn(5, 4)).square(), (5, 4)),
-    "randint": function(lambda h: h[torch.randint(5, (3,))], (5, 4)),
-    "randperm": function(lambda h: h[torch.randperm(5)], (5, 4)),
+    "randint": function(lambda h: h[torch.randint(5, (9,))], (5, 4)),
+    "randperm": function(lambda h: h[torch.randperm(9)], (9, 4)),
     "bernoulli": function(lambda h: h * torch.bernoulli(torch.full((5, 4), 0.5)), (5, 4)),
-    "multinomial": function(lambda h: h[torch.multinomial(torch.ones(5), 3)], (5, 4)),
+    "multinomial": function(lambda h: h[torch.multinomial(torch.ones(5), 9, replacement=True)], (5, 4)),
     "multinomial-of-parameters": function(
         lambda h: h.gather(1, torch.multinomial(h.softmax(1), 2)), (5, 4), vmap=False
     ),
