@@ -1,7 +1,7 @@
 """The same problem put another way: every estimator, with drawn settings, gives the same meta-gradient in its units.
 
-Steps of the difference are given, in the problem's units. Inner solves are short: what is compared is not the solution
-but what the library computes, and it agrees to rounding.
+Steps of the difference are the default, or given in the problem's units. Inner solves are short: what is compared is not
+the solution but what the library computes, and it agrees to rounding.
 """
 
 import shutil
@@ -56,9 +56,9 @@ class Drawn:
         if "branch_solver" in options:
             options["branch_solver"] = solver(options["branch_solver"], units)
         if self.method == "FOBMAML":
-            step = options.pop("step")
-            place = options["perturb"] == "loss"
-            options["nu" if place else "eps"] = step / units.query if place else step * units.parameter
+            step, place = options.pop("step"), options["perturb"] == "loss"
+            if step is not None:
+                options["nu" if place else "eps"] = step / units.query if place else step * units.parameter
         if "damping" in options:
             options["damping"] *= units.curvature
         if "tol" in options:
@@ -103,7 +103,7 @@ def branched(draw):
         linear = method == "Tangent" and options["residual_correction"]
         options["branch_solver"] = draw(st.sampled_from(LINEAR) if linear else solvers)
     if method == "FOBMAML":
-        options |= {"scheme": draw(st.sampled_from(SCHEMES)), "step": draw(st.sampled_from([0.05, 0.02]))}
+        options |= {"scheme": draw(st.sampled_from(SCHEMES)), "step": draw(st.sampled_from([0.05, 0.02, None]))}
     if draw(st.integers(0, 3)) == 0:
         options["tol"] = 0.2
     named = "branch_solver" in options
@@ -267,6 +267,7 @@ def test_names_order_and_splits_of_parameters(settings, cut, order, where):
 @given(estimators, st.integers(0, 5))
 def test_where_the_origin_of_the_parameters_is(settings, seed):
     """y + a in place of y; and a constant in the losses, which no gradient sees."""
+    assume(settings.options.get("step", 0.0) is not None)  # the default's floor is what rounding makes of ||y_0||
     x, tasks = case()
     a = case(seed + 1)[0]
     here = problem()
@@ -296,6 +297,7 @@ def test_backends_and_chunks(settings, chunk_size):
 @drawn
 @given(estimators, backends)
 def test_precision(settings, where):
+    assume(settings.options.get("step", 0.0) is not None)
     assume("anderson" not in (settings.solver, settings.options.get("branch_solver")))  # it amplifies rounding
     x, tasks = case()
     meta = settings.in_units(Units(), **where)
