@@ -1,5 +1,6 @@
 """Meta-training runs: configuration, loop, checkpoints, figures, report. Needs the extra ``metaprox[experiments]``."""
 
+from metaprox.training.checking import check_run, refuse_wrong
 from metaprox.training.comparison import Budget, Plan, compare
 from metaprox.training.comparison.report import COLUMNS, comparison_table, legend, write_comparison
 from metaprox.training.config import TrainConfig
@@ -18,12 +19,14 @@ __all__ = [
     "Setup",
     "TrainConfig",
     "build",
+    "check_run",
     "compare",
     "comparison_table",
     "legend",
     "load_weights",
     "preset",
     "read_variants",
+    "refuse_wrong",
     "resume",
     "train",
     "write_comparison",
