@@ -26,6 +26,7 @@ LAYERS = (
     {"proximal", "exact", "choose"},
     {"call"},
     {"estimators", "evaluation"},
+    {"checking"},
     {"__init__"},
     {"text"},
     {"tasks", "models"},

@@ -101,8 +101,35 @@ def test_errors_are_one_message_and_a_status(tmp_path, capsys, arguments, status
         assert "at meta-step 4 of 6, training task 92" in printed
 
 
+def test_check_prints_a_verdict_on_settings_and_on_a_run(run, capsys):
+    folder, _ = run
+    main(["check", "--tasks", "sinusoid", "--hidden", "8", "--steps", "3", "--ids", "4"])
+    untrained = capsys.readouterr().out
+    assert untrained.startswith("Check on 1 task: nothing wrong")
+    main(["check", str(folder), "--ids", "4"])
+    trained = capsys.readouterr().out
+    assert trained.startswith("Check on 1 task: nothing wrong")
+    assert trained != untrained
+    (folder / "weights.safetensors").unlink()  # as of a run that was stopped: its last checkpoint is its first
+    main(["check", str(folder), "--ids", "4"])
+    assert capsys.readouterr().out == untrained
+    with pytest.raises(SystemExit) as caught:
+        main(["check", str(folder), "--lam", "2"])
+    assert caught.value.code == 2
+    assert "give a run folder or settings, not both" in capsys.readouterr().err
+
+
+def test_check_ends_with_status_1_and_the_options_where_something_is_wrong(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "--hidden", "8", "--lam", "30", "--ids", "0", "--steps", "2"])
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert "WRONG  steps" in printed.out
+    assert printed.err.startswith("metaprox: error: wrong: steps. The options are: inner step --inner-lr")
+
+
 def test_every_option_has_help(capsys):
-    for command in ("train", "resume", "evaluate", "compare"):
+    for command in ("train", "resume", "check", "evaluate", "compare"):
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from metaprox import cli
 
@@ -35,6 +36,22 @@ def test_examples_of_models_learn_and_leave_the_running_statistics_alone():
     assert int(norm.num_batches_tracked) == norm.running_mean.abs().max() == 0
     series = names["unseen"].query[0]
     assert (names["forecast"][:, :-1] - series[:, 1:]).square().mean() < 0.2  # the series' variance is 0.5
+
+
+def test_what_each_method_computes_of_a_loss_that_is_no_gradient():
+    page = ROOT / "docs" / "models.md"
+    names = run_blocks(page)
+    rows = {
+        "gradient of F": names["true_gradient"],
+        "`FOBMAML`": names["estimates"]["FOBMAML"],
+        "`Tangent`, `MAML`, `IMAML`": torch.stack([names["estimates"][name] for name in ("Tangent", "MAML", "IMAML")]),
+        "`FOMAML`": names["estimates"]["FOMAML"],
+    }
+    for label, values in rows.items():
+        written = re.search(rf"^\| {re.escape(label)} \| (.*), (.*) \|$", page.read_text(), flags=re.MULTILINE)
+        assert (values - torch.tensor([float(number) for number in written.groups()])).abs().max() < 1e-3, label
+    assert {finding.name for finding in names["semi_verdict"].wrong} == {"field", "meta-gradient"}
+    assert names["verdict"].ok
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

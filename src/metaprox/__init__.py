@@ -1,6 +1,7 @@
 """metaprox: meta-learn the parameters of any PyTorch model, with first derivatives only."""
 
 from metaprox import optim
+from metaprox.checking import Check, Finding, check
 from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError, UnstableError
 from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, MetaGradient, Reptile, Tangent
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
@@ -26,10 +27,12 @@ __all__ = [
     "Adam",
     "AdaptiveGradientDescent",
     "Anderson",
+    "Check",
     "Counts",
     "Estimator",
     "Evaluation",
     "ExactMetaGradient",
+    "Finding",
     "GradientDescent",
     "Info",
     "InnerSolver",
@@ -49,6 +52,7 @@ __all__ = [
     "TorchOptimizer",
     "UnstableError",
     "adapt",
+    "check",
     "evaluate",
     "exact_meta_gradient",
     "optim",

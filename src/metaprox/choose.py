@@ -92,13 +92,33 @@ class Choice:
         ``twice``: whether the inner loss is to be differentiated twice. Raises InputError where vmap is asked for, and
         gives other gradients than the loop.
         """
+        return self.explained(problem, parameters, batch, noise, look, held, twice=twice)[0]
+
+    def explained(
+        self,
+        problem: ProximalProblem,
+        parameters: Parameters,
+        batch: TaskBatch,
+        noise: Noise,
+        look: Look,
+        held: int = 1,
+        *,
+        twice: bool = False,
+    ) -> tuple[Backend, str]:
+        """As ``of``, and why: what was asked for, or what decided."""
+        asked = f"backend={self.backend!r} was asked for"
         if self.backend == "loop":
-            return LoopBackend()
-        if not batch.stackable:
-            return self._loop() if self.backend == "auto" else VmapBackend(None)  # refused where they are stacked
-        small = parameters.adapted.size <= LIMITS.get(parameters.device.type, ELSEWHERE).parameters
-        if self.backend == "auto" and not (self.compile or small):
-            return LoopBackend()
+            return LoopBackend(), asked
+        if not batch.stackable:  # refused where they are stacked
+            why = "the tasks are not tensors of equal shapes"
+            return (self._loop(), why) if self.backend == "auto" else (VmapBackend(None), asked)
+        limits = LIMITS.get(parameters.device.type, ELSEWHERE)
+        size = parameters.adapted.size
+        if self.backend == "auto" and not self.compile and size > limits.parameters:
+            return (
+                LoopBackend(),
+                f"{size:,} parameters adapt; up to {limits.parameters:,.0f} vmap is the faster one",
+            )
         cost = cost_of_task(problem, parameters, batch, noise, look, twice=twice)
         chunk = self._chunk(cost, parameters, held)
         if self.backend == "vmap":
@@ -106,12 +126,19 @@ class Choice:
                 raise InputError(
                     f"backend='vmap' gives other gradients of these losses: {cost.differs}; use backend='loop'"
                 )
-            return VmapBackend(chunk, self._compiles(look))
-        fits = chunk is None or chunk >= min(2, batch.size)
-        fast = cost.flops <= LIMITS.get(parameters.device.type, ELSEWHERE).flops
-        if cost.vmaps and fits and (self.compile or fast):
-            return VmapBackend(chunk, self._compiles(look))
-        return self._loop()
+            return VmapBackend(chunk, self._compiles(look)), asked
+        if cost.differs:
+            return self._loop(), f"vmap gives other gradients: {cost.differs}"
+        if not cost.vmaps:
+            return self._loop(), "vmap can't take the losses"
+        if chunk is not None and chunk < min(2, batch.size):
+            return self._loop(), "two tasks at once take too much memory"
+        if not self.compile and cost.flops > limits.flops:
+            return (
+                self._loop(),
+                f"a loss takes {cost.flops:.2g} operations; up to {limits.flops:.2g} vmap is the faster one",
+            )
+        return VmapBackend(chunk, self._compiles(look)), "it is the faster one for a loss of this size"
 
     def _compiles(self, look: Look) -> bool:
         if self.compile and look.writes:

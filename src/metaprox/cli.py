@@ -1,4 +1,4 @@
-"""The command line: ``metaprox train``, ``resume``, ``evaluate``, ``compare``, ``recount``, ``reproduce``."""
+"""The command line: metaprox train, resume, check, evaluate, compare, recount, reproduce."""
 
 import json
 import math
@@ -51,6 +51,23 @@ class Resume:
         with _progress(console) as watch:
             folder = training.resume(self.run_folder, watch)
         _finish(folder, console)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Look for what is wrong with a configuration, on a few training tasks: losses, steps, solves, meta-gradient."""
+
+    run_folder: tyro.conf.Positional[Path | None] = None
+    """Run folder, whose settings and latest weights are looked at. Without one: the settings given here, untrained."""
+    ids: tuple[int, ...] = (0, 1, 2)
+    """Training tasks that are looked at, by number."""
+    config: tyro.conf.OmitArgPrefixes[training.TrainConfig] = field(default_factory=training.TrainConfig)
+
+    def run(self, console: Console) -> None:
+        """Print the verdict; status 1 where something is wrong."""
+        verdict = training.check_run(self.config, self.run_folder, self.ids)
+        print(verdict)
+        training.refuse_wrong(verdict)
 
 
 @dataclass(frozen=True)
@@ -175,10 +192,11 @@ class Reproduce:
             raise MetaproxError(f"checks failed in: {', '.join(failed)}")
 
 
-Command = Train | Resume | Evaluate | Compare | Recount | Reproduce
+Command = Train | Resume | Check | Evaluate | Compare | Recount | Reproduce
 COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train,
     "resume": Resume,
+    "check": Check,
     "evaluate": Evaluate,
     "compare": Compare,
     "recount": Recount,

@@ -1,5 +1,6 @@
 """Meta-training runs: configuration, loop, checkpoints, figures, report. Needs the extra ``metaprox[experiments]``."""
 
+from metaprox.training.checking import check_run, refuse_wrong
 from metaprox.training.comparison import Budget, Plan, compare
 from metaprox.training.comparison.report import COLUMNS, IN_A_TERMINAL, comparison_table, legend, write_comparison
 from metaprox.training.comparison.results import read as read_comparison
@@ -21,6 +22,7 @@ __all__ = [
     "Setup",
     "TrainConfig",
     "build",
+    "check_run",
     "compare",
     "comparison_table",
     "legend",
@@ -29,6 +31,7 @@ __all__ = [
     "read_comparison",
     "read_variants",
     "recount",
+    "refuse_wrong",
     "resume",
     "train",
     "write_comparison",

@@ -47,6 +47,12 @@ def load(folder: RunFolder, setup: Setup) -> tuple[int, float]:
     return meta["step"], meta["seconds"]
 
 
+def load_weights(folder: RunFolder, setup: Setup) -> None:
+    """Put the weights of the last checkpoint into the model, and touch nothing else, for the run may be going on."""
+    tensors, _ = weights.load(folder.checkpoint, KIND)
+    weights.load_into(setup.model, _under("model.", tensors), folder.checkpoint)
+
+
 def _generators(setup: Setup) -> dict[str, Tensor]:
     states = {"generator.cpu": torch.get_rng_state()}
     if torch.device(setup.config.device).type != "cpu":

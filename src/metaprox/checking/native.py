@@ -1,0 +1,38 @@
+"""Meta-gradients as the user gets them: on the backend and in the precision that were asked for."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from metaprox.checking.subject import Subject
+from metaprox.estimators import FOBMAML, Estimator
+
+
+@dataclass(frozen=True)
+class Native:
+    """One task's meta-gradient [P + W], and its estimator with the step of the difference written out."""
+
+    g: Tensor
+    estimator: Estimator
+
+
+def natives(subject: Subject, estimator: Estimator) -> list[Native]:
+    """Of all tasks, not compiled. Raises what the estimator raises."""
+    with subject.call(replace(subject.choice, compile=False)) as call:
+        parts = [estimator._result(call.gradients(span), keep_adapted=False) for span in call.chunks()]
+        size, lam = call.parameters.adapted.size, call.problem.lam
+    g = torch.cat([part.grad for part in parts])
+    nu, ratio = (torch.cat([getattr(part.info, name) for part in parts]) for name in ("nu", "gradient_ratio"))
+    norm_v = torch.linalg.vector_norm(g[:, :size], dim=-1) / ratio
+    return [
+        Native(one, _with_step(estimator, float(step), float(step * norm) / lam if lam else 0.0))
+        for one, step, norm in zip(g, nu, norm_v, strict=True)
+    ]
+
+
+def _with_step(estimator: Estimator, nu: float, eps: float) -> Estimator:
+    """FOBMAML at the step that it has found for a task, so that another precision finds no other one."""
+    if not isinstance(estimator, FOBMAML) or not 0 < eps < torch.inf:  # where v is 0 any step will do
+        return estimator
+    return replace(estimator, nu=nu) if estimator.perturb == "loss" else replace(estimator, eps=eps)

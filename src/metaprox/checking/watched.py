@@ -1,0 +1,76 @@
+"""An estimator's solves, watched: where they started and ended, and their last steps."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from metaprox.call import Call
+from metaprox.estimators import FOBMAML, Estimator, Info
+from metaprox.estimators.branched import Branched
+from metaprox.solvers.protocol import InnerSolver, Views, for_parameters, relative_step
+
+
+@dataclass
+class Record:
+    """Of one solve: the points [B, P] before its last step and after it; None where it took none."""
+
+    before: Tensor | None = None
+    after: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Watched:
+    """``solver``, which leaves a record of the solve of one task, with all its branches together."""
+
+    solver: InnerSolver
+    record: Record = field(default_factory=Record)
+
+    @property
+    def relative_step(self) -> float | None:
+        return relative_step(self.solver)
+
+    @property
+    def differentiable(self) -> bool:
+        return getattr(self.solver, "differentiable", True)
+
+    def for_parameters(self, views: Views) -> InnerSolver:
+        return Watched(for_parameters(self.solver, views), self.record)
+
+    def init(self, y: Tensor) -> Any:
+        return self.solver.init(y)
+
+    def step(self, grad: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+        new, state = self.solver.step(grad, y, state)
+        self.record.before, self.record.after = y[0].detach(), new[0].detach()
+        return new, state
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task's y_0 [P], meta-gradient g [P + W] and info, and how the estimator came to them.
+
+    branches: empty for estimators without branches.
+    """
+
+    y0: Tensor
+    g: Tensor
+    info: Info
+    base: Record
+    branches: Record
+
+    def without_records(self) -> "Run":
+        return replace(self, base=Record(), branches=Record())
+
+
+def run(call: Call, estimator: Estimator, task: int) -> Run:
+    """``estimator`` on one task of a call in the loop, in the call's noise. Costs what the estimator costs."""
+    base, branches = Watched(estimator.solver), Record()
+    if isinstance(estimator, Branched):
+        estimator = replace(estimator, branch_solver=Watched(estimator._solver_of_branches, branches))
+    if isinstance(estimator, FOBMAML):
+        estimator = replace(estimator, estimate_error=True)
+    watched = replace(estimator, solver=base)
+    result = watched._result(call.gradients((task, task + 1)), keep_adapted=True)
+    assert result.adapted is not None
+    return Run(result.adapted[0], result.grad[0], result.info, base.record, branches)
