@@ -186,7 +186,7 @@ def test_a_run_that_diverges_counts_as_its_initial_weights(tmp_path):
 
 
 def _initial_loss(out, seed):
-    config = training.RunFolder.open(out / "fomaml" / f"seed_{seed}").config()
+    config = training.RunFolder.open(out / "wild" / f"seed_{seed}").config()
     setup = training.build(config)
     return setup.evaluate("test", config.test_tasks).loss.mean
 

@@ -1,7 +1,7 @@
 """The same problem put another way: every estimator, with drawn settings, gives the same meta-gradient in its units.
 
-Steps of the difference are the default, or given in the units of the problem. Inner solves are short: what is compared
-is not the solution but what the library computes, and it agrees to rounding.
+Steps of the difference are the default, or given in the problem's units. Inner solves are short: what is compared is
+not the solution but what the library computes, and it agrees to rounding.
 """
 
 import shutil
