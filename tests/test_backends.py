@@ -78,3 +78,42 @@ def test_tasks_of_unequal_shapes_run_in_the_loop_and_say_so_under_vmap():
     assert out.grad["w"].item() == pytest.approx(4 / 9, rel=1e-3)  # H = 2, y = 2/3, v = 4/3
     with pytest.raises(mp.InputError, match=r"tasks\[1\].*shape \(4,\).*backend='loop'"):
         mp.FOBMAML(mp.GradientDescent(0.3), steps=3, backend="vmap")(problem, params, tasks)
+
+
+class Clipped(torch.autograd.Function):
+    """Identity, whose gradient is clipped."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        return None
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clamp(-0.02, 0.02)
+
+    generate_vmap_rule = True
+
+
+def test_weights_of_a_loss_are_no_part_of_its_backward_pass():
+    """A model that clips its gradients sees those of the loss, not nu times them, nor a piece's share."""
+
+    def loss(params, data):
+        inputs, targets = data
+        return (Clipped.apply(inputs @ params["w"]) - targets).square().mean()
+
+    problem = mp.ProximalProblem(loss, loss, lam=1.0)
+    params = {"w": torch.randn(3, dtype=torch.float64)}
+    tasks = mp.Task(*((torch.randn(2, 6, 3).double(), torch.randn(2, 6).double()) for _ in range(2)))
+    (a, b), _ = both(problem, params, tasks, solver=mp.GradientDescent(0.2), steps=6, nu=0.05)
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    halves = [tuple(leaf[0][part] for leaf in tasks.query) for part in (slice(0, 2), slice(2, 6))]
+    pieces = mp.MicroBatches(halves, weights=[1 / 3, 2 / 3])
+    support = tuple(leaf[0] for leaf in tasks.support)
+    meta = mp.FOMAML(mp.GradientDescent(0.2), 3, backend="loop")
+    one = meta(problem, params, [mp.Task(support, pieces)]).grad["w"]
+    apart = [meta(problem, params, [mp.Task(support, half)]).grad["w"] for half in halves]
+    torch.testing.assert_close(one, apart[0] / 3 + 2 * apart[1] / 3, rtol=1e-12, atol=0)

@@ -1,6 +1,7 @@
 """Losses evaluated one by one, by plain forward and backward passes."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -131,32 +132,53 @@ def _evaluate_batch(
             leaf = guarded(point).requires_grad_()
             value, metrics = loss(leaf, data)
             if value.requires_grad:
-                (found,) = torch.autograd.grad(value, leaf, None if weight is None else weight.to(value.dtype))
-                gradient.add_(found)
+                (found,) = torch.autograd.grad(value, leaf)
+                _add(gradient, found, weight)
     return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
 
 
 def _backward_in_place(
     loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Metrics]:
-    """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there."""
+    """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there.
+
+    It starts from 1 whatever the weight: a small one would be rounded, or lost, in narrow models, and clipped otherwise
+    where they clip gradients.
+    """
     layout = loss.structure.adapted
     leaves = loss.leaves(point)
     value, metrics = loss.at(dict(leaves), data)
     places = layout.views(gradient)
     learned = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}  # unless the loss has frozen it
     for name, leaf in learned.items():  # now: the loss may have filled, or emptied, its parameters' .grad
-        leaf.grad = places[name] if leaf.dtype == gradient.dtype else None
+        if weight is None and leaf.dtype == gradient.dtype:
+            leaf.grad = places[name]
+        else:
+            leaf.grad = None
+            leaf.register_post_accumulate_grad_hook(partial(_take, places[name], weight))
     try:
-        value.backward(None if weight is None else weight.to(value.dtype), inputs=list(learned.values()))
+        value.backward(inputs=list(learned.values()))
     except RuntimeError as error:
         if "Checkpointing is not compatible" in str(error):
             raise InputError(REENTRANT) from error
         raise
-    for name, leaf in learned.items():
-        if leaf.dtype != gradient.dtype and leaf.grad is not None:
-            places[name].add_(leaf.grad)
     return value, metrics
+
+
+def _take(place: Tensor, weight: Tensor | None, leaf: Tensor) -> None:
+    """Move the gradient of ``leaf`` to where it is added up."""
+    assert leaf.grad is not None
+    _add(place, leaf.grad, weight)
+    leaf.grad = None
+
+
+def _add(total: Tensor, gradient: Tensor, weight: Tensor | None) -> None:
+    if weight is None:
+        total.add_(gradient)
+    elif gradient.layout == torch.strided:
+        total.addcmul_(gradient.to(total.dtype), weight)
+    else:
+        total.add_(gradient * weight)
 
 
 def _values(loss: FlatLoss, point: Tensor, data: Any) -> tuple[Tensor, Metrics]:
