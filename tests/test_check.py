@@ -401,7 +401,7 @@ def test_branches_without_a_minimum_are_found():
     assert found["branches"].numbers["of_query"] == pytest.approx(-25.0, rel=1e-6)
     for mended in ({"nu": 0.001}, {"perturb": "center"}):
         assert mp.check(own, tasks, mp.FOBMAML(GD(0.3), 60, **mended), params=x)["branches"].verdict == "ok"
-    found = mp.check(own, tasks, mp.FOBMAML(GD(0.05), 100, nu=0.5), params=x)
+    found = mp.check(own, tasks, mp.FOBMAML(GD(0.05), 2000, nu=0.5), params=x)
     assert [finding.name for finding in found.wrong] == ["branches"]
     assert "non-finite at step" in found["branches"].text
     own = mp.ProximalProblem(lambda params, data: -bowl(1.0)(params, data), bowl(1.0), lam=0.5)

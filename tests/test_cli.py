@@ -121,11 +121,12 @@ def test_check_prints_a_verdict_on_settings_and_on_a_run(run, capsys):
 
 def test_check_ends_with_status_1_and_the_options_where_something_is_wrong(capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["check", "--hidden", "8", "--lam", "30", "--ids", "0", "--steps", "2"])
+        main(["check", "--hidden", "8", "--lam", "0.05", "--inner-lr", "30", "--ids", "0", "--steps", "2"])
     assert caught.value.code == 1
     printed = capsys.readouterr()
     assert "WRONG  steps" in printed.out
-    assert printed.err.startswith("metaprox: error: wrong: steps. The options are: inner step --inner-lr")
+    assert printed.err.startswith("metaprox: error: wrong: steps, ")
+    assert "The options are: inner step --inner-lr" in printed.err
 
 
 def test_every_option_has_help(capsys):
