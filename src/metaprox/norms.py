@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 BLOCK = 2**18  # numbers that are scaled at a time, so that no second vector of P numbers is ever there
+DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
 
 
 def norm(vectors: Tensor) -> Tensor:
     """|| . || over the last dimension, which stays: [..., P] -> [..., 1]. NaN or inf where an entry is."""
+    if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE and vectors.numel() <= BLOCK:
+        return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64).to(torch.float32)
     largest = torch.linalg.vector_norm(vectors, torch.inf, dim=-1, keepdim=True)
     scale = torch.where((largest > 0) & (largest < torch.inf), largest, 1.0)
     width = max(1, BLOCK * vectors.shape[-1] // max(1, vectors.numel()))
