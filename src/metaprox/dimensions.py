@@ -42,7 +42,7 @@ def check_dimensions(problem: ProximalProblem, task: Task, count: int | None) ->
     if count is not None:
         labels = any(leaf.dim() == 0 and not leaf.is_floating_point() for leaf in pytree.tree_leaves(task.support))
         if (max(ranks) == 1 and labels) or seen == tuple(rank + 1 for rank in ranks):
-            problem.cache["ranks", tree] = tuple(rank + 1 for rank in ranks)
+            _remember_as_whole(problem, task)
             raise InputError(
                 f"the tasks look like one task without a task dimension: as {count} tasks, the support of each would "
                 f"be of shapes {shapes}. {ONE_TASK}"
@@ -60,6 +60,12 @@ def remember_dimensions(problem: ProximalProblem, task: Task) -> None:
     problem.cache["ranks", tree] = ranks
 
 
+def _remember_as_whole(problem: ProximalProblem, task: Task) -> None:
+    """That the stack which ``task`` was taken from is one task."""
+    ranks, tree = _ranks(task)
+    problem.cache["ranks", tree] = tuple(rank + 1 for rank in ranks)
+
+
 @contextmanager
 def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task) -> Iterator[None]:
     """Around an evaluation on ``task``, of a stack: InputError where a layer gets a tensor of it as one example."""
@@ -72,8 +78,7 @@ def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task) -> 
         dimensions = next(dims for kind, dims in UNBATCHED if isinstance(module, kind))
         data = inputs[0] if inputs else None
         if isinstance(data, Tensor) and data.dim() == dimensions and data.shape in shapes:
-            ranks, tree = _ranks(task)
-            problem.cache["ranks", tree] = tuple(rank + 1 for rank in ranks)
+            _remember_as_whole(problem, task)
             raise InputError(
                 f"the tasks look like one task without a task dimension: the model's {type(module).__name__} got an "
                 f"input of shape {tuple(data.shape)}, one example without a batch of them. {ONE_TASK}"

@@ -9,7 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bad_inputs.campaign import PARTS
 from bad_inputs.rows import count
-from bad_inputs.todo import MODULE_OF
 
 warnings.simplefilter("ignore")
 total: Counter[str] = Counter()
@@ -18,6 +17,5 @@ for part, rows in PARTS.items():
     total += counts
     print(f"{part}: {dict(counts)}")
     for outcome, row, said in odd:
-        module = f" [{MODULE_OF[row.label]}]" if row.label in MODULE_OF else ""
-        print(f"    {outcome}: {row.label}{module}: {' '.join(said.split())[:150]}")
+        print(f"    {outcome}: {row.label}: {' '.join(said.split())[:150]}")
 print(f"{sum(total.values())} inputs: {dict(total)}")
