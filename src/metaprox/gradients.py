@@ -105,8 +105,8 @@ class Gradients:
 
     def step(self, solver: InnerSolver, y: Tensor, *noise_ids: int, shift: Shift | None = None) -> Step | None:
         """``proximal`` and the step of ``solver`` along it in one, where that can be had; None where not."""
-        size = relative_step(solver)
-        if size is None or not self._engine.compile:
+        size = relative_step(solver) if self._engine.compile else None
+        if size is None:
             return None
         pull = Pull(self._parameters, self.lam, shift)
         with self._evaluation("support"):

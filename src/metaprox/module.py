@@ -88,10 +88,12 @@ class PrivateLoss:
         return self.source.loss(self.replica.module, batch)
 
     def release(self) -> None:
-        """Let go of the tensors of the last evaluation, whose graph is no longer needed.
+        """Let go of the tensors of the last evaluation, if there is one, whose graph is no longer needed.
 
         Raises MetaproxError where it wrote on a tensor of the live model.
         """
+        if not self._holds:
+            return
         self.replica.reset()
         self._holds = False
         for name, version in self._versions.items():

@@ -82,8 +82,8 @@ def _replicate(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, nn.Module):
         return _replicate_module(value, memo)
     if kind in _CONTAINERS:
-        memo[id(value)] = new = copy.copy(value)
-        return _fill(new, value, lambda item: _replicate(item, memo))
+        memo[id(value)] = new = value.copy()
+        return _fill(new, value, lambda item: _replicate(item, memo)) if value else new
     if kind is tuple:
         return tuple(_replicate(item, memo) for item in value)
     if kind is MethodType:
@@ -97,7 +97,7 @@ def _replicate(value: Any, memo: dict[int, Any]) -> Any:
 
 def _fresh(value: Any) -> Any:
     """A copy of a plain container, and of those in it."""
-    return _fill(copy.copy(value), value, _fresh) if type(value) in _CONTAINERS else value
+    return _fill(value.copy(), value, _fresh) if type(value) in _CONTAINERS else value
 
 
 def _fill(new: Any, old: Any, convert: Callable[[Any], Any]) -> Any:

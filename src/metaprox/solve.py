@@ -78,9 +78,11 @@ Fused = Callable[[Tensor, int, slice], Step | None]
 ANY = Purpose()
 
 
-def step_size(solver: InnerSolver, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-    """||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b]."""
-    known = relative_step(solver)
+def step_size(known: float | None, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    """||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b].
+
+    ``known``: what the solver says that it is (``relative_step``).
+    """
     if known is not None:
         return slope.new_full((len(slope),), known)
     return norm(new[:, 0] - y[:, 0]).squeeze(-1) / slope[:, 0]
@@ -180,6 +182,10 @@ class _Progress:
     kept: Tensor | None = None
     norms: list[Tensor] = field(default_factory=list)  # of each step, [T, B]
     step_sizes: list[Tensor] = field(default_factory=list)
+    relative_step: float | None = field(init=False)  # looked at once
+
+    def __post_init__(self) -> None:
+        self.relative_step = relative_step(self.solver)
 
     def begin(self, step: int) -> None:
         self.step, self.kept = step, None
@@ -201,7 +207,7 @@ class _Progress:
         if self._freezes:
             new = torch.where(self.active[:, None, None], new, y)
         if where.start == 0:
-            size = step_size(self.solver, new, y, size_of_grad)
+            size = step_size(self.relative_step, new, y, size_of_grad)
             self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
         return new, state
 

@@ -17,7 +17,7 @@ from metaprox.gradients import Gradients
 from metaprox.norms import norm
 from metaprox.problem import ProximalProblem
 from metaprox.solve import Solution, step_size
-from metaprox.solvers.protocol import check_differentiable
+from metaprox.solvers.protocol import check_differentiable, relative_step
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class MAML(Estimator):
     def _unrolled(self, lam: float) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         def solve(x: Tensor, gradient: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             y = x[None, None]
-            state = self.solver.init(y)
+            state, known = self.solver.init(y), relative_step(self.solver)
             norms, sizes = [], []
             assert self.steps is not None
             for step in range(self.steps):
                 grad = gradient(y[0, 0], step) + lam * (y - x)
                 new, state = self.solver.step(grad, y, state)
                 norms.append(norm(grad.detach()).squeeze(-1)[0])
-                sizes.append(step_size(self.solver, new.detach(), y.detach(), norms[-1][None]))
+                sizes.append(step_size(known, new.detach(), y.detach(), norms[-1][None]))
                 y = new
             y = y[0, 0]
             return y, {"y": y.detach(), "norms": torch.cat(norms), "sizes": torch.cat(sizes)}
