@@ -19,11 +19,11 @@ from torch import nn
 
 import metaprox as mp
 from measures import processor_seconds, provenance
-from metaprox.batch import TaskBatch
-from metaprox.choose import cost_of_task
+from metaprox.data.batch import TaskBatch
+from metaprox.losses.choose import cost_of_task
+from metaprox.losses.noise import Noise
 from metaprox.models import cross_entropy, mlp
-from metaprox.noise import Noise
-from metaprox.parameters import Parameters
+from metaprox.vectors.parameters import Parameters
 
 LAM, WAYS = 0.5, 5
 SUPPORT, QUERY = 5, 25
@@ -82,7 +82,7 @@ def measure(name: str, count: int, rounds: int, compile_too: bool) -> dict[str, 
     median = {label: statistics.median(own) for label, own in times.items()}
     with torch.no_grad():
         noise = Noise(0, torch.device("cpu"))
-        cost = cost_of_task(problem.private(), Parameters.of(problem, params), TaskBatch.of(tasks), noise)
+        cost = cost_of_task(problem.private(), Parameters.of(params, problem.adapted_names), TaskBatch.of(tasks), noise)
     return {
         "network": name,
         "parameters": sum(p.numel() for p in params.values()),

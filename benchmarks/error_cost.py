@@ -40,10 +40,10 @@ import peer_methods
 import workloads
 from hand_methods import plain_gradients
 from measures import processor_seconds, provenance, relative_error
-from metaprox.batch import TaskBatch
-from metaprox.gradients import flat_losses
-from metaprox.parameters import Parameters
+from metaprox.data.batch import TaskBatch
+from metaprox.losses.gradients import flat_losses
 from metaprox.training import style
+from metaprox.vectors.parameters import Parameters
 from workloads import LAM, STEPS, Workload
 
 TARGET, POSED_STEPS = 0.05, 20
@@ -191,7 +191,7 @@ def posed(name: str, lam: float, *, as_it_is: bool) -> dict[str, Any]:
     solved = mp.FOMAML(mp.GradientDescent(load.lr), POSED_STEPS, backend="loop")(problem, params, first)
     longer = mp.IMAML(mp.AdaptiveGradientDescent(load.lr), 200, cg_steps=1, backend="loop")(problem, params, first)
     assert solved.adapted is not None
-    parameters = Parameters.of(problem, params)
+    parameters = Parameters.of(params, problem.adapted_names)
     y = parameters.adapted.flatten({key: value[0] for key, value in solved.adapted.items()}).requires_grad_()
     inner, _ = flat_losses(problem, parameters)
     slope = torch.autograd.grad(inner(y, TaskBatch.of(first).one(0).support)[0], y, create_graph=True)[0]

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import metaprox as mp
-from metaprox.choose import BackendName
+from metaprox.estimators.stencil import stencil
+from metaprox.losses.choose import BackendName
 from metaprox.models import mean_squared_error
-from metaprox.stencil import stencil
 
 torch.set_num_threads(1)
 LAM = 0.5

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import few_shot
 import metaprox as mp
 import peer_methods
-from metaprox.choose import BackendName
+from metaprox.losses.choose import BackendName
 from peer_methods import Inner
 
 torch.set_num_threads(1)

@@ -9,22 +9,17 @@ from pathlib import Path
 import metaprox
 
 ROOT = Path(metaprox.__file__).parent
-# A module may import its own part and the parts of the lines above.
+# A module may import its own part, a file or a folder, and the parts of the lines above.
 LAYERS = (
-    {"errors", "types", "inference"},
-    {"checks", "norms"},
-    {"cache", "signatures", "compiling", "origin", "trees"},
-    {"stencil", "layout", "noise", "solvers", "replica", "optim", "loader"},
-    {"module", "failures"},
-    {"problem", "microbatches"},
-    {"checked", "solve", "parameters", "vmapped"},
-    {"batch", "pull", "compiled", "dimensions"},
-    {"adapted", "arguments"},
-    {"backends"},
-    {"loop"},
-    {"gradients", "look", "agreement"},
-    {"proximal", "exact", "choose"},
-    {"call"},
+    {"errors", "types"},
+    {"checks"},
+    {"cache", "data"},
+    {"vectors"},
+    {"solvers", "modules", "optim"},
+    {"problem"},
+    {"losses"},
+    {"inner"},
+    {"arguments", "call"},
     {"estimators", "evaluation"},
     {"checking"},
     {"__init__"},

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 import metaprox as mp
-from metaprox.backends import VmapBackend
-from metaprox.batch import TaskBatch
-from metaprox.choose import Choice, Cost, cost_of_task, memory_of
-from metaprox.look import Look
-from metaprox.loop import LoopBackend
+from metaprox.data.batch import TaskBatch
+from metaprox.losses.choose import Choice, Cost, cost_of_task, memory_of
+from metaprox.losses.look import Look
+from metaprox.losses.loop import LoopBackend
+from metaprox.losses.noise import Noise
+from metaprox.losses.vmap import VmapBackend
 from metaprox.models import cross_entropy, mean_squared_error, mlp
-from metaprox.noise import Noise
-from metaprox.parameters import Parameters
 from metaprox.tasks import Sinusoid
+from metaprox.vectors.parameters import Parameters
 
 NOISE = Noise(0, torch.device("cpu"))
 
@@ -25,7 +25,7 @@ def classes(*shape, count=3, examples=5):
 
 def chosen(model, tasks, choice=Choice("auto", "auto"), loss=cross_entropy):  # noqa: B008 - frozen
     problem = mp.ProximalProblem.from_module(model, loss, lam=0.5).private()
-    parameters = Parameters.of(problem, problem.live_parameters())
+    parameters = Parameters.of(problem.live_parameters(), problem.adapted_names)
     look = Look(draws=False, repeats=True, writes=False, written=frozenset())
     with torch.no_grad():
         return choice.of(problem, parameters, TaskBatch.of(tasks), NOISE, look)
@@ -61,7 +61,7 @@ def test_compiled_goes_past_the_limits_and_says_so_where_it_cannot():
 
 def test_the_cost_is_that_of_the_larger_loss():
     problem = mp.ProximalProblem.from_module(nn.Linear(7, 5), cross_entropy, lam=0.5).private()
-    parameters = Parameters.of(problem, problem.live_parameters())
+    parameters = Parameters.of(problem.live_parameters(), problem.adapted_names)
     tasks = mp.Task(classes(7, examples=4).support, classes(7, examples=6).query)
     with torch.no_grad():
         cost = cost_of_task(problem, parameters, TaskBatch.of(tasks), NOISE)
@@ -74,12 +74,13 @@ def test_the_cost_is_that_of_the_larger_loss():
 def test_chunks_fit_a_quarter_of_the_memory(monkeypatch):
     tasks = classes(40, count=8)
     monkeypatch.setattr(
-        "metaprox.choose.cost_of_task", lambda *_, **__: Cost(1, memory_of(torch.device("cpu")) // 60, True)
+        "metaprox.losses.choose.cost_of_task", lambda *_, **__: Cost(1, memory_of(torch.device("cpu")) // 60, True)
     )
     assert chosen(mlp([40, 8, 5]), tasks).chunk_size == 4
     assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", "auto")).chunk_size == 4
     assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", 6)).chunk_size == 6
-    monkeypatch.setattr("metaprox.choose.cost_of_task", lambda *_, **__: Cost(1, memory_of(torch.device("cpu")), True))
+    much = Cost(1, memory_of(torch.device("cpu")), True)
+    monkeypatch.setattr("metaprox.losses.choose.cost_of_task", lambda *_, **__: much)
     assert chosen(mlp([40, 8, 5]), tasks) == LoopBackend()  # one task at a time is the loop's
     assert chosen(mlp([40, 8, 5]), tasks, Choice("vmap", "auto")).chunk_size == 1
 

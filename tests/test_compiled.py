@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox import compiled, compiling
+from metaprox.losses import compiled, compiling
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 

@@ -5,7 +5,7 @@ import torch
 
 import metaprox as mp
 from conftest import SCHEMES
-from metaprox.stencil import stencil
+from metaprox.estimators.stencil import stencil
 
 
 @pytest.mark.parametrize("start", ["base", "predictor"])

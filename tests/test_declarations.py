@@ -10,7 +10,7 @@ import torch
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox.solve import solve
+from metaprox.inner.solve import solve
 from metaprox.solvers.protocol import for_parameters, relative_step, separates_branches
 from metaprox.tasks import Quadratic
 

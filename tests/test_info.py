@@ -5,7 +5,7 @@ import torch
 
 import metaprox as mp
 from conftest import LAM, SCHEMES
-from metaprox.stencil import STENCILS
+from metaprox.estimators.stencil import STENCILS
 
 
 def parts(params, tasks, out):

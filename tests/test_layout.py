@@ -2,7 +2,7 @@
 
 import torch
 
-from metaprox.layout import Layout
+from metaprox.vectors.layout import Layout
 
 
 def test_round_trip_keeps_names_shapes_values_and_dtypes():

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import metaprox as mp
-from metaprox.batch import TaskBatch
 from metaprox.call import begun
-from metaprox.choose import Choice
+from metaprox.data.batch import TaskBatch
+from metaprox.losses.choose import Choice
 from ops import scalar
 from ops.functions import FUNCTIONS
 from ops.layers import LAYERS

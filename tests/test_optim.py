@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.norms import joint_norm, norm
+from metaprox.vectors.norms import joint_norm, norm
 
 MAKERS = [lambda p: mp.optim.NormalizedSGD(p, lr=0.1), lambda p: mp.optim.ClippedSGD(p, lr=0.1, gamma=0.05)]
 
@@ -224,7 +224,7 @@ def test_norms_neither_overflow_nor_vanish():
 def test_norms_of_long_vectors_are_taken_a_block_at_a_time(monkeypatch):
     vectors = torch.randn(3, 2, 1000, dtype=torch.float64)
     whole = norm(vectors)
-    monkeypatch.setattr("metaprox.norms.BLOCK", 64)
+    monkeypatch.setattr("metaprox.vectors.norms.BLOCK", 64)
     torch.testing.assert_close(norm(vectors), whole)
     torch.testing.assert_close(whole, vectors.norm(dim=-1, keepdim=True))
 

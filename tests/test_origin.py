@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import metaprox as mp
-from metaprox.checked import CheckedLoss
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.origin import describe, origin
 from metaprox.models import mean_squared_error, mlp
-from metaprox.origin import describe, origin
 
 
 class Weighted:

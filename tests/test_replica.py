@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import metaprox as mp
 from conftest import relative_error
 from metaprox.models import mean_squared_error
-from metaprox.replica import Replica
+from metaprox.modules.replica import Replica
 
 GD = mp.GradientDescent(0.2)
 METHODS = {

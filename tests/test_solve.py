@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.failures import Purpose
-from metaprox.solve import solve, solve_parts
+from metaprox.inner.failures import Purpose
+from metaprox.inner.solve import solve, solve_parts
 
 CURVATURE = torch.tensor([0.2, 1.0, 1.9], dtype=torch.float64).view(3, 1, 1)
 

@@ -7,7 +7,7 @@ import torch
 
 import metaprox as mp
 from conftest import LAM, SOLVERS, relative_error
-from metaprox.solve import solve
+from metaprox.inner.solve import solve
 from metaprox.tasks import quadratic as closed_form
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.solve import solve
+from metaprox.inner.solve import solve
 from metaprox.solvers.stability import check_stable, largest_curvature, remedy
 
 TASKS = mp.Task(torch.zeros(2, 3), torch.ones(2, 3))

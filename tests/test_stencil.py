@@ -3,7 +3,7 @@
 import pytest
 
 import metaprox as mp
-from metaprox.stencil import STENCILS, stencil
+from metaprox.estimators.stencil import STENCILS, stencil
 
 
 @pytest.mark.parametrize("scheme", STENCILS.values(), ids=lambda s: s.name)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import metaprox as mp
+from metaprox.losses.noise import coupled_noise
 from metaprox.models import mean_squared_error
-from metaprox.noise import coupled_noise
 
 GD = mp.GradientDescent(0.1)
 

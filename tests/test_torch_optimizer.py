@@ -7,8 +7,8 @@ import torch
 
 import metaprox as mp
 from conftest import LAM, relative_error
+from metaprox.inner.solve import solve
 from metaprox.models import mean_squared_error, mlp
-from metaprox.solve import solve
 from metaprox.tasks import Sinusoid
 from metaprox.tasks import quadratic as closed_form
 

@@ -7,8 +7,8 @@ import torch
 
 import metaprox as mp
 from conftest import SCHEMES
+from metaprox.estimators.stencil import STENCILS, stencil
 from metaprox.estimators.step import SHARE, Lengths, weight
-from metaprox.stencil import STENCILS, stencil
 
 LAM, LR = 0.3, 0.1
 

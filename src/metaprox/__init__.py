@@ -2,13 +2,14 @@
 
 from metaprox import optim
 from metaprox.checking import Check, Finding, check
+from metaprox.data.microbatches import MicroBatches
+from metaprox.data.task import Task
 from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError, UnstableError
 from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, MetaGradient, Reptile, Tangent
+from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
-from metaprox.exact import ExactMetaGradient, exact_meta_gradient
-from metaprox.gradients import Counts
-from metaprox.microbatches import MicroBatches
-from metaprox.problem import ProximalProblem, Task
+from metaprox.losses.gradients import Counts
+from metaprox.problem import ProximalProblem
 from metaprox.solvers import (
     Adam,
     AdaptiveGradientDescent,

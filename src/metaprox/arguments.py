@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from metaprox import checks, signatures
-from metaprox.batch import TaskBatch
-from metaprox.checks import shown
+from metaprox import checks
+from metaprox.checks import shown, signatures
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.problem import ProximalProblem, Task
+from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import check_solver
 from metaprox.types import Params
 

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from metaprox.backends import Backend
-from metaprox.batch import TaskBatch
-from metaprox.choose import Choice
+from metaprox.data.batch import TaskBatch
 from metaprox.errors import NonFiniteError
-from metaprox.gradients import Gradients
-from metaprox.look import Look, Query, look_at
-from metaprox.noise import Noise, coupled_noise
-from metaprox.parameters import Parameters
+from metaprox.losses.backend import Backend
+from metaprox.losses.choose import Choice
+from metaprox.losses.gradients import Gradients
+from metaprox.losses.look import Look, Query, look_at
+from metaprox.losses.noise import Noise, coupled_noise
 from metaprox.problem import ProximalProblem
 from metaprox.types import Params
+from metaprox.vectors.parameters import Parameters
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def begun(
     Raises what ``Parameters.of`` and ``look_at`` refuse. A NonFiniteError of a task whose data are not finite says so.
     """
     with torch.inference_mode(False), torch.no_grad():
-        parameters = Parameters.of(problem, params)
+        parameters = Parameters.of(params, problem.adapted_names)
         private = problem.private()
         with coupled_noise(parameters.device) as noise:
             look = look_at(private, parameters, batch, noise, query)

@@ -11,18 +11,19 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.arguments import check_adapt, check_evaluate, check_number_of_tasks, parameters_of
-from metaprox.batch import TaskBatch
 from metaprox.call import begun
-from metaprox.checked import joined
-from metaprox.choose import BackendName, Choice
+from metaprox.checks.trees import kind
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.gradients import BRANCH_NOISE
-from metaprox.problem import ProximalProblem, Task
-from metaprox.proximal import proximal_solve
-from metaprox.solve import Stopping
+from metaprox.inner.proximal import proximal_solve
+from metaprox.inner.solve import Stopping
+from metaprox.losses.checked import joined
+from metaprox.losses.choose import BackendName, Choice
+from metaprox.losses.gradients import BRANCH_NOISE
+from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.solvers.stability import check_stable
-from metaprox.trees import kind
 from metaprox.types import Metrics, Params
 
 

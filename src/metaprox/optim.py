@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.norms import joint_norm
+from metaprox.vectors.norms import joint_norm
 
 
 class NormalizedSGD(Optimizer):

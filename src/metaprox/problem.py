@@ -1,48 +1,20 @@
-"""What is being solved: tasks, losses and the proximal weight."""
+"""What is being solved: losses and the proximal weight."""
 
 import copy
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from metaprox import checks, signatures
+from metaprox import checks
 from metaprox.cache import BoundedCache
+from metaprox.checks import signatures
 from metaprox.errors import InputError
-from metaprox.module import ModelLoss, ModuleLoss, PrivateLoss
-from metaprox.replica import Replica
-from metaprox.trees import check_alike, kind
+from metaprox.modules.loss import ModelLoss, ModuleLoss, PrivateLoss
+from metaprox.modules.replica import Replica
 from metaprox.types import Loss
-
-
-class Task(NamedTuple):
-    """One task, or a batch of T tasks: the data to adapt on and the data to be judged on.
-
-    Both are pytrees of tensors. A batch has a leading dimension T on every tensor.
-    """
-
-    support: Any
-    query: Any
-
-    @staticmethod
-    def stack(tasks: Sequence["Task"]) -> "Task":
-        """T single tasks of equal shapes -> one batch with a leading dimension T.
-
-        Raises InputError, which names the place, where they are not tensors of equal shapes.
-        """
-        if isinstance(tasks, (Task, str, Tensor)) or not isinstance(tasks, Sequence):
-            raise InputError(f"tasks must be a list of mp.Task, got {kind(tasks)}")
-        if not tasks:
-            raise InputError("an empty list of tasks can't be stacked")
-        for index, task in enumerate(tasks):
-            if not isinstance(task, Task):
-                raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {kind(task)}")
-        check_alike(tasks, "which can't be stacked; give a list of tasks in place of a stack")
-        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
 
 
 def _cache() -> BoundedCache[Any, Any]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from torch.utils import _pytree as pytree
 
-from metaprox import checks, signatures
+from metaprox import checks
+from metaprox.checks import signatures
+from metaprox.data.task import Task
 from metaprox.errors import InputError, needs_extra
-from metaprox.problem import Task
 
 # What of an encoder is meta-learned: nothing, LoRA adapters, or all its weights.
 Learned = Literal["frozen", "lora", "full"]

@@ -7,19 +7,20 @@ from dataclasses import replace
 import torch
 
 from metaprox import checks
-from metaprox.batch import TaskBatch
 from metaprox.checking import losses
 from metaprox.checking.examine import Examination
 from metaprox.checking.findings import Check
 from metaprox.checking.snapshot import Snapshot, copied
 from metaprox.checking.solves import steps_for_lam
 from metaprox.checking.subject import Subject
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.estimators import FOBMAML, Estimator
-from metaprox.parameters import Parameters
-from metaprox.problem import ProximalProblem, Task
+from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.types import Params
+from metaprox.vectors.parameters import Parameters
 
 
 def check(
@@ -77,7 +78,7 @@ def check(
     checks.count("count", count)
     estimator = _estimator(solver, steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
-    Parameters.of(problem, x)
+    Parameters.of(x, problem.adapted_names)
     batch = TaskBatch.of(tasks)
     if estimator is not None and not steps_for_lam(estimator, problem.lam):
         estimator.check(problem)

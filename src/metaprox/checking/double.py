@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from metaprox.microbatches import MicroBatches
-from metaprox.module import ModuleLoss
+from metaprox.data.microbatches import MicroBatches
+from metaprox.modules.loss import ModuleLoss
+from metaprox.modules.replica import Replica
 from metaprox.problem import ProximalProblem
-from metaprox.replica import Replica
 from metaprox.types import Loss
 
 

@@ -14,11 +14,11 @@ from metaprox.checking.reference import Judged
 from metaprox.checking.solves import Solved
 from metaprox.checking.subject import Subject
 from metaprox.checking.watched import Run, run
+from metaprox.data.task import Task
 from metaprox.errors import InputError, MetaproxError, NonFiniteError
 from metaprox.estimators import FOMAML, Estimator, Reptile
 from metaprox.estimators.branched import Branched
-from metaprox.look import Look
-from metaprox.problem import Task
+from metaprox.losses.look import Look
 
 OF_SOLVES = ("steps", "base", "branches", "nu", "meta-gradient")
 ALL = ("losses", "repeats", "writes", "backends", "precision", "field", *OF_SOLVES)

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from metaprox.adapted import AdaptedLoss
-from metaprox.agreement import agreement
-from metaprox.backends import VmapBackend
-from metaprox.batch import TaskBatch
 from metaprox.call import Call
-from metaprox.checked import CheckedLoss
 from metaprox.checking.findings import Finding, Verdict, percent
 from metaprox.checking.probe import Probe
-from metaprox.choose import Choice
+from metaprox.data.batch import TaskBatch
 from metaprox.errors import InputError
-from metaprox.look import LOOK_NOISE, Look
+from metaprox.losses.adapted import AdaptedLoss
+from metaprox.losses.agreement import agreement
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.choose import Choice
+from metaprox.losses.look import LOOK_NOISE, Look
+from metaprox.losses.vmap import VmapBackend
 
 
 def finite(values: Sequence[float], batch: TaskBatch) -> Finding:

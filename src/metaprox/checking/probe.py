@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metaprox.backends import Evaluation
-from metaprox.batch import TaskBatch
 from metaprox.call import Call
-from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.loop import LoopBackend
-from metaprox.problem import Task
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
+from metaprox.losses.backend import Evaluation
+from metaprox.losses.gradients import BRANCH_NOISE, Gradients
+from metaprox.losses.loop import LoopBackend
 
 # Steps of central differences, relative to a length of the point, to be tried one after another.
 STEPS = {torch.float64: (1e-6, 1e-5, 1e-7, 1e-4, 1e-3, 1e-2), torch.float32: (1e-3, 3e-3, 1e-2, 3e-4, 3e-2, 1e-1)}

@@ -12,8 +12,8 @@ from metaprox.checking.probe import Probe
 from metaprox.checking.watched import Run
 from metaprox.errors import NonFiniteError
 from metaprox.estimators import Estimator
-from metaprox.gradients import BRANCH_NOISE
-from metaprox.proximal import proximal_solve
+from metaprox.inner.proximal import proximal_solve
+from metaprox.losses.gradients import BRANCH_NOISE
 
 # Steps of the differences of F, relative to the length of z, to be tried one after another.
 STEPS = {torch.float64: (1e-6, 1e-5, 1e-7, 1e-4), torch.float32: (1e-3, 1e-2, 3e-3, 3e-2)}

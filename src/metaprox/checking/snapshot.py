@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.batch import TaskBatch
-from metaprox.module import ModuleLoss
-from metaprox.problem import ProximalProblem, Task
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
+from metaprox.modules.loss import ModuleLoss
+from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 
 

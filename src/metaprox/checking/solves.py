@@ -13,8 +13,8 @@ from metaprox.checking.probe import Probe
 from metaprox.checking.watched import Record, Run
 from metaprox.estimators import FOBMAML, IMAML, Estimator
 from metaprox.estimators.branched import Branched
+from metaprox.estimators.stencil import stencil
 from metaprox.solvers.protocol import relative_step
-from metaprox.stencil import stencil
 
 CLOSE = 0.1  # of the gradient at x: a base that leaves less has converged
 INNER, BRANCH = "inner", "branches'"  # whose step

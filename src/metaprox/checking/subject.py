@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metaprox.batch import TaskBatch
 from metaprox.call import Call, begun
 from metaprox.checking.double import data_in_float64, problem_in_float64
 from metaprox.checking.losses import first_line
 from metaprox.checking.probe import Probe
-from metaprox.choose import Choice
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.estimators import Estimator, Reptile
-from metaprox.look import Query
-from metaprox.problem import ProximalProblem, Task
+from metaprox.losses.choose import Choice
+from metaprox.losses.look import Query
+from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 
 LOOP = Choice("loop", None)

@@ -10,19 +10,20 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.arguments import check_estimate, parameters_to_fill
-from metaprox.batch import TaskBatch
 from metaprox.call import begun
-from metaprox.checked import joined
-from metaprox.choose import BackendName, Choice, ChunkSize
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.errors import NonFiniteError
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import ChunkResult, Estimate, MetaGradient
-from metaprox.failures import Purpose
-from metaprox.gradients import Gradients
-from metaprox.look import Query
-from metaprox.problem import ProximalProblem, Task
-from metaprox.proximal import proximal_solve
-from metaprox.solve import Solution, Stopping
+from metaprox.inner.failures import Purpose
+from metaprox.inner.proximal import proximal_solve
+from metaprox.inner.solve import Solution, Stopping
+from metaprox.losses.checked import joined
+from metaprox.losses.choose import BackendName, Choice, ChunkSize
+from metaprox.losses.gradients import Gradients
+from metaprox.losses.look import Query
+from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, check_solver
 from metaprox.solvers.stability import check_stable
 from metaprox.types import Params
@@ -45,8 +46,8 @@ class Estimator(ABC):
         compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each shape of the data,
             however many steps are taken and problems made of the same lines; a batch is padded to at most twice its
             tasks. Takes ten seconds or more, and on the CPU a C++ compiler. Where it fails, or would be done too often
-            (``metaprox.compiled``), a warning says so, and it goes on without. Second derivatives, and gradients of
-            parameters that do not adapt, are not compiled.
+            (``metaprox.losses.compiled``), a warning says so, and it goes on without. Second derivatives, and gradients
+            of parameters that do not adapt, are not compiled.
         on_nonfinite: "raise" NonFiniteError where a task diverges, or "skip" it: the mean is then over the others, and
             ``info.skipped`` names it. Its ``query_loss`` is what it came to, NaN where the base diverged. Where all
             tasks diverge, NonFiniteError is raised all the same.

@@ -10,8 +10,8 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.estimators.base import Estimator
 from metaprox.estimators.result import finite_rows
-from metaprox.failures import failure_at_end
-from metaprox.gradients import Gradients
+from metaprox.inner.failures import failure_at_end
+from metaprox.losses.gradients import Gradients
 from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, check_solver
 

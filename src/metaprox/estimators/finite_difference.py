@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.backends import Evaluation
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.info import Info
 from metaprox.estimators.origin import Origin
 from metaprox.estimators.result import Estimate, ratio
+from metaprox.estimators.stencil import STENCILS, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
-from metaprox.failures import Purpose
-from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.norms import norm
-from metaprox.solve import Fused, Solution, Step, solve_parts
+from metaprox.inner.failures import Purpose
+from metaprox.inner.solve import Fused, Solution, solve_parts
+from metaprox.losses.backend import Evaluation, Step
+from metaprox.losses.gradients import BRANCH_NOISE, Gradients
 from metaprox.solvers.protocol import InnerSolver, separates_branches
-from metaprox.stencil import STENCILS, Stencil, stencil
+from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
 LARGEST_RATIO = 2.0

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from metaprox.backends import Evaluation
 from metaprox.errors import InputError
 from metaprox.estimators.base import Estimator
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
-from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.look import Query
+from metaprox.losses.backend import Evaluation
+from metaprox.losses.gradients import BRANCH_NOISE, Gradients
+from metaprox.losses.look import Query
 from metaprox.problem import ProximalProblem
 
 

@@ -11,9 +11,9 @@ from metaprox import checks
 from metaprox.estimators.base import Estimator
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
-from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.norms import norm
+from metaprox.losses.gradients import BRANCH_NOISE, Gradients
 from metaprox.problem import ProximalProblem
+from metaprox.vectors.norms import norm
 
 
 @dataclass(frozen=True)

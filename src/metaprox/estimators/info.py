@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.gradients import Counts
-from metaprox.solve import Solution
+from metaprox.inner.solve import Solution
+from metaprox.losses.gradients import Counts
 
 STATISTICS = ("base_residual", "gradient_ratio", "error_estimate")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from metaprox.pull import Shift
-from metaprox.solve import add_weighted
+from metaprox.inner.solve import add_weighted
+from metaprox.vectors.terms import Shift
 
 
 @dataclass

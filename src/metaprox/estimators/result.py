@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from metaprox.backends import Evaluation
 from metaprox.errors import NonFiniteError
 from metaprox.estimators.info import Info
-from metaprox.failures import Purpose, failure_at_end
-from metaprox.norms import norm
-from metaprox.solve import Solution
+from metaprox.inner.failures import Purpose, failure_at_end
+from metaprox.inner.solve import Solution
+from metaprox.losses.backend import Evaluation
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.types import Metrics
+from metaprox.vectors.norms import norm
 
 
 @dataclass(frozen=True)

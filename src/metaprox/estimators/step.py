@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaprox.norms import norm
-from metaprox.stencil import Stencil
+from metaprox.estimators.stencil import Stencil
+from metaprox.vectors.norms import norm
 
 # eps at most LONGEST times the distance that the base moved, and nu ||v|| at most SHARE of ||grad fhat(y_0)|| for
 # "loss": by `metaprox reproduce defaults`.

@@ -10,10 +10,10 @@ from torch.autograd import forward_ad
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
-from metaprox.gradients import BRANCH_NOISE, Gradients
-from metaprox.norms import norm
-from metaprox.solve import Solution, solve
+from metaprox.inner.solve import Solution, solve
+from metaprox.losses.gradients import BRANCH_NOISE, Gradients
 from metaprox.solvers.protocol import check_differentiable
+from metaprox.vectors.norms import norm
 
 
 @dataclass(frozen=True)

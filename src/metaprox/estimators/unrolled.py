@@ -7,17 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from metaprox.backends import Evaluation
 from metaprox.errors import InputError
 from metaprox.estimators.base import Estimator
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
-from metaprox.failures import failure_of
-from metaprox.gradients import Gradients
-from metaprox.norms import norm
+from metaprox.inner.failures import failure_of
+from metaprox.inner.solve import Solution, step_size
+from metaprox.losses.backend import Evaluation
+from metaprox.losses.gradients import Gradients
 from metaprox.problem import ProximalProblem
-from metaprox.solve import Solution, step_size
 from metaprox.solvers.protocol import check_differentiable, relative_step
+from metaprox.vectors.norms import norm
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import metaprox as mp
+from metaprox.estimators.stencil import STENCILS, Stencil
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.experiments.problems import LOGISTIC_LAM as LAM
 from metaprox.experiments.problems import logistic_loss, logistic_tasks
-from metaprox.stencil import STENCILS, Stencil
 from metaprox.training import style
 from metaprox.types import Params
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import metaprox as mp
+from metaprox.estimators.stencil import stencil
 from metaprox.solvers import InnerSolver
-from metaprox.stencil import stencil
 
 Step = float | Literal["rounding", "rule"]
 SOLVERS: dict[str, Any] = {

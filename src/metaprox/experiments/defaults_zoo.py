@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.func import grad, jacrev
 
 import metaprox as mp
-from metaprox.batch import TaskBatch
+from metaprox.data.batch import TaskBatch
 from metaprox.experiments.problems import LOGISTIC_LAM, logistic_loss, logistic_tasks
-from metaprox.gradients import flat_losses
+from metaprox.losses.gradients import flat_losses
 from metaprox.models import cross_entropy, mean_squared_error
-from metaprox.parameters import Parameters
 from metaprox.tasks import MNIST1D, Quadratic, Sinusoid
 from metaprox.tasks.base import in_float64
+from metaprox.vectors.parameters import Parameters
 
 STEPS, TASKS, PRETRAINING = 10, 4, 60
 REFERENCE_STEPS, REFERENCE_TOL = 5000, 1e-8
@@ -186,7 +186,7 @@ def exact(case: Case) -> Exact:
     long = mp.FOMAML(mp.AdaptiveGradientDescent(case.lr), tol=REFERENCE_TOL, max_steps=REFERENCE_STEPS)
     points = long(case.problem, case.params, case.tasks).adapted
     assert points is not None
-    parameters, batch = Parameters.of(case.problem, case.params), TaskBatch.of(case.tasks)
+    parameters, batch = Parameters.of(case.params, case.problem.adapted_names), TaskBatch.of(case.tasks)
     inner, outer = flat_losses(case.problem, parameters)
     solved, left, least = [], [], []
     for index in range(TASKS):

@@ -17,7 +17,7 @@ from torch.quasirandom import SobolEngine
 
 from metaprox.errors import NonFiniteError
 from metaprox.experiments.base import Remember
-from metaprox.gradients import Counts
+from metaprox.losses.gradients import Counts
 from metaprox.training import Progress, RunFolder, TrainConfig
 from metaprox.training.comparison.runs import train_or_resume
 from metaprox.training.cost import gradient_evaluations

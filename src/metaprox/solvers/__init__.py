@@ -1,4 +1,4 @@
-"""Inner solvers: frozen settings with ``init`` and ``step``, one file each. The loop is in ``metaprox.solve``."""
+"""Inner solvers: frozen settings with ``init`` and ``step``, one file each. The loop is in ``metaprox.inner.solve``."""
 
 from metaprox.solvers.adam import Adam
 from metaprox.solvers.adaptive import AdaptiveGradientDescent

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.norms import norm
+from metaprox.vectors.norms import norm
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from metaprox import checks, signatures
+from metaprox import checks
+from metaprox.checks import signatures
 from metaprox.errors import InputError
 from metaprox.solvers.protocol import InnerSolver, Views
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.problem import Task
 from metaprox.tasks.base import SPLITS, Split, generator, stacked
 from metaprox.text import check_tokens, minilm_features, tokenize
 

@@ -7,8 +7,8 @@ import numpy as np
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.problem import Task
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.data.task import Task
 from metaprox.errors import InputError, needs_extra
-from metaprox.problem import Task
 from metaprox.tasks.base import SPLITS, Split, generator, stacked
 
 CLASSES: dict[Split, int] = {"train": 200, "validation": 20, "test": 10}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
-from metaprox.problem import ProximalProblem, Task
+from metaprox.data.task import Task
+from metaprox.problem import ProximalProblem
 from metaprox.tasks.base import SPLITS, Split, generator, stacked
 from metaprox.types import Params
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from metaprox import checks
-from metaprox.problem import Task
+from metaprox.data.task import Task
 from metaprox.tasks.base import SPLITS, Split, generator, stacked
 
 

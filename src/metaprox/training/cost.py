@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from metaprox.errors import MetaproxError, NonFiniteError
-from metaprox.gradients import Counts
+from metaprox.losses.gradients import Counts
 from metaprox.training.config import TrainConfig
 from metaprox.training.setup import Setup, build
 

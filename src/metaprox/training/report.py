@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from metaprox.checks import shown as shown_value
 from metaprox.errors import InputError
-from metaprox.gradients import Counts
+from metaprox.losses.gradients import Counts
 from metaprox.training.figures import draw
 from metaprox.training.folder import RunFolder
 from metaprox.training.loop import load_weights

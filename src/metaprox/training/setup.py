@@ -13,12 +13,13 @@ from torch.optim.optimizer import Optimizer
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.task import Task
 from metaprox.errors import InputError, NonFiniteError, UnstableError
 from metaprox.estimators import Estimator
 from metaprox.evaluation import Evaluation, evaluate
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.optim import ClippedSGD, NormalizedSGD
-from metaprox.problem import ProximalProblem, Task
+from metaprox.problem import ProximalProblem
 from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, InnerSolver, Nesterov
 from metaprox.tasks import BANKING77, MNIST1D, Sinusoid, Split, TaskFamily
 from metaprox.tasks.base import SPLITS

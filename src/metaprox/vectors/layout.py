@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from metaprox.data.inference import normal
 from metaprox.errors import InputError
-from metaprox.inference import normal
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,21 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
-from metaprox.adapted import AdaptedLoss
-from metaprox.agreement import agreement
-from metaprox.backends import Backend, Seed, VmapBackend
-from metaprox.batch import TaskBatch
-from metaprox.checked import CheckedLoss
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.gradients import flat_loss
-from metaprox.look import LOOK_NOISE, Look
-from metaprox.loop import LoopBackend
-from metaprox.noise import Noise
-from metaprox.parameters import Parameters
-from metaprox.problem import ProximalProblem, Task
-from metaprox.vmapped import FlatLoss
+from metaprox.losses.adapted import AdaptedLoss
+from metaprox.losses.agreement import agreement
+from metaprox.losses.backend import Backend, Seed
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.gradients import flat_loss
+from metaprox.losses.look import LOOK_NOISE, Look
+from metaprox.losses.loop import LoopBackend
+from metaprox.losses.noise import Noise
+from metaprox.losses.vmap import VmapBackend
+from metaprox.losses.vmapped import FlatLoss
+from metaprox.problem import ProximalProblem
+from metaprox.vectors.parameters import Parameters
 
 BackendName = Literal["auto", "vmap", "loop"]
 ChunkSize = int | Literal["auto"] | None

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.adapted import AdaptedLoss, guarded
-from metaprox.backends import Evaluation, Seed
-from metaprox.batch import TaskBatch
+from metaprox.data.batch import TaskBatch
+from metaprox.data.microbatches import weighted_sum
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.microbatches import weighted_sum
-from metaprox.problem import Task
-from metaprox.pull import Pull
-from metaprox.solve import Step
+from metaprox.losses.adapted import AdaptedLoss, guarded
+from metaprox.losses.backend import Evaluation, Seed, Step
+from metaprox.losses.vmapped import FlatLoss
 from metaprox.types import Metrics
-from metaprox.vmapped import FlatLoss
+from metaprox.vectors.terms import Pull
 
 REENTRANT = (
     "the model recomputes activations with torch.utils.checkpoint and use_reentrant=True, which takes gradients of all "

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.checked import CheckedLoss
-from metaprox.compiled import Graphs
-from metaprox.module import PrivateLoss
-from metaprox.parameters import Structure
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.compiled import Graphs
+from metaprox.modules.loss import PrivateLoss
 from metaprox.types import Metrics
+from metaprox.vectors.parameters import Structure
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.cache import BoundedCache
-from metaprox.checked import CheckedLoss
-from metaprox.compiling import CompiledFunction, NotCompiledError, compile_lock, only_compiled
-from metaprox.norms import norm
-from metaprox.origin import describe, origin
-from metaprox.parameters import Structure
-from metaprox.vmapped import evaluate_all
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compile_lock, only_compiled
+from metaprox.losses.origin import describe, origin
+from metaprox.losses.vmapped import evaluate_all
+from metaprox.vectors.norms import norm
+from metaprox.vectors.parameters import Structure
 
 # Up to how many losses have graphs, the latest used; for how many shapes of tasks each loss; and how many graphs each
 # evaluation of tasks of one shape, which are several where modes or numbers in the loss change.
@@ -192,7 +192,7 @@ class _Pool:
         self._warn(
             "shapes",
             f"metaprox has compiled {self._name} for tasks of {self._found} shapes, and evaluates further shapes "
-            "without compile=True: pad the data to fewer shapes, or raise metaprox.compiled.MOST_SHAPES",
+            "without compile=True: pad the data to fewer shapes, or raise metaprox.losses.compiled.MOST_SHAPES",
         )
 
     def _warn(self, kind: str, message: str) -> None:

@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from metaprox import checks
+from metaprox.data.inference import normal_tree
+from metaprox.data.loader import batches_of, coupled_reading, examples_of
 from metaprox.errors import InputError
-from metaprox.inference import normal_tree
-from metaprox.loader import batches_of, coupled_reading, examples_of
 from metaprox.types import Metrics
 
 EMPTY = "batches is empty: give at least one batch"

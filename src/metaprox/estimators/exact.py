@@ -9,13 +9,14 @@ from torch.func import grad, hessian
 
 from metaprox import checks
 from metaprox.arguments import check_estimate
-from metaprox.batch import TaskBatch
+from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.errors import MetaproxError
-from metaprox.gradients import flat_losses
-from metaprox.norms import norm
-from metaprox.parameters import Parameters
-from metaprox.problem import ProximalProblem, Task
+from metaprox.losses.gradients import flat_losses
+from metaprox.problem import ProximalProblem
 from metaprox.types import Params
+from metaprox.vectors.norms import norm
+from metaprox.vectors.parameters import Parameters
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def exact_meta_gradient(
     check_estimate(problem, params)
     tol, max_steps = checks.positive("tol", tol), checks.count("max_steps", max_steps)
     checks.positive("lam", problem.lam, "the inner problem is a proximal solve")
-    parameters = Parameters.of(problem, params).joined()
+    parameters = Parameters.of(params, problem.adapted_names).joined()
     batch = TaskBatch.of(tasks)
     x, w = parameters.x, parameters.w
     inner, outer = flat_losses(problem, parameters)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.adapted import guarded
-from metaprox.backends import Seed, VmapBackend
-from metaprox.loop import LoopBackend
-from metaprox.vmapped import FlatLoss, evaluate_all
+from metaprox.losses.adapted import guarded
+from metaprox.losses.backend import Seed
+from metaprox.losses.loop import LoopBackend
+from metaprox.losses.vmap import VmapBackend
+from metaprox.losses.vmapped import FlatLoss, evaluate_all
 
 # Relative differences: far above those of rounding, far below those of a term that is missing.
 TOLERANCE = 0.01

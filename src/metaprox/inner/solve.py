@@ -11,9 +11,10 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.failures import Purpose, failure_of
-from metaprox.norms import norm
+from metaprox.inner.failures import Purpose, failure_of
+from metaprox.losses.backend import Step
 from metaprox.solvers.protocol import InnerSolver, relative_step, take_step
+from metaprox.vectors.norms import norm
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,6 @@ class Solution:
     def y(self) -> Tensor:
         """The points [T, B, P]; a new tensor where the parts are several."""
         return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step that was taken: the new point [T, b, P], the gradient that led there, its norm [T, b]."""
-
-    y: Tensor
-    grad: Tensor
-    norm: Tensor
 
 
 Fused = Callable[[Tensor, int, slice], Step | None]

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from metaprox.parameters import Parameters
+from metaprox.vectors.parameters import Parameters
 
 
 @dataclass(frozen=True)

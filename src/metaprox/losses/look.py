@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.adapted import AdaptedLoss
-from metaprox.batch import TaskBatch
-from metaprox.checked import CheckedLoss
-from metaprox.dimensions import check_dimensions, remember_dimensions, single_examples_refused
+from metaprox.data.batch import TaskBatch
+from metaprox.data.inference import normal_tree
+from metaprox.data.microbatches import MicroBatches
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.inference import normal_tree
-from metaprox.loop import REENTRANT
-from metaprox.microbatches import MicroBatches
-from metaprox.module import PrivateLoss
-from metaprox.noise import Noise
-from metaprox.parameters import Parameters
-from metaprox.problem import ProximalProblem, Task
+from metaprox.losses.adapted import AdaptedLoss
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.dimensions import check_dimensions, remember_dimensions, single_examples_refused
+from metaprox.losses.loop import REENTRANT
+from metaprox.losses.noise import Noise
+from metaprox.modules.loss import PrivateLoss
+from metaprox.problem import ProximalProblem
+from metaprox.vectors.parameters import Parameters
 
 # What is asked of the outer loss: its gradient, its value, or nothing.
 Query = Literal["gradient", "value", "nothing"]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metaprox.checks.trees import check_alike, kind, leaves
+from metaprox.data.inference import normal_tree
+from metaprox.data.microbatches import MicroBatches
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.inference import normal_tree
-from metaprox.microbatches import MicroBatches
-from metaprox.problem import Task
-from metaprox.trees import check_alike, kind, leaves
 
 NO_VMAP = "which can't be vmapped; use backend='loop'"
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.module import PrivateLoss
-from metaprox.problem import ProximalProblem, Task
+from metaprox.modules.loss import PrivateLoss
+from metaprox.problem import ProximalProblem
 
 # Layers, and the dimensions of an input that holds one example and no batch of them.
 UNBATCHED: tuple[tuple[type[nn.Module], int], ...] = (

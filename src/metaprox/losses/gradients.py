@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.adapted import AdaptedLoss, apart
-from metaprox.backends import Backend, Evaluation, Seed
-from metaprox.batch import TaskBatch
-from metaprox.checked import CheckedLoss
+from metaprox.data.batch import TaskBatch
 from metaprox.errors import MetaproxError
-from metaprox.noise import Noise
-from metaprox.parameters import Parameters
+from metaprox.losses.adapted import AdaptedLoss, apart
+from metaprox.losses.backend import Backend, Evaluation, Seed, Step
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.noise import Noise
+from metaprox.losses.vmapped import FlatLoss
 from metaprox.problem import ProximalProblem
-from metaprox.pull import Pull, Shift
-from metaprox.solve import Step
 from metaprox.solvers.protocol import InnerSolver, for_parameters, relative_step
 from metaprox.types import Metrics
-from metaprox.vmapped import FlatLoss
+from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.terms import Pull, Shift
 
 # First noise id of the gradients of a base solve, and of everything from its end on.
 BASE_NOISE, BRANCH_NOISE = 0, 1

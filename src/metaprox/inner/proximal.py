@@ -1,8 +1,8 @@
 """The proximal solve that adaptation, evaluation and every estimator's base share."""
 
-from metaprox.failures import Purpose
-from metaprox.gradients import BASE_NOISE, Gradients
-from metaprox.solve import Solution, Stopping, solve_parts
+from metaprox.inner.failures import Purpose
+from metaprox.inner.solve import Solution, Stopping, solve_parts
+from metaprox.losses.gradients import BASE_NOISE, Gradients
 from metaprox.solvers.protocol import InnerSolver
 
 

@@ -1,13 +1,13 @@
 """Meta-parameters split into those that adapt to a task and those that do not."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from metaprox.layout import Layout
-from metaprox.problem import ProximalProblem
 from metaprox.types import Params
+from metaprox.vectors.layout import Layout
 
 # In bytes: up to here a copy of x costs less memory than it saves time.
 SMALL = 2**20
@@ -46,13 +46,13 @@ class Parameters:
     w: Tensor
 
     @classmethod
-    def of(cls, problem: ProximalProblem, params: Params) -> "Parameters":
-        """x as views of ``params``.
+    def of(cls, params: Params, adapted_names: Callable[[Sequence[str]], Sequence[str]]) -> "Parameters":
+        """x as views of those of ``params`` that ``adapted_names`` chooses of their names.
 
         Raises InputError where the parameters are not ones that can be adapted, or none of them is to be.
         """
         everything = Layout.of(params)
-        names = problem.adapted_names(everything.names)
+        names = adapted_names(everything.names)
         adapted, shared = everything.only(names), everything.only(set(everything.names).difference(names))
         assert adapted is not None  # patterns that fit nothing were refused
         pieces = tuple(adapted.pieces(params))

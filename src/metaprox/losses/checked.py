@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.checks.trees import describe, kind
+from metaprox.data.microbatches import weighted_sum
 from metaprox.errors import InputError, MetaproxError
-from metaprox.microbatches import weighted_sum
-from metaprox.module import PrivateLoss
-from metaprox.trees import describe, kind
+from metaprox.modules.loss import PrivateLoss
 from metaprox.types import Loss, Metrics
 
 A_LOSS = "a loss returns a scalar tensor, or (scalar tensor, {name: number or scalar tensor})"

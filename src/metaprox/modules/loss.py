@@ -9,9 +9,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from metaprox.data.inference import normal
 from metaprox.errors import InputError, MetaproxError
-from metaprox.inference import normal
-from metaprox.replica import Replica, places
+from metaprox.modules.replica import Replica, places
 from metaprox.types import LossValue, Params
 
 ModelLoss = Callable[[nn.Module, Any], LossValue]

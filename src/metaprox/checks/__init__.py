@@ -1,0 +1,43 @@
+"""Checks of what users give: numbers and words, functions, trees of data. Each names the value and the remedy."""
+
+from metaprox.checks.settings import (
+    at_least,
+    choice,
+    count,
+    count_or,
+    fraction,
+    ids,
+    nonnegative,
+    one_of,
+    optional,
+    path,
+    patterns,
+    positive,
+    seed,
+    settle,
+    shown,
+    switch,
+    text,
+    tuple_of,
+)
+
+__all__ = [
+    "at_least",
+    "choice",
+    "count",
+    "count_or",
+    "fraction",
+    "ids",
+    "nonnegative",
+    "one_of",
+    "optional",
+    "path",
+    "patterns",
+    "positive",
+    "seed",
+    "settle",
+    "shown",
+    "switch",
+    "text",
+    "tuple_of",
+]
