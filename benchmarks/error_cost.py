@@ -41,7 +41,7 @@ import workloads
 from hand_methods import plain_gradients
 from measures import processor_seconds, provenance, relative_error
 from metaprox.data.batch import TaskBatch
-from metaprox.losses.gradients import flat_losses
+from metaprox.losses.second_order import flat_losses
 from metaprox.training import style
 from metaprox.vectors.parameters import Parameters
 from workloads import LAM, STEPS, Workload

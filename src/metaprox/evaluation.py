@@ -20,7 +20,6 @@ from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Stopping
 from metaprox.losses.checked import joined
 from metaprox.losses.choose import BackendName, Choice
-from metaprox.losses.gradients import BRANCH_NOISE
 from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.solvers.stability import check_stable
@@ -176,7 +175,7 @@ def _evaluate_batch(
             gradients = call.gradients(span)
             try:
                 y = proximal_solve(gradients, solver, stopping).y
-                loss, metrics = gradients.query_values(y.squeeze(1), BRANCH_NOISE, 0)
+                loss, metrics = gradients.query_values(y.squeeze(1), 0)
                 _require_finite(loss, "query loss at the adapted parameters", gradients.start)
             except NonFiniteError as error:
                 if error.task is not None:

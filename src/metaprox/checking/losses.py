@@ -141,7 +141,7 @@ def _agreement(call: Call, role: str, task: int, *, twice: bool = False) -> tupl
     seed = lambda task: call.noise.of(LOOK_NOISE)  # noqa: E731
     data = _data(call, role, task)
     found = agreement(loss, call.parameters.x, data, seed, comparable=call.look.repeats, twice=twice)
-    loss.loss.release()
+    loss.checked.release()
     return found
 
 
@@ -159,7 +159,7 @@ def _why_not(call: Call, roles: Sequence[str]) -> str:
         except Exception as error:  # whatever it is
             return f"{type(error).__name__}: {first_line(error)}"
         finally:
-            loss.loss.release()
+            loss.checked.release()
     return "its error did not come back"
 
 

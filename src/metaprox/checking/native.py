@@ -7,6 +7,8 @@ from torch import Tensor
 
 from metaprox.checking.subject import Subject
 from metaprox.estimators import FOBMAML, Estimator
+from metaprox.estimators.result import ChunkResult
+from metaprox.losses.gradients import Gradients
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Native:
 def natives(subject: Subject, estimator: Estimator) -> list[Native]:
     """Of all tasks, not compiled. Raises what the estimator raises."""
     with subject.call(replace(subject.choice, compile=False)) as call:
-        parts = [estimator._result(call.gradients(span), keep_adapted=False) for span in call.chunks()]
+        parts = [_result(estimator, call.gradients(span)) for span in call.chunks()]
         size, lam = call.parameters.adapted.size, call.problem.lam
     g = torch.cat([part.grad for part in parts])
     nu, ratio = (torch.cat([getattr(part.info, name) for part in parts]) for name in ("nu", "gradient_ratio"))
@@ -29,6 +31,11 @@ def natives(subject: Subject, estimator: Estimator) -> list[Native]:
         Native(one, _with_step(estimator, float(step), float(step * norm) / lam if lam else 0.0))
         for one, step, norm in zip(g, nu, norm_v, strict=True)
     ]
+
+
+def _result(estimator: Estimator, gradients: Gradients) -> ChunkResult:
+    purpose = estimator._purpose("meta-gradient", gradients)
+    return ChunkResult.of(estimator._estimate(gradients, keep_adapted=False), estimator.solver, purpose)
 
 
 def _with_step(estimator: Estimator, nu: float, eps: float) -> Estimator:

@@ -10,7 +10,7 @@ from metaprox.call import Call
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.losses.backend import Evaluation
-from metaprox.losses.gradients import BRANCH_NOISE, Gradients
+from metaprox.losses.gradients import Gradients
 from metaprox.losses.loop import LoopBackend
 
 # Steps of central differences, relative to a length of the point, to be tried one after another.
@@ -45,7 +45,7 @@ class Probe:
 
     def at(self, *points: Tensor) -> Evaluation:
         """Values [1, B] and gradients [1, B, P] at B points [P]."""
-        return self._gradients.query(torch.stack(points)[None], BRANCH_NOISE, 0)
+        return self._gradients.query(torch.stack(points)[None], 0)
 
     def gradient(self, y: Tensor) -> Tensor:
         """[P] at y [P]."""

@@ -13,7 +13,6 @@ from metaprox.checking.watched import Run
 from metaprox.errors import NonFiniteError
 from metaprox.estimators import Estimator
 from metaprox.inner.proximal import proximal_solve
-from metaprox.losses.gradients import BRANCH_NOISE
 
 # Steps of the differences of F, relative to the length of z, to be tried one after another.
 STEPS = {torch.float64: (1e-6, 1e-5, 1e-7, 1e-4), torch.float32: (1e-3, 1e-2, 3e-3, 3e-2)}
@@ -98,4 +97,4 @@ def _loss_from(call: Call, estimator: Estimator, task: int, shift: Tensor) -> fl
         y = proximal_solve(gradients, estimator.solver, estimator._stopping()).y
     except NonFiniteError:
         return math.nan
-    return float(gradients.query_values(y[:, 0], BRANCH_NOISE, 0)[0])
+    return float(gradients.query_values(y[:, 0], 0)[0])

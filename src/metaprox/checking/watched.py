@@ -8,6 +8,7 @@ from torch import Tensor
 from metaprox.call import Call
 from metaprox.estimators import FOBMAML, Estimator, Info
 from metaprox.estimators.branched import Branched
+from metaprox.estimators.result import ChunkResult
 from metaprox.solvers.protocol import InnerSolver, Views, for_parameters, relative_step
 
 
@@ -71,6 +72,8 @@ def run(call: Call, estimator: Estimator, task: int) -> Run:
     if isinstance(estimator, FOBMAML):
         estimator = replace(estimator, estimate_error=True)
     watched = replace(estimator, solver=base)
-    result = watched._result(call.gradients((task, task + 1)), keep_adapted=True)
+    gradients = call.gradients((task, task + 1))
+    purpose = watched._purpose("meta-gradient", gradients)
+    result = ChunkResult.of(watched._estimate(gradients, keep_adapted=True), base, purpose)
     assert result.adapted is not None
     return Run(result.adapted[0], result.grad[0], result.info, base.record, branches)

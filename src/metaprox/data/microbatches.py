@@ -109,17 +109,29 @@ class MicroBatches:
         return None
 
 
-def weighted_sum(evaluate: Callable[[Any, float], tuple[Tensor, Metrics]], data: Any) -> tuple[Tensor, Metrics]:
-    """(value, metrics) of ``evaluate(batch, weight)`` summed with the weights; of data in one piece, as it is."""
+def pieces(data: Any) -> Generator[tuple[float | None, Any]]:
+    """(weight, batch) of each micro-batch, one after another; (None, data) of data in one piece. To be closed."""
     if not isinstance(data, MicroBatches):
-        return evaluate(data, 1.0)
-    total = None
-    with closing(iter(data)) as pieces:  # also where a loss raises
-        for weight, batch in pieces:
-            scaled = pytree.tree_map(partial(torch.mul, other=weight), evaluate(normal_tree(batch), weight))
-            total = scaled if total is None else pytree.tree_map(torch.add, total, scaled)
-    assert total is not None  # there is at least one batch
-    return total
+        yield None, data
+        return
+    with closing(iter(data)) as batches:
+        for weight, batch in batches:
+            yield weight, normal_tree(batch)
+
+
+def plus(total: Any, found: Any, weight: float | None) -> Any:
+    """``total`` (None at the beginning) + ``weight`` times ``found``, for trees of tensors; None: as it is."""
+    scaled = found if weight is None else pytree.tree_map(partial(torch.mul, other=weight), found)
+    return scaled if total is None else pytree.tree_map(torch.add, total, scaled)
+
+
+def weighted_sum(evaluate: Callable[[Any], tuple[Tensor, Metrics]], data: Any) -> tuple[Tensor, Metrics]:
+    """(value, metrics) of ``evaluate(batch)`` summed with the weights; of data in one piece, as it is."""
+    total: Any = None
+    with closing(pieces(data)) as parts:  # also where a loss raises
+        for weight, batch in parts:
+            total = plus(total, evaluate(batch), weight)
+    return total  # of one batch at least
 
 
 def _check_readable(batches: Any) -> None:

@@ -17,8 +17,7 @@ from metaprox.errors import NonFiniteError
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import ChunkResult, Estimate, MetaGradient
 from metaprox.inner.failures import Purpose
-from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Solution, Stopping
+from metaprox.inner.solve import Stopping
 from metaprox.losses.checked import joined
 from metaprox.losses.choose import BackendName, Choice, ChunkSize
 from metaprox.losses.gradients import Gradients
@@ -84,9 +83,6 @@ class Estimator(ABC):
     def _evaluations_held(self) -> int:
         """How many evaluations' memory a task takes at once under vmap."""
         return 1
-
-    def _solve_base(self, gradients: Gradients) -> Solution:
-        return proximal_solve(gradients, self.solver, self._stopping(), self._purpose("base solve", gradients))
 
     def _purpose(self, name: str, gradients: Gradients, advice: str = "") -> Purpose:
         return Purpose(name, gradients.start, gradients.lam, advice, self.on_nonfinite)
@@ -161,7 +157,9 @@ class Estimator(ABC):
             twice=self._differentiates_twice,
         ) as call:
             for span in call.chunks():
-                chunk = self._result(call.gradients(span), keep_adapted)
+                gradients = call.gradients(span)
+                purpose = self._purpose("meta-gradient", gradients)
+                chunk = ChunkResult.of(self._estimate(gradients, keep_adapted), self.solver, purpose)
                 some = chunk.grad[0] if len(chunk.grad) == 1 else chunk.grad.sum(0)
                 total = some if total is None else total.add_(some)
                 if keep_adapted:
@@ -179,10 +177,6 @@ class Estimator(ABC):
             adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
             info=info,
         )
-
-    def _result(self, gradients: Gradients, keep_adapted: bool) -> ChunkResult:
-        purpose = self._purpose("meta-gradient", gradients)
-        return ChunkResult.of(self._estimate(gradients, keep_adapted), self.solver, purpose)
 
     def _tasks_left(self, info: Info, chunks: Sequence[ChunkResult], count: int) -> int:
         """How many tasks the mean is over. Raises NonFiniteError where all are skipped."""

@@ -12,7 +12,7 @@ from metaprox.arguments import check_estimate
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.errors import MetaproxError
-from metaprox.losses.gradients import flat_losses
+from metaprox.losses.second_order import flat_losses
 from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 from metaprox.vectors.norms import norm

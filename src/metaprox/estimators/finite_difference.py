@@ -1,6 +1,5 @@
 """FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 
@@ -10,16 +9,17 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
+from metaprox.estimators.branches import AtBase, Branches
 from metaprox.estimators.info import Info
-from metaprox.estimators.origin import Origin
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.estimators.stencil import STENCILS, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
 from metaprox.inner.failures import Purpose
-from metaprox.inner.solve import Fused, Solution, solve_parts
-from metaprox.losses.backend import Evaluation, Step
-from metaprox.losses.gradients import BRANCH_NOISE, Gradients
-from metaprox.solvers.protocol import InnerSolver, separates_branches
+from metaprox.inner.proximal import proximal_solve
+from metaprox.inner.solve import Solution, solve_parts
+from metaprox.losses.backend import Step
+from metaprox.losses.gradients import Gradients
+from metaprox.solvers.protocol import separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -117,47 +117,87 @@ class FOBMAML(Branched):
         return self._chooses and self.perturb == "loss" and min(stencil(self.scheme).nodes) < 0
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        found = self._difference(gradients, keep_adapted)
+        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
+        adapted = base.y if keep_adapted else None
+        at_base, query, shared = AtBase.of(gradients, base.y, measured=self._chooses or self.tol is not None)
+        base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
+        self._require_finite(gradients, norm_residual, norm_v)
+        branches, starts, first, tol = self._leave(at_base, gradients)
+        del at_base  # and with it y_0, r and v, but for what the branches' problems keep
+        ends = self._solve_branches(gradients, branches, starts, first, tol)
+        error = torch.full_like(norm_v, torch.nan) if ends.grad is None else branches.per_nu(norm(ends.grad))
+        ends = replace(ends, grad=None)
+        grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
+        shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
+        info = Info.of(
+            base,
+            ends,
+            gradients.counts,
+            base_residual=norm_residual.flatten(),
+            gradient_ratio=ratio(grad, norm_v),
+            error_estimate=ratio(error, norm_v),
+            nu=branches.nu.flatten(),
+        )
+        found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
+        return self._unless_astray(found, gradients)
+
+    def _leave(
+        self, at_base: AtBase, gradients: Gradients
+    ) -> tuple[Branches, list[Tensor], list[Tensor], Tensor | None]:
+        """The branches' problems, where they start, their gradients there, and their tolerance; consumes ``at_base``.
+
+        They start in one part, or each in its own where that saves memory and changes nothing.
+        """
+        lam, corrected, norm_v, lengths = gradients.lam, self.residual_correction, at_base.norm_v, at_base.lengths
+        nu, (nodes, weights) = self._nu(lam, norm_v, lengths), self._table(stencil(self.scheme))
+        branches = Branches.of(at_base, nodes, weights, nu, center=self.perturb == "center", corrected=corrected)
+        apart = gradients.one_branch_at_a_time and self.tol is None and separates_branches(self._solver_of_branches)
+        parts = [slice(j, j + 1) for j in range(len(nodes))] if apart else [slice(0, len(nodes))]
+        predict = self.start == "predictor"
+        starts, first = at_base.leave(branches.tilt, parts, lam=lam, corrected=corrected, predict=predict)
+        tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
+        return branches, starts, first, tol
+
+    def _solve_branches(
+        self, gradients: Gradients, branches: Branches, starts: list[Tensor], first: list[Tensor], tol: Tensor | None
+    ) -> Solution:
+        """From ``starts``, where the gradients are ``first``; both lists are emptied."""
+        solver = gradients.for_parameters(self._solver_of_branches)
+
+        def gradient(y: Tensor, step: int, where: slice) -> Tensor:
+            grad = gradients.proximal(y, self._noise(step), where, linear=branches.linear)
+            moved = slice(1 if branches.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
+            if self.perturb == "loss" and y[:, moved].shape[1]:
+                tilt = branches.tilt[:, where]
+                gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], self._noise(step))
+            return grad
+
+        def fused(y: Tensor, step: int, where: slice) -> Step | None:
+            if self.perturb == "loss":  # its gradient comes between
+                return None
+            return gradients.step(solver, y, self._noise(step), where, linear=branches.linear)
+
+        return solve_parts(
+            gradient,
+            starts,
+            solver,
+            self._steps_of_branches,
+            first=first,
+            fused=fused,
+            tol=tol,
+            weights=branches.weights if self.estimate_error else None,
+            purpose=self._purpose_of_branches(gradients),
+        )
+
+    def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
+        """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""
         if not self._may_go_astray:
             return found
         base, branch = found.solves
         steady = branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO)
         if bool((steady | ~base.finite).all()):
             return found
-        return found.where(steady, replace(self, perturb="center")._difference(gradients, keep_adapted=False))
-
-    def _difference(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = self._solve_base(gradients)
-        adapted = base.y if keep_adapted else None
-        origin, query, shared, tol = self._origin(gradients, base)
-        base = replace(base, parts=())  # the origin lets go of y_0 as soon as it can
-        solver = gradients.for_parameters(self._solver_of_branches)
-        branches = solve_parts(
-            self._branch_gradient(gradients, origin),
-            self._starts(gradients, origin),
-            solver,
-            self._steps_of_branches,
-            fused=self._fused(gradients, origin, solver),
-            tol=tol,
-            weights=origin.weights if self.estimate_error else None,
-            purpose=self._purpose_of_branches(gradients),
-        )
-        origin.release()
-        shared = shared + origin.per_nu(self._shared_difference(gradients, origin, branches))
-        left = branches.grad  # (lam v - (H + lam I) g) nu / lam
-        error = torch.full_like(origin.nu, torch.nan) if left is None else origin.per_nu(norm(left))
-        del left
-        grad = origin.per_nu(origin.difference(branches.parts).mul_(-gradients.lam))
-        info = Info.of(
-            base,
-            branches,
-            gradients.counts,
-            base_residual=origin.norm_residual.flatten(),
-            gradient_ratio=ratio(grad, origin.norm_v),
-            error_estimate=ratio(error, origin.norm_v),
-            nu=origin.nu.flatten(),
-        )
-        return Estimate.of(adapted, grad, shared, query, info, base, replace(branches, parts=()))
+        return found.where(steady, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
 
     def _purpose_of_branches(self, gradients: Gradients) -> Purpose:
         if self.perturb == "center" or self.nu is None or min(stencil(self.scheme).nodes) >= 0:
@@ -167,66 +207,6 @@ class FOBMAML(Branched):
         purpose = self._purpose("branch solve", gradients, advice)
         astray = self._may_go_astray and self.on_nonfinite == "raise"
         return replace(purpose, on_nonfinite="tell") if astray else purpose
-
-    def _origin(self, gradients: Gradients, base: Solution) -> tuple[Origin, Evaluation, Tensor, Tensor | None]:
-        """What branches start from; the query loss at y_0, without its gradient; grad_w f; the branches' tolerance."""
-        y0, lam, rule = base.y, gradients.lam, stencil(self.scheme)
-        residual = gradients.proximal(y0, BRANCH_NOISE, 0)
-        norm_residual, lengths = norm(residual), None
-        if self._chooses or self.tol is not None:
-            lengths = Lengths.of(y0, gradients.displacement(y0), residual, lam)
-        query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
-        norm_v = norm(query.grad)
-        self._require_finite(gradients, norm_residual, norm_v)
-        lengths = lengths.or_else(norm_v / lam) if lengths else None
-        nu = self._step(rule, lam, norm_v, lengths)
-        origin = Origin(
-            *self._table(rule),
-            nu,
-            norm_residual,
-            norm_v,
-            y0,
-            residual,
-            query.grad,
-            perturb_center=self.perturb == "center",
-            corrected=self.residual_correction,
-        )
-        tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
-        return origin, replace(query, grad=norm_v), shared, tol
-
-    def _starts(self, gradients: Gradients, origin: Origin) -> list[Tensor]:
-        """Where the branches start: in one part, or each in its own where that saves memory and changes nothing."""
-        apart = gradients.one_branch_at_a_time and self.tol is None and separates_branches(self._solver_of_branches)
-        count = len(origin.nodes)
-        parts = [slice(j, j + 1) for j in range(count)] if apart else [slice(0, count)]
-        return origin.starts(parts, gradients.lam, predict=self.start == "predictor")
-
-    def _branch_gradient(self, gradients: Gradients, origin: Origin) -> Callable[[Tensor, int, slice], Tensor]:
-        """(y, step, branches) -> gradients [T, b, P] of the branch problems."""
-
-        def gradient(y: Tensor, step: int, branches: slice) -> Tensor:
-            if step == 0 and self.start == "base":
-                return origin.gradient(branches)
-            origin.release()
-            noise = self._noise(step)
-            grad = gradients.proximal(y, BRANCH_NOISE, noise, shift=origin.shift(branches))
-            moved = slice(1 if origin.nodes[branches][0] == 0 else 0, None)  # a node of 0 comes first, without query
-            if self.perturb == "loss" and y[:, moved].shape[1]:
-                tilt = origin.tilt[:, branches]
-                gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], BRANCH_NOISE, noise)
-            return grad
-
-        return gradient
-
-    def _fused(self, gradients: Gradients, origin: Origin, solver: InnerSolver) -> Fused:
-        """(y, step, branches) -> gradient and step in one, where no query gradient comes between."""
-
-        def step(y: Tensor, step: int, branches: slice) -> Step | None:
-            if self.perturb == "loss" or (step == 0 and self.start == "base"):
-                return None
-            return gradients.step(solver, y, BRANCH_NOISE, self._noise(step), shift=origin.shift(branches))
-
-        return step
 
     def _noise(self, step: int) -> int:
         return 0 if self.residual_correction else step
@@ -240,21 +220,11 @@ class FOBMAML(Branched):
         nodes, weights = zip(*rows, strict=True)
         return nodes, weights
 
-    def _step(self, rule: Stencil, lam: float, norm_v: Tensor, lengths: Lengths | None) -> Tensor:
-        """nu [T, 1, 1]."""
+    def _nu(self, lam: float, norm_v: Tensor, lengths: Lengths | None) -> Tensor:
+        """The step of the difference [T, 1, 1]."""
         if self.nu is not None:
             return torch.full_like(norm_v, self.nu)
         if self.eps is not None:
             return weight(self.eps, lam, norm_v)
         assert lengths is not None
-        return weight(lengths.eps(rule, query_moves=self.perturb == "loss"), lam, norm_v)
-
-    def _shared_difference(self, gradients: Gradients, origin: Origin, branches: Solution) -> Tensor:
-        """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point."""
-        if not gradients.shares:
-            return origin.nu[..., :0]
-        weights = origin.nu.new_tensor(origin.weights)[:, None]
-        total = (weights * gradients.support_shared(branches.y, BRANCH_NOISE, 0)).sum(1, keepdim=True)
-        if len(origin.nodes) == 1:  # the branch at node 0 is y_0, with weight -1
-            total = total - gradients.support_shared(origin.y0, BRANCH_NOISE, 0)
-        return total
+        return weight(lengths.eps(stencil(self.scheme), query_moves=self.perturb == "loss"), lam, norm_v)

@@ -7,8 +7,9 @@ from metaprox.errors import InputError
 from metaprox.estimators.base import Estimator
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
+from metaprox.inner.proximal import proximal_solve
 from metaprox.losses.backend import Evaluation
-from metaprox.losses.gradients import BRANCH_NOISE, Gradients
+from metaprox.losses.gradients import Gradients
 from metaprox.losses.look import Query
 from metaprox.problem import ProximalProblem
 
@@ -33,8 +34,8 @@ class FOMAML(Estimator):
         return None
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = self._solve_base(gradients)
-        query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
+        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
+        query, shared = gradients.query_both(base.y, 0)
         return Estimate.of(base.y, query.grad, shared, query, Info.of(base, None, gradients.counts), base)
 
 
@@ -66,8 +67,8 @@ class Reptile(Estimator):
             )
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = self._solve_base(gradients)
-        loss, metrics = gradients.query_values(base.y.squeeze(1), BRANCH_NOISE, 0)
+        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
+        loss, metrics = gradients.query_values(base.y.squeeze(1), 0)
         moved = gradients.displacement(base.y).neg_()
         query = Evaluation(moved, loss.unsqueeze(1), {name: metric.unsqueeze(1) for name, metric in metrics.items()})
         return Estimate.of(base.y, moved, moved[..., :0], query, Info.of(base, None, gradients.counts), base)

@@ -11,7 +11,9 @@ from metaprox import checks
 from metaprox.estimators.base import Estimator
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
-from metaprox.losses.gradients import BRANCH_NOISE, Gradients
+from metaprox.inner.proximal import proximal_solve
+from metaprox.losses.gradients import Gradients
+from metaprox.losses.second_order import hessian_vector, mixed_product
 from metaprox.problem import ProximalProblem
 from metaprox.vectors.norms import norm
 
@@ -53,12 +55,12 @@ class IMAML(Estimator):
         return 3  # of a gradient and its derivative
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base, lam = self._solve_base(gradients), gradients.lam
-        residual = gradients.proximal(base.y, BRANCH_NOISE, 0)
-        query, shared = gradients.query_both(base.y, BRANCH_NOISE, 0)
+        base, lam = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite), gradients.lam
+        residual = gradients.proximal(base.y, 0)
+        query, shared = gradients.query_both(base.y, 0)
         shift = lam + self.damping
         z, left = conjugate_gradients(  # z = g / lam
-            lambda p: gradients.hessian_vector(base.y, p, BRANCH_NOISE, 0).add(p, alpha=shift),
+            lambda p: hessian_vector(gradients, base.y, p, 0).add(p, alpha=shift),
             query.grad,
             self.cg_steps,
             self.cg_tol,
@@ -71,7 +73,7 @@ class IMAML(Estimator):
             gradient_ratio=lam * ratio(z, query.grad),
             error_estimate=ratio(left.add(z, alpha=self.damping), query.grad),
         )
-        shared = shared - gradients.mixed_product(base.y, z, BRANCH_NOISE, 0)
+        shared = shared - mixed_product(gradients, base.y, z, 0)
         return Estimate.of(base.y, lam * z, shared, query, info, base)
 
 

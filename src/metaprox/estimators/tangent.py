@@ -10,8 +10,10 @@ from torch.autograd import forward_ad
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
+from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Solution, solve
-from metaprox.losses.gradients import BRANCH_NOISE, Gradients
+from metaprox.losses.gradients import Gradients
+from metaprox.losses.second_order import hessian_vector, mixed_product
 from metaprox.solvers.protocol import check_differentiable
 from metaprox.vectors.norms import norm
 
@@ -47,10 +49,10 @@ class Tangent(Branched):
         return 3  # of a gradient and its derivative
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = self._solve_base(gradients)
+        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
         y0, lam = base.y, gradients.lam
-        residual = gradients.proximal(y0, BRANCH_NOISE, 0)
-        query, shared = gradients.query_both(y0, BRANCH_NOISE, 0)
+        residual = gradients.proximal(y0, 0)
+        query, shared = gradients.query_both(y0, 0)
         self._require_finite(gradients, residual, query.grad)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
         if self.residual_correction:
@@ -68,14 +70,14 @@ class Tangent(Branched):
             gradient_ratio=ratio(g, query.grad),
             nu=torch.zeros_like(y0[:, 0, 0]),
         )
-        shared = shared + gradients.mixed_product(end, tangent, BRANCH_NOISE, 0)
+        shared = shared + mixed_product(gradients, end, tangent, 0)
         return Estimate.of(base.y, g, shared, query, info, base, branch)
 
     def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:
             if step == 0 and self.start == "base":
                 return v  # z is 0
-            return gradients.hessian_vector(y0, z, BRANCH_NOISE, 0).add(z, alpha=gradients.lam).add(v)
+            return hessian_vector(gradients, y0, z, 0).add(z, alpha=gradients.lam).add(v)
 
         return solve(
             gradient,
@@ -89,9 +91,9 @@ class Tangent(Branched):
         def gradient(dual: Tensor, step: int) -> Tensor:
             """The gradient of the branch problem at nu = 0, and its derivative along the solution's."""
             y, tangent = forward_ad.unpack_dual(dual)
-            grad = gradients.proximal(y, BRANCH_NOISE, step)
-            turned = gradients.hessian_vector(y, tangent, BRANCH_NOISE, step).add(tangent, alpha=gradients.lam)
-            tilt = v if self.perturb == "center" else gradients.query(y, BRANCH_NOISE, step).grad
+            grad = gradients.proximal(y, step)
+            turned = hessian_vector(gradients, y, tangent, step).add(tangent, alpha=gradients.lam)
+            tilt = v if self.perturb == "center" else gradients.query(y, step).grad
             return forward_ad.make_dual(grad, turned + tilt)
 
         with forward_ad.dual_level():

@@ -15,6 +15,7 @@ from metaprox.inner.failures import failure_of
 from metaprox.inner.solve import Solution, step_size
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.gradients import Gradients
+from metaprox.losses.second_order import gradient_through
 from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import check_differentiable, relative_step
 from metaprox.vectors.norms import norm
@@ -55,7 +56,7 @@ class MAML(Estimator):
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         x = gradients.start_at_x()
         tasks = len(x)
-        out = gradients.through(self._unrolled(gradients.lam), x)
+        out = gradient_through(gradients, self._unrolled(gradients.lam), x)
         assert self.steps is not None  # __post_init__ has checked
         gradients.counts.hessian_vector_products += tasks * self.steps
         base = self._solution(gradients, **out.metrics["records"])

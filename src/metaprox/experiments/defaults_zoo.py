@@ -21,7 +21,7 @@ from torch.func import grad, jacrev
 import metaprox as mp
 from metaprox.data.batch import TaskBatch
 from metaprox.experiments.problems import LOGISTIC_LAM, logistic_loss, logistic_tasks
-from metaprox.losses.gradients import flat_losses
+from metaprox.losses.second_order import flat_losses
 from metaprox.models import cross_entropy, mean_squared_error
 from metaprox.tasks import MNIST1D, Quadratic, Sinusoid
 from metaprox.tasks.base import in_float64

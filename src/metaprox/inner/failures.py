@@ -9,6 +9,8 @@ from metaprox.errors import NonFiniteError
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.solvers.stability import remedy
 
+OnNonfinite = Literal["raise", "tell", "skip"]
+
 
 @dataclass(frozen=True)
 class Purpose:
@@ -23,7 +25,7 @@ class Purpose:
     first_task: int = 0
     lam: float | None = None
     advice: str = ""
-    on_nonfinite: Literal["raise", "tell", "skip"] = "raise"
+    on_nonfinite: OnNonfinite = "raise"
 
 
 def failure_of(norms: Tensor, solver: InnerSolver, max_steps: int, purpose: Purpose) -> NonFiniteError | None:

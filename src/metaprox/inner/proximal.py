@@ -1,25 +1,27 @@
 """The proximal solve that adaptation, evaluation and every estimator's base share."""
 
-from metaprox.inner.failures import Purpose
+from functools import partial
+
+from metaprox.inner.failures import OnNonfinite, Purpose
 from metaprox.inner.solve import Solution, Stopping, solve_parts
 from metaprox.losses.gradients import BASE_NOISE, Gradients
 from metaprox.solvers.protocol import InnerSolver
 
 
 def proximal_solve(
-    gradients: Gradients, solver: InnerSolver, stopping: Stopping, purpose: Purpose | None = None
+    gradients: Gradients, solver: InnerSolver, stopping: Stopping, on_nonfinite: OnNonfinite = "raise"
 ) -> Solution:
     """argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P].
 
-    Raises NonFiniteError where a task diverges, unless ``purpose`` says otherwise.
+    Raises NonFiniteError where a task diverges, unless ``on_nonfinite`` says otherwise.
     """
     solver = gradients.for_parameters(solver)
     return solve_parts(
-        lambda y, step, branches: gradients.proximal(y, BASE_NOISE, step),
+        partial(gradients.proximal, noise=BASE_NOISE),
         [gradients.start_at_x()],
         solver,
         stopping.max_steps,
-        fused=lambda y, step, branches: gradients.step(solver, y, BASE_NOISE, step),
+        fused=partial(gradients.step, solver, noise=BASE_NOISE),
         tol=None if stopping.tol is None else gradients.per_task(stopping.tol),
-        purpose=purpose or Purpose("base solve", gradients.start, gradients.lam),
+        purpose=Purpose("base solve", gradients.start, gradients.lam, on_nonfinite=on_nonfinite),
     )

@@ -1,9 +1,9 @@
-"""The loop: T tasks x B coupled branches, one step at a time. It owns stopping, finite checks and step records."""
+"""THE loop: T tasks x B coupled branches, one step at a time. It owns stopping, finite checks and step records."""
 
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,6 +66,8 @@ class Solution:
         return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
 
 
+# (y, step, branches) -> gradient [T, b, P] at the points y of these branches; or that and the step in one, or None.
+Gradient = Callable[[Tensor, int, slice], Tensor]
 Fused = Callable[[Tensor, int, slice], Step | None]
 ANY = Purpose()
 
@@ -94,14 +96,15 @@ def solve(
 
 
 def solve_parts(
-    gradient: Callable[[Tensor, int, slice], Tensor],
+    gradient: Gradient,
     parts: list[Tensor],
     solver: InnerSolver,
     max_steps: int,
     *,
+    first: list[Tensor] | None = None,
+    fused: Fused = lambda y, step, branches: None,
     tol: Tensor | None = None,
     weights: Sequence[float] | None = None,
-    fused: Fused = lambda y, step, branches: None,
     purpose: Purpose = ANY,
 ) -> Solution:
     """Take up to ``max_steps`` steps of ``solver`` from B branches of T tasks, a part of the branches at a time.
@@ -110,12 +113,12 @@ def solve_parts(
     alive at a time; the solver then sees one part at a time too, and there is no early stop.
 
     Args:
-        gradient: (y, step, branches) -> gradient [T, b, P] at the part y, which holds these branches. Called once a
-            step and part, which is all the solve costs.
+        gradient: called once a step and part, which is all the solve costs.
         parts: where to start, [T, b, P] each. The list is emptied, so that no start lives longer than its first step.
+        first: the gradients there, where they are known. This list is emptied too.
+        fused: tried before ``gradient``.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
         weights: of the branches in ``Solution.grad``. None: it is not kept.
-        fused: (y, step, branches) -> gradient and step in one, where that can be had; None where not.
         purpose: what this is, for the error message, and what happens where a gradient is not finite.
 
     Raises:
@@ -123,31 +126,29 @@ def solve_parts(
             that an accelerator never waits for the host; the step named is the first bad one all the same.
     """
     assert tol is None or len(parts) == 1
-    none = parts[0].new_empty(len(parts[0]), 0)
-    everyone = none.new_ones(len(none), dtype=torch.bool)
-    progress = _Progress(gradient, fused, solver, max_steps, weights, tol, purpose, everyone, everyone)
+    progress, known = _Progress(parts[0], solver, max_steps, weights, tol, purpose), first or []
     current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
     parts.clear()
     for step in range(max_steps):
         progress.begin(step)
         for index, where in enumerate(branches):
-            current[index], states[index] = progress.advance(current[index], states[index], where)
+            y = current[index]
+            taken = None if known else fused(y, step, where)
+            grad = known.pop(0) if known else gradient(y, step, where) if taken is None else taken.grad
+            slope = norm(grad).squeeze(-1) if taken is None else taken.norm
+            progress.record(grad, slope, where)
+            if progress.stopped:
+                break
+            if taken is None:
+                with _without_autocast(y.device.type):
+                    new, states[index] = take_step(solver, grad, y, states[index])
+            else:
+                new = taken.y
+            del grad, taken  # so that their memory serves the next lines
+            current[index] = progress.moved(new, y, slope, where)
         if progress.stopped:
             break
-    failure = failure_of(torch.stack(progress.norms), solver, max_steps, purpose) if progress.norms else None
-    if failure is not None and purpose.on_nonfinite == "raise":
-        raise failure
-    sizes = torch.stack(progress.step_sizes, 1) if progress.step_sizes else none
-    taken = torch.full_like(everyone, sizes.shape[1], dtype=torch.int64)
-    return Solution(
-        parts=tuple(current),
-        grad=progress.kept,
-        steps=taken if tol is None else (~sizes.isnan()).sum(1),
-        step_sizes=sizes,
-        converged=everyone if tol is None or max_steps == 0 else progress.finite & ~progress.active,
-        finite=torch.stack(progress.norms).isfinite().all(-1).all(0) if progress.norms else everyone,
-        failure=failure,
-    )
+    return progress.solution(tuple(current))
 
 
 def _slices(parts: list[Tensor]) -> list[slice]:
@@ -156,60 +157,45 @@ def _slices(parts: list[Tensor]) -> list[slice]:
     return [slice(end - part.shape[1], end) for part, end in zip(parts, ends, strict=True)]
 
 
-@dataclass
 class _Progress:
-    """What a solve keeps between its steps; ``advance`` takes one step of one part."""
+    """What a solve keeps between its steps: who goes on, and what is said of each step."""
 
-    gradient: Callable[[Tensor, int, slice], Tensor]
-    fused: Fused
-    solver: InnerSolver
-    max_steps: int
-    weights: Sequence[float] | None
-    tol: Tensor | None
-    purpose: Purpose
-    active: Tensor  # [T]: going on
-    finite: Tensor  # [T]: so far; looked at only where something depends on it
-    step: int = 0
-    stopped: bool = False
-    kept: Tensor | None = None
-    norms: list[Tensor] = field(default_factory=list)  # of each step, [T, B]
-    step_sizes: list[Tensor] = field(default_factory=list)
-    relative_step: float | None = field(init=False)  # looked at once
-
-    def __post_init__(self) -> None:
-        self.relative_step = relative_step(self.solver)
+    def __init__(
+        self,
+        like: Tensor,
+        solver: InnerSolver,
+        max_steps: int,
+        weights: Sequence[float] | None,
+        tol: Tensor | None,
+        purpose: Purpose,
+    ) -> None:
+        self.solver, self.max_steps, self.weights, self.tol, self.purpose = solver, max_steps, weights, tol, purpose
+        self.everyone = torch.ones(len(like), dtype=torch.bool, device=like.device)  # [T]
+        self.active = self.everyone  # going on
+        self.finite = self.everyone  # so far; looked at only where something depends on it
+        self.step, self.stopped = 0, False
+        self.kept: Tensor | None = None
+        self.norms: list[Tensor] = []  # of each step, [T, B]
+        self.step_sizes: list[Tensor] = []
+        self._nothing = like.new_empty(len(like), 0)
+        self._relative_step = relative_step(solver)
+        # Whether some tasks may stay where they are while others go on.
+        self._freezes = tol is not None or purpose.on_nonfinite == "skip"
 
     def begin(self, step: int) -> None:
         self.step, self.kept = step, None
 
-    def advance(self, y: Tensor, state: Any, where: slice) -> tuple[Tensor, Any]:
-        """The part ``where`` and its solver's state after a step; unchanged where the tolerance ends the solve."""
-        done = self.fused(y, self.step, where)
-        grad = self.gradient(y, self.step, where) if done is None else done.grad
-        size_of_grad = norm(grad).squeeze(-1) if done is None else done.norm
-        self._record(grad, size_of_grad, where)
-        if self._stops(size_of_grad):
-            return y, state
-        if done is None:
-            with _without_autocast(y.device.type):
-                new, state = take_step(self.solver, grad, y, state)
-        else:
-            new = done.y
-        del grad  # so that its memory serves the next lines
-        if self._freezes:
-            new = torch.where(self.active[:, None, None], new, y)
+    def record(self, grad: Tensor, norms: Tensor, where: slice) -> None:
+        """A part's gradients [T, b, P] and their norms [T, b]; looks which tasks go on.
+
+        ``stopped``: whether none is to, or one has failed and that is to be raised.
+        """
         if where.start == 0:
-            size = step_size(self.relative_step, new, y, size_of_grad)
-            self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
-        return new, state
-
-    @property
-    def _freezes(self) -> bool:
-        """Whether some tasks may stay where they are while others go on."""
-        return self.tol is not None or self.purpose.on_nonfinite == "skip"
-
-    def _stops(self, norms: Tensor) -> bool:
-        """Whether no task is to go on, or one has failed and that is to be raised; looks which go on."""
+            self.norms.append(norms)
+        else:
+            self.norms[-1] = torch.cat([self.norms[-1], norms], 1)
+        if self.weights is not None and (self.step == self.max_steps - 1 or self.tol is not None):
+            self.kept = add_weighted(self.kept, grad, self.weights[where])
         if self._freezes:
             self.finite = self.finite & norms.isfinite().all(1)
             self.active = self.active & self.finite
@@ -217,15 +203,35 @@ class _Progress:
             self.active = self.active & ~(norms.amax(1) <= self.tol)
             failed = self.purpose.on_nonfinite == "raise" and not self.finite.all()
             self.stopped = failed or not self.active.any()
-        return self.stopped
 
-    def _record(self, grad: Tensor, norms: Tensor, where: slice) -> None:
+    def moved(self, new: Tensor, y: Tensor, norms: Tensor, where: slice) -> Tensor:
+        """The part after a step from y to ``new``, which only tasks take that go on."""
+        if self._freezes:
+            new = torch.where(self.active[:, None, None], new, y)
         if where.start == 0:
-            self.norms.append(norms)
-        else:
-            self.norms[-1] = torch.cat([self.norms[-1], norms], 1)
-        if self.weights is not None and (self.step == self.max_steps - 1 or self.tol is not None):
-            self.kept = add_weighted(self.kept, grad, self.weights[where])
+            size = step_size(self._relative_step, new, y, norms)
+            self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
+        return new
+
+    def solution(self, parts: tuple[Tensor, ...]) -> Solution:
+        """Raises NonFiniteError where a gradient was not finite, if it is to be raised."""
+        failure = None
+        if self.norms:
+            failure = failure_of(torch.stack(self.norms), self.solver, self.max_steps, self.purpose)
+        if failure is not None and self.purpose.on_nonfinite == "raise":
+            raise failure
+        sizes = torch.stack(self.step_sizes, 1) if self.step_sizes else self._nothing
+        taken = torch.full_like(self.everyone, sizes.shape[1], dtype=torch.int64)
+        instant = self.tol is None or self.max_steps == 0
+        return Solution(
+            parts=parts,
+            grad=self.kept,
+            steps=taken if self.tol is None else (~sizes.isnan()).sum(1),
+            step_sizes=sizes,
+            converged=self.everyone if instant else self.finite & ~self.active,
+            finite=torch.stack(self.norms).isfinite().all(-1).all(0) if self.norms else self.everyone,
+            failure=failure,
+        )
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:

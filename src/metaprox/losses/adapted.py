@@ -16,26 +16,26 @@ from metaprox.vectors.parameters import Structure
 
 @dataclass(frozen=True)
 class AdaptedLoss:
-    """A checked loss on all parameters, as a function of y [P] at the w there is.
+    """``checked``, a loss on all parameters, as a function of y [P] at the w there is.
 
     ``writes``: whether it writes on its parameters, so that w is not given to it itself.
     """
 
-    loss: CheckedLoss
+    checked: CheckedLoss
     structure: Structure
     w: Tensor
     writes: bool = False
 
     def __call__(self, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
         parts = self.structure.adapted.unflatten(y)
-        return self.at(apart(parts) if self.writes else parts, data)
+        return self.checked(self.all_from(apart(parts) if self.writes else parts), data)
 
-    def at(self, adapted: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
-        """At the parameters that adapt, by name."""
+    def all_from(self, adapted: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All parameters, from those that adapt."""
         if not self.writes:
-            return self.loss(self.structure.merge(adapted, self.w), data)
+            return self.structure.merge(adapted, self.w)
         parts = self.structure.merge(adapted, guarded(self.w))
-        return self.loss({name: part if name in adapted else part.data for name, part in parts.items()}, data)
+        return {name: part if name in adapted else part.data for name, part in parts.items()}
 
     def leaves(self, point: Tensor) -> dict[str, Tensor]:
         """The parameters that adapt at y [P], as leaves of a graph, in memory that a loss may write on."""
@@ -46,8 +46,8 @@ class AdaptedLoss:
     @cached_property
     def graphs(self) -> Graphs:
         """Of the live model's loss, which outlives a call."""
-        own = self.loss.loss
-        traced = replace(self.loss, loss=own.source if isinstance(own, PrivateLoss) else own, explains=False)
+        own = self.checked.loss
+        traced = replace(self.checked, loss=own.source if isinstance(own, PrivateLoss) else own, explains=False)
         return Graphs(traced, self.structure)
 
 

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from metaprox.data.batch import TaskBatch
+from metaprox.data.task import Task
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.types import Metrics
-from metaprox.vectors.terms import Pull
+from metaprox.vectors.terms import ProximalTerm
 
 Seed = Callable[[int], AbstractContextManager[None]]  # around an evaluation: fixes the noise of that task of a chunk
 
@@ -34,7 +35,7 @@ class Step:
 
 
 class Backend(Protocol):
-    """How gradients at many points are evaluated. ``compile``: in compiled graphs. ``sequential``: one by one."""
+    """How losses are evaluated at many points. ``compile``: in compiled graphs. ``sequential``: one by one."""
 
     @property
     def compile(self) -> bool: ...
@@ -44,28 +45,30 @@ class Backend(Protocol):
     def chunks(self, size: int) -> list[tuple[int, int]]:
         """The ranges [start, stop) in which ``size`` tasks are processed."""
 
-    def take(self, batch: TaskBatch, start: int, stop: int) -> Any:
-        """Tasks start..stop-1 as ``evaluate`` wants them, as a Task of data."""
+    def data(self, batch: TaskBatch, start: int, stop: int) -> Task:
+        """Of tasks start..stop-1, as the other methods want them."""
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
         """``loss`` at y [T, B, P] on the data of T tasks."""
 
     def add_gradient(
         self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
-    ) -> Tensor:
-        """``total`` [T, B, P], to which the gradient of ``loss`` at y was added, times ``weight`` [T, B, 1] or 1."""
+    ) -> object:
+        """Add the gradient of ``loss`` at y to ``total`` [T, B, P] in place, times ``weight`` [T, B, 1] if given."""
 
-    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        """The gradient of ``loss`` at y and the ``pull`` there, a new tensor [T, B, P]."""
-
-    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
-        """``proximal`` and y - ``size`` times it, where both in one are faster; else None."""
+    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
+        """The gradient of ``loss`` and ``term``, and y - ``size`` times it, in one graph; None where there is none."""
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         """``loss`` and metrics [T] at y [T, P], without a gradient."""
 
+    # For losses within a loss, of one task, that are to be differentiated through:
+
     def join(self, *parts: Any) -> Any:
         """Several data of T tasks as one: a loss then sees them as a tuple."""
 
+    def inner_value(self, loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+        """``loss`` at y [P]."""
+
     def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
-        """grad ``loss`` at y [P] for one task, inside another loss that is to be differentiated through it."""
+        """grad ``loss`` at y [P]."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from metaprox.checks.trees import describe, kind
-from metaprox.data.microbatches import weighted_sum
 from metaprox.errors import InputError, MetaproxError
 from metaprox.modules.loss import PrivateLoss
 from metaprox.types import Loss, Metrics
@@ -19,7 +18,7 @@ A_LOSS = "a loss returns a scalar tensor, or (scalar tensor, {name: number or sc
 
 @dataclass(frozen=True)
 class CheckedLoss:
-    """``loss(params, data)``, summed over micro-batches. ``role``: its name for people.
+    """``loss(params, batch)``. ``role``: its name for people.
 
     differentiable: whether its gradient is wanted, so that it has to depend on the parameters.
     explains: whether what it raises gets a note on the data; not in graphs.
@@ -32,8 +31,16 @@ class CheckedLoss:
     differentiable: bool = True
     explains: bool = True
 
-    def __call__(self, params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
-        return weighted_sum(lambda batch, weight: self._one(params, batch), data)
+    def __call__(self, params: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
+        if not self.explains:
+            return self._value(params, self.loss(params, batch))
+        try:
+            result = self.loss(params, batch)
+        except Exception as error:
+            if not isinstance(error, MetaproxError):
+                error.add_note(f"metaprox: raised by {self.role} on a batch of {describe(batch)}; {A_LOSS}")
+            raise
+        return self._value(params, result)
 
     def release(self) -> None:
         """After an evaluation whose graph is no longer needed: let go of its tensors."""
@@ -44,17 +51,6 @@ class CheckedLoss:
         """The same for an evaluation whose graph outlives the next one."""
         loss = self.loss.fork() if isinstance(self.loss, PrivateLoss) else self.loss
         return CheckedLoss(loss, self.role, self.differentiable, self.explains)
-
-    def _one(self, params: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
-        if not self.explains:
-            return self._value(params, self.loss(params, batch))
-        try:
-            result = self.loss(params, batch)
-        except Exception as error:
-            if not isinstance(error, MetaproxError):
-                error.add_note(f"metaprox: raised by {self.role} on a batch of {describe(batch)}; {A_LOSS}")
-            raise
-        return self._value(params, result)
 
     def _value(self, params: dict[str, Tensor], result: Any) -> tuple[Tensor, Metrics]:
         value: Any = result

@@ -1,5 +1,6 @@
 """Losses evaluated one by one, by plain forward and backward passes."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -9,14 +10,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.data.batch import TaskBatch
-from metaprox.data.microbatches import weighted_sum
+from metaprox.data.microbatches import pieces, plus, weighted_sum
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Seed, Step
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.types import Metrics
-from metaprox.vectors.terms import Pull
+from metaprox.vectors.terms import ProximalTerm
 
 REENTRANT = (
     "the model recomputes activations with torch.utils.checkpoint and use_reentrant=True, which takes gradients of all "
@@ -35,50 +36,52 @@ class LoopBackend:
     def chunks(self, size: int) -> list[tuple[int, int]]:
         return [(task, task + 1) for task in range(size)]
 
-    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
+    def data(self, batch: TaskBatch, start: int, stop: int) -> Task:
         tasks = [batch.one(task) for task in range(start, stop)]
         return Task([task.support for task in tasks], [task.query for task in tasks])
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
         gradient = torch.zeros_like(y, memory_format=torch.contiguous_format)
-        results = []
-        for task, task_data in enumerate(data):
-            for point, place in zip(y[task], gradient[task], strict=True):
-                with seed(task):
-                    results.append(_evaluate_point(loss, point, task_data, place, None))
-        value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), _stack(results))
+        stacked = _stack(self.add_gradient(loss, y, data, seed, gradient))
+        value, metrics = pytree.tree_map(lambda leaf: leaf.view(*y.shape[:2], *leaf.shape[1:]), stacked)
         return Evaluation(gradient, value, metrics)
 
     def add_gradient(
         self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
-    ) -> Tensor:
+    ) -> list[tuple[Tensor, Metrics]]:
+        """Returns the values and metrics, too, of branch after branch of task after task."""
+        results: list[Any] = []
         for task, task_data in enumerate(data):
             for branch, (point, place) in enumerate(zip(y[task], total[task], strict=True)):
                 scale = None if weight is None else weight[task, branch, 0]
-                with seed(task):
-                    _evaluate_point(loss, point, task_data, place, scale)
-        return total
+                found: Any = None
+                with seed(task), torch.enable_grad(), closing(pieces(task_data)) as parts:
+                    for share, batch in parts:
+                        one = _differentiate(loss, point, batch, place, _product(share, scale, place))
+                        found = plus(found, one, share)
+                results.append(found)
+        return results
 
-    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        return self.add_gradient(loss, y, data, seed, pull.at(y))
-
-    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
+    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
         return None
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         results = []
         for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
             with seed(task), torch.enable_grad():  # losses may take derivatives of their own
-                found = weighted_sum(lambda batch, share: _values(loss, point, batch), task_data)  # noqa: B023
+                found = weighted_sum(lambda batch: _value(loss, point, batch), task_data)  # noqa: B023
             results.append(pytree.tree_map(torch.Tensor.detach, found))
         return _stack(results)
 
     def join(self, *parts: Any) -> Any:
         return list(zip(*parts, strict=True))
 
+    def inner_value(self, loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+        return weighted_sum(lambda batch: loss(y, batch), data)
+
     def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
         y = y.clone()  # what the loss writes on is this
-        value, _ = loss(y, data)
+        value, _ = self.inner_value(loss, y, data)
         (gradient,) = torch.autograd.grad(value, y, create_graph=True)
         _require_second_derivatives(gradient, y)
         return gradient
@@ -109,63 +112,57 @@ def _stack(results: list[Any]) -> Any:
     return pytree.tree_map(lambda *leaves: torch.stack(leaves), *results)
 
 
-def _evaluate_point(
-    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
+def _product(share: float | None, weight: Tensor | None, like: Tensor) -> Tensor | None:
+    """The two factors of a gradient as one; None for 1."""
+    if share is None or share == 1:
+        return weight
+    return like.new_tensor(share) if weight is None else share * weight
+
+
+def _differentiate(
+    loss: FlatLoss, point: Tensor, batch: Any, gradient: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Metrics]:
-    """Value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P]."""
+    """Value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P].
 
-    def one(batch: Any, share: float) -> tuple[Tensor, Metrics]:
-        scale = weight if share == 1 else gradient.new_tensor(share) if weight is None else share * weight
-        return _evaluate_batch(loss, point, batch, gradient, scale)
-
-    return weighted_sum(one, data)
-
-
-def _evaluate_batch(
-    loss: FlatLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Metrics]:
-    with torch.enable_grad():
-        if isinstance(loss, AdaptedLoss):
-            value, metrics = _backward_in_place(loss, point, data, gradient, weight)
-        else:
-            leaf = guarded(point).requires_grad_()
-            value, metrics = loss(leaf, data)
-            if value.requires_grad:
-                (found,) = torch.autograd.grad(value, leaf)
-                _add(gradient, found, weight)
-    return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics)
-
-
-def _backward_in_place(
-    loss: AdaptedLoss, point: Tensor, data: Any, gradient: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Metrics]:
-    """The backward pass adds to ``gradient`` as it goes, so that no second vector of P numbers is ever there.
-
-    It starts from 1 whatever the weight: a small one would be rounded, or lost, in narrow models, and clipped otherwise
+    Of an ``AdaptedLoss`` the backward pass adds as it goes, so that no second vector of P numbers is ever there. It
+    starts from 1 whatever the weight: a small one would be rounded, or lost, in narrow models, and clipped otherwise
     where they clip gradients.
     """
-    layout = loss.structure.adapted
-    leaves = loss.leaves(point)
-    value, metrics = loss.at(dict(leaves), data)
-    places = layout.views(gradient)
-    learned = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}  # unless the loss has frozen it
-    for name, leaf in learned.items():  # now: the loss may have filled, or emptied, its parameters' .grad
-        if weight is None and leaf.dtype == gradient.dtype:
+    if isinstance(loss, AdaptedLoss):
+        leaves = loss.leaves(point)
+        value, metrics = loss.checked(loss.all_from(dict(leaves)), batch)
+        learned = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}  # unless the loss has frozen it
+        _aim(learned, loss.structure.adapted.views(gradient), gradient.dtype, weight)
+        try:
+            value.backward(inputs=list(learned.values()))
+        except RuntimeError as error:
+            if "Checkpointing is not compatible" in str(error):
+                raise InputError(REENTRANT) from error
+            raise
+    else:
+        leaf = guarded(point).requires_grad_()
+        value, metrics = loss(leaf, batch)
+        if value.requires_grad:
+            (found,) = torch.autograd.grad(value, leaf)
+            _add(gradient, found, weight)
+    return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics) if metrics else metrics
+
+
+def _aim(leaves: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dtype, weight: Tensor | None) -> None:
+    """Let a backward pass add the gradients of ``leaves`` to ``places``.
+
+    To be called after the forward pass, in which the loss may have filled, or emptied, its parameters' .grad.
+    """
+    for name, leaf in leaves.items():
+        if weight is None and leaf.dtype == dtype:
             leaf.grad = places[name]
         else:
             leaf.grad = None
-            leaf.register_post_accumulate_grad_hook(partial(_take, places[name], weight))
-    try:
-        value.backward(inputs=list(learned.values()))
-    except RuntimeError as error:
-        if "Checkpointing is not compatible" in str(error):
-            raise InputError(REENTRANT) from error
-        raise
-    return value, metrics
+            leaf.register_post_accumulate_grad_hook(partial(_move, places[name], weight))
 
 
-def _take(place: Tensor, weight: Tensor | None, leaf: Tensor) -> None:
-    """Move the gradient of ``leaf`` to where it is added up."""
+def _move(place: Tensor, weight: Tensor | None, leaf: Tensor) -> None:
+    """The gradient of ``leaf`` to where it is added up."""
     assert leaf.grad is not None
     _add(place, leaf.grad, weight)
     leaf.grad = None
@@ -180,7 +177,7 @@ def _add(total: Tensor, gradient: Tensor, weight: Tensor | None) -> None:
         total.add_(gradient * weight)
 
 
-def _values(loss: FlatLoss, point: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+def _value(loss: FlatLoss, point: Tensor, batch: Any) -> tuple[Tensor, Metrics]:
     if isinstance(loss, AdaptedLoss):
-        return loss.at(loss.leaves(point), data)
-    return loss(guarded(point), data)
+        return loss.checked(loss.all_from(loss.leaves(point)), batch)
+    return loss(guarded(point), batch)

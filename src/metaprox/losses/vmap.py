@@ -16,7 +16,7 @@ from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Seed, Step
 from metaprox.losses.vmapped import FlatLoss, evaluate_all
 from metaprox.types import Metrics
-from metaprox.vectors.terms import Pull
+from metaprox.vectors.terms import ProximalTerm
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class VmapBackend:
         step = self.chunk_size or size
         return [(start, min(start + step, size)) for start in range(0, size, step)]
 
-    def take(self, batch: TaskBatch, start: int, stop: int) -> Task:
+    def data(self, batch: TaskBatch, start: int, stop: int) -> Task:
         tasks = batch.many(start, stop)
         return pytree.tree_map(torch.Tensor.contiguous, tasks) if self.compile else tasks
 
@@ -40,31 +40,29 @@ class VmapBackend:
         if self.compile and isinstance(loss, AdaptedLoss):
             with seed(0):
                 found = loss.graphs.evaluate(loss.w, y.contiguous(), data)
-        gradient, (value, metrics) = found or self._eagerly(loss, y, data, seed)
+        if found is None:
+            with seed(0), _vmap_errors_explained():
+                found = evaluate_all(loss, guarded(y), data)
+        gradient, (value, metrics) = found
         return Evaluation(gradient, value, metrics)
-
-    def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
-        with seed(0), _vmap_errors_explained():
-            return evaluate_all(loss, guarded(y), data)
 
     def add_gradient(
         self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
-    ) -> Tensor:
+    ) -> None:
         gradient = self.evaluate(loss, y, data, seed).grad
-        return total.add_(gradient) if weight is None else total.addcmul_(weight, gradient)
+        if weight is None:
+            total.add_(gradient)
+        else:
+            total.addcmul_(weight, gradient)
 
-    def proximal(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull) -> Tensor:
-        step = self.step(loss, y, data, seed, pull, 0.0)
-        return pull.at(y).add_(self._eagerly(loss, y, data, seed)[0]) if step is None else step.grad
-
-    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, pull: Pull, size: float) -> Step | None:
+    def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
         if not self.compile or not isinstance(loss, AdaptedLoss):
             return None
         y = y.contiguous()
-        shift = torch.zeros_like(y) if pull.shift is None else pull.shift.vector
-        lam, length = y.new_full((), pull.lam), y.new_full((), size)
+        linear = torch.zeros_like(y) if term.linear is None else term.linear.vector
+        lam, length = y.new_full((), term.lam), y.new_full((), size)
         with seed(0):
-            found = loss.graphs.step(loss.w, pull.parameters.x, lam, length, y, shift, data)
+            found = loss.graphs.step(loss.w, term.parameters.x, lam, length, y, linear, data)
         return None if found is None else Step(*found)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
@@ -78,6 +76,9 @@ class VmapBackend:
 
     def join(self, *parts: Any) -> Any:
         return parts
+
+    def inner_value(self, loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, Metrics]:
+        return loss(y, data)
 
     def inner_gradient(self, loss: FlatLoss, y: Tensor, data: Any) -> Tensor:
         return grad(loss, has_aux=True)(y.clone(), data)[0]

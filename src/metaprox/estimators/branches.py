@@ -1,0 +1,120 @@
+"""The perturbed inner problems: their gradients at y_0, where all of them start, and away from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metaprox.estimators.step import Lengths
+from metaprox.inner.solve import add_weighted
+from metaprox.losses.backend import Evaluation
+from metaprox.losses.gradients import Gradients
+from metaprox.vectors.norms import norm
+from metaprox.vectors.terms import LinearTerm
+
+
+@dataclass(frozen=True)
+class AtBase:
+    """What is known at y_0, before any branch has moved: ``leave`` consumes it.
+
+    y0 [T, 1, P]; residual: r = grad fhat(y_0) + lam (y_0 - x); v = grad f(y_0); their norms [T, 1, 1], and lengths
+    where they are wanted.
+    """
+
+    y0: Tensor
+    residual: Tensor
+    v: Tensor
+    norm_residual: Tensor
+    norm_v: Tensor
+    lengths: Lengths | None
+
+    @classmethod
+    def of(cls, gradients: Gradients, y0: Tensor, *, measured: bool) -> tuple["AtBase", Evaluation, Tensor]:
+        """It, f at y_0 with ||v|| in the gradient's place, and grad_w f. Costs a gradient of each loss."""
+        residual = gradients.proximal(y0, 0)
+        norm_residual, lengths = norm(residual), None
+        if measured:
+            lengths = Lengths.of(y0, gradients.displacement(y0), residual, gradients.lam)
+        query, shared = gradients.query_both(y0, 0)
+        norm_v = norm(query.grad)
+        if lengths is not None:
+            lengths = lengths.or_else(norm_v / gradients.lam)
+        at_base = cls(y0, residual, query.grad, norm_residual, norm_v, lengths)
+        return at_base, Evaluation(norm_v, query.value, query.metrics), shared
+
+    def leave(
+        self, tilt: Tensor, parts: Sequence[slice], *, lam: float, corrected: bool, predict: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Where the branches in each part start, and their gradients there where they are known; ``tilt``: n_j nu.
+
+        They start at y_0, or at y_0 - (n_j nu/lam) v. Their gradients at y_0 are r + n_j nu v, without r where the
+        residual is subtracted; the last one takes over the memory of r.
+        """
+        if predict:
+            return [self.y0 - (tilt[:, part] / lam) * self.v for part in parts], []
+        starts = [self.y0.expand(-1, part.stop - part.start, -1) for part in parts]
+        if corrected:
+            return starts, [tilt[:, part] * self.v for part in parts]
+        *others, last = (tilt[:, part] for part in parts)
+        first = [torch.addcmul(self.residual, one, self.v) for one in others]
+        add = self.residual.addcmul_ if others else self.residual.addcmul
+        return starts, [*first, add(last, self.v)]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What is the same at all steps of the branches that are solved.
+
+    nodes n_j and weights a_j. nu [T, 1, 1]. tilt: n_j nu [T, B, 1], the weight of the query loss. linear: the linear
+    term of their problems. y0: where the difference is to y_0 itself, as there is a single branch.
+    """
+
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+    nu: Tensor
+    tilt: Tensor
+    linear: LinearTerm | None
+    y0: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        at_base: AtBase,
+        nodes: tuple[float, ...],
+        weights: tuple[float, ...],
+        nu: Tensor,
+        *,
+        center: bool,
+        corrected: bool,
+    ) -> "Branches":
+        """``center``: v stays as it is at y_0, at all steps. ``corrected``: r is subtracted at all steps."""
+        tilt, terms = nu.new_tensor(nodes)[:, None] * nu, []
+        if center:
+            terms.append((tilt, at_base.v))
+        if corrected:
+            terms.append((-torch.ones_like(tilt), at_base.residual))
+        y0 = at_base.y0 if len(nodes) == 1 else None
+        return cls(nodes, weights, nu, tilt, LinearTerm(terms) if terms else None, y0)
+
+    def per_nu(self, difference: Tensor) -> Tensor:
+        """``difference`` / nu; 0 where nu is, because branches are then alike."""
+        return difference / torch.where(self.nu > 0, self.nu, torch.inf)
+
+    def difference(self, parts: Sequence[Tensor]) -> Tensor:
+        """sum_j a_j y_j [T, 1, P], as differences to the first branch (a single one: to y_0), because sum_j a_j = 0."""
+        points = [part[:, j : j + 1] for part in parts for j in range(part.shape[1])]
+        first, *others = points if self.y0 is None else (self.y0, *points)
+        total: Tensor | None = None
+        for point, weight in zip(others, self.weights[-len(others) :], strict=True):
+            total = add_weighted(total, point - first, (weight,))
+        assert total is not None
+        return total
+
+    def shared_difference(self, gradients: Gradients, parts: Sequence[Tensor]) -> Tensor:
+        """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point. Costs a gradient for each."""
+        if not gradients.shares:
+            return self.nu[..., :0]
+        weights = self.nu.new_tensor(self.weights)[:, None]
+        total = (weights * gradients.support_shared(torch.cat(list(parts), 1), 0)).sum(1, keepdim=True)
+        return total if self.y0 is None else total - gradients.support_shared(self.y0, 0)
