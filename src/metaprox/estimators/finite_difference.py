@@ -16,10 +16,10 @@ from metaprox.estimators.stencil import STENCILS, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Solution, solve_parts
+from metaprox.inner.solve import Fused, Gradient, solve_parts
 from metaprox.losses.backend import Step
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import separates_branches
+from metaprox.solvers.protocol import InnerSolver, separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -124,7 +124,18 @@ class FOBMAML(Branched):
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
-        ends = self._solve_branches(gradients, branches, starts, first, tol)
+        solver = gradients.for_parameters(self._solver_of_branches)
+        ends = solve_parts(
+            self._gradient_of(branches, gradients),
+            starts,
+            solver,
+            self._steps_of_branches,
+            first=first,
+            fused=self._step_of(branches, gradients, solver),
+            tol=tol,
+            weights=branches.weights if self.estimate_error else None,
+            purpose=self._purpose_of_branches(gradients),
+        )
         error = torch.full_like(norm_v, torch.nan) if ends.grad is None else branches.per_nu(norm(ends.grad))
         ends = replace(ends, grad=None)
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
@@ -158,11 +169,8 @@ class FOBMAML(Branched):
         tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
         return branches, starts, first, tol
 
-    def _solve_branches(
-        self, gradients: Gradients, branches: Branches, starts: list[Tensor], first: list[Tensor], tol: Tensor | None
-    ) -> Solution:
-        """From ``starts``, where the gradients are ``first``; both lists are emptied."""
-        solver = gradients.for_parameters(self._solver_of_branches)
+    def _gradient_of(self, branches: Branches, gradients: Gradients) -> Gradient:
+        """Of the branches' problems away from y_0."""
 
         def gradient(y: Tensor, step: int, where: slice) -> Tensor:
             grad = gradients.proximal(y, self._noise(step), where, linear=branches.linear)
@@ -172,22 +180,17 @@ class FOBMAML(Branched):
                 gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], self._noise(step))
             return grad
 
+        return gradient
+
+    def _step_of(self, branches: Branches, gradients: Gradients, solver: InnerSolver) -> Fused:
+        """That and the step along it in one, where no gradient of f comes between."""
+
         def fused(y: Tensor, step: int, where: slice) -> Step | None:
-            if self.perturb == "loss":  # its gradient comes between
+            if self.perturb == "loss":
                 return None
             return gradients.step(solver, y, self._noise(step), where, linear=branches.linear)
 
-        return solve_parts(
-            gradient,
-            starts,
-            solver,
-            self._steps_of_branches,
-            first=first,
-            fused=fused,
-            tol=tol,
-            weights=branches.weights if self.estimate_error else None,
-            purpose=self._purpose_of_branches(gradients),
-        )
+        return fused
 
     def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
         """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metaprox.data.microbatches import weighted_sum
+from metaprox.losses.adapted import apart
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.gradients import BASE_NOISE, BRANCH_NOISE, Gradients, flat_loss
@@ -98,8 +99,8 @@ def _any(loss: CheckedLoss) -> CheckedLoss:
 
 def _at_w(gradients: Gradients, inner: CheckedLoss, w: Tensor) -> FlatLoss:
     """The inner loss as one of y, at another w."""
-    loss = flat_loss(inner, gradients.parameters, writes=gradients.writes)
-    return lambda y, batch: loss(torch.cat([y, w]), batch)
+    unflatten, writes = gradients.parameters.structure.unflatten, gradients.writes
+    return lambda y, batch: inner(apart(unflatten(y, w)) if writes else unflatten(y, w), batch)
 
 
 def _along(gradients: Gradients, product: FlatLoss, z: Tensor, p: Tensor, step: int) -> Tensor:

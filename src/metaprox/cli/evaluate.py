@@ -1,0 +1,46 @@
+"""metaprox evaluate: what a finished run has learned, on any of its splits."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from metaprox import training
+from metaprox.tasks import Split
+from metaprox.training.report import show
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate the meta-learned weights of a finished run."""
+
+    run_folder: tyro.conf.Positional[Path]
+    """Run folder, as given to metaprox train --out."""
+    split: Split = "test"
+    """Which tasks."""
+    count: int = 600
+    """How many tasks: those with ids 0 to N - 1."""
+    as_json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self, console: Console) -> None:
+        """Print the statistics."""
+        folder = training.RunFolder.open(self.run_folder)
+        setup = training.build(folder.config())
+        training.load_weights(folder, setup)
+        result = setup.evaluate(self.split, self.count)
+        statistics = {name: asdict(value) for name, value in ({"loss": result.loss} | result.metrics).items()}
+        if self.as_json:
+            print(json.dumps({"split": self.split, "transductive": result.transductive, **statistics}))
+            return
+        table = Table(
+            title=f"{self.count} {self.split} tasks, after {setup.config.steps} inner steps", title_justify="left"
+        )
+        for column in ("quantity", "mean and 95 % interval over tasks", "std between tasks"):
+            table.add_column(column)
+        for name, value in statistics.items():
+            table.add_row(f"query {name}", show(name, value), f"{value['std']:.3f}")
+        console.print(table)

@@ -1,0 +1,47 @@
+"""metaprox reproduce: the experiments of the documentation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from metaprox.errors import InputError, MetaproxError
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run an experiment of the documentation again: raw numbers, a figure, and checks against what is expected."""
+
+    name: tyro.conf.Positional[str] = "all"
+    """Experiment, or all. --list shows them."""
+    list: bool = False
+    """List the experiments and what they show."""
+    quick: bool = False
+    """Small sizes: all in about ten minutes on two cores."""
+    out: Path = Path("reproduced")
+    """Folder for the results; each experiment has one of its own in it."""
+    seed: int = 0
+    """Seed of whatever is random."""
+
+    def run(self, console: Console) -> None:
+        """Print pass or fail for each check; status 1 if one failed."""
+        from metaprox.experiments import EXPERIMENTS, has_results, judge, reproduce, write_summary
+
+        if self.list:
+            for name, experiment in EXPERIMENTS.items():
+                console.print(f"{name:22} {experiment.claim}", highlight=False, soft_wrap=True)
+            return
+        if self.name not in {"all", *EXPERIMENTS}:
+            raise InputError(f"unknown experiment {self.name!r}; known: all, {', '.join(EXPERIMENTS)}")
+        outcomes = []
+        for name in EXPERIMENTS if self.name == "all" else (self.name,):
+            outcome = reproduce(EXPERIMENTS[name], self.out, "quick" if self.quick else "full", self.seed)
+            outcomes.append(outcome)
+            for check in outcome.checks:
+                print(f"{name}: {check}", flush=True)
+        there = [judge(other, self.out) for other in EXPERIMENTS.values() if has_results(other, self.out)]
+        print(f"report of all results in {self.out}: {write_summary(there, self.out)}")
+        failed = [outcome.experiment.name for outcome in outcomes if not outcome.passed]
+        if failed:
+            raise MetaproxError(f"checks failed in: {', '.join(failed)}")
