@@ -1,12 +1,17 @@
 """Imports go one way, and the core needs torch and the standard library only."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 import metaprox
+import metaprox as mp
 
 ROOT = Path(metaprox.__file__).parent
 # A module may import its own part, a file or a folder, and the parts of the lines above.
@@ -61,6 +66,65 @@ def test_imports_go_one_way():
             if name.startswith("metaprox"):
                 target = name.split(".")[1] if "." in name else "__init__"
                 assert target == part(path) or level(target) < level(part(path)), f"{path} imports {name}"
+
+
+def test_few_files_lie_flat_and_none_is_long():
+    assert len(list(ROOT.glob("*.py"))) <= 12
+    for path in ROOT.rglob("*.py"):
+        source = path.read_text()
+        assert len(source.splitlines()) <= 250, f"{path} has more than 250 lines"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = node.end_lineno - body[0].lineno + 1 if body else 0
+                assert lines <= 40, f"{path}: {node.name} has more than 40 lines"
+
+
+def frames_to(call):
+    """The most frames of metaprox that were between a call and the loss of a small model."""
+    most = 0
+
+    def loss(model, batch):
+        nonlocal most
+        stack = inspect.stack(context=0)
+        most = max(most, sum(Path(frame.filename).is_relative_to(ROOT) for frame in stack))
+        return torch.nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    problem = mp.ProximalProblem.from_module(torch.nn.Linear(3, 2), loss, lam=0.5)
+    data = (torch.randn(4, 5, 3), torch.randn(4, 5, 2))
+    call(problem, mp.Task(data, data))  # has a first look at the loss
+    most = 0
+    call(problem, mp.Task(data, data))
+    return most
+
+
+FIRST_ORDER = {
+    "loss": lambda **backend: mp.FOBMAML(GD, 3, **backend),
+    "center": lambda **backend: mp.FOBMAML(GD, 3, perturb="center", residual_correction=True, **backend),
+    "tol": lambda **backend: mp.FOBMAML(GD, tol=1e-3, max_steps=4, **backend),
+    "fomaml": lambda **backend: mp.FOMAML(GD, 3, **backend),
+    "reptile": lambda **backend: mp.Reptile(GD, 3, **backend),
+}
+GD = mp.GradientDescent(0.1)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("name", FIRST_ORDER)
+def test_few_frames_lie_between_a_call_and_the_loss(name, backend):
+    estimator = FIRST_ORDER[name](backend=backend)
+    assert 5 < frames_to(lambda problem, tasks: estimator.backward(problem, tasks)) <= 12
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("kind", [mp.MAML, mp.IMAML, mp.Tangent])
+def test_a_loss_within_a_loss_takes_few_more(kind, backend):
+    estimator = kind(GD, 3, backend=backend)
+    assert 5 < frames_to(lambda problem, tasks: estimator.backward(problem, tasks)) <= 18
+
+
+def test_adaptation_and_evaluation_take_fewer():
+    assert frames_to(lambda problem, tasks: mp.evaluate(problem, tasks, None, GD, 3)) <= 11
+    assert frames_to(lambda problem, tasks: mp.adapt(problem, (tasks.support[0][0], tasks.support[1][0]), GD, 3)) <= 10
 
 
 def test_core_imports_torch_and_the_standard_library_only():

@@ -15,6 +15,7 @@ import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
 from metaprox.losses.choose import Choice
+from metaprox.losses.second_order import hessian_vector
 from ops import scalar
 from ops.functions import FUNCTIONS
 from ops.layers import LAYERS
@@ -122,7 +123,7 @@ def first_derivatives(gradients, y):
 
 
 def second_derivative(gradients, y):
-    return (gradients.hessian_vector(y, direction(y).expand_as(y), 0),)
+    return (hessian_vector(gradients, y, direction(y).expand_as(y), 0),)
 
 
 def kind_of(kind):

@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Add the gradient of ``loss`` at y to ``total`` [T, B, P] in place, times ``weight`` [T, B, 1] if given."""
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
-        """The gradient of ``loss`` and ``term``, and y - ``size`` times it, in one graph; None where there is none."""
+        """The gradient of ``loss`` and ``term``, and y - ``size`` times it, in one graph; None if not ``compile``."""
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         """``loss`` and metrics [T] at y [T, P], without a gradient."""

@@ -16,6 +16,7 @@ from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Seed, Step
 from metaprox.losses.vmapped import FlatLoss, evaluate_all
 from metaprox.types import Metrics
+from metaprox.vectors.norms import norm
 from metaprox.vectors.terms import ProximalTerm
 
 
@@ -40,30 +41,36 @@ class VmapBackend:
         if self.compile and isinstance(loss, AdaptedLoss):
             with seed(0):
                 found = loss.graphs.evaluate(loss.w, y.contiguous(), data)
-        if found is None:
-            with seed(0), _vmap_errors_explained():
-                found = evaluate_all(loss, guarded(y), data)
-        gradient, (value, metrics) = found
+        gradient, (value, metrics) = found or self._eagerly(loss, y, data, seed)
         return Evaluation(gradient, value, metrics)
+
+    def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+        with seed(0), _vmap_errors_explained():
+            return evaluate_all(loss, guarded(y), data)
 
     def add_gradient(
         self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
     ) -> None:
-        gradient = self.evaluate(loss, y, data, seed).grad
+        in_graph = self.compile
+        gradient = self.evaluate(loss, y, data, seed).grad if in_graph else self._eagerly(loss, y, data, seed)[0]
         if weight is None:
             total.add_(gradient)
         else:
             total.addcmul_(weight, gradient)
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
-        if not self.compile or not isinstance(loss, AdaptedLoss):
+        if not self.compile:
             return None
+        assert isinstance(loss, AdaptedLoss)
         y = y.contiguous()
         linear = torch.zeros_like(y) if term.linear is None else term.linear.vector
         lam, length = y.new_full((), term.lam), y.new_full((), size)
         with seed(0):
             found = loss.graphs.step(loss.w, term.parameters.x, lam, length, y, linear, data)
-        return None if found is None else Step(*found)
+        if found is not None:
+            return Step(*found)
+        gradient = term.gradient(y).add_(self._eagerly(loss, y, data, seed)[0])
+        return Step(y.add(gradient, alpha=-size), gradient, norm(gradient).squeeze(-1))
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         def one(point: Tensor, of_task: Any) -> tuple[Tensor, Metrics]:
