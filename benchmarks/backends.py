@@ -19,11 +19,10 @@ from torch import nn
 
 import metaprox as mp
 from measures import processor_seconds, provenance
+from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
-from metaprox.losses.choose import cost_of_task
-from metaprox.losses.noise import Noise
+from metaprox.losses.choose import Choice, cost_of_task
 from metaprox.models import cross_entropy, mlp
-from metaprox.vectors.parameters import Parameters
 
 LAM, WAYS = 0.5, 5
 SUPPORT, QUERY = 5, 25
@@ -80,9 +79,8 @@ def measure(name: str, count: int, rounds: int, compile_too: bool) -> dict[str, 
             if round_:
                 times[label].append(taken)
     median = {label: statistics.median(own) for label, own in times.items()}
-    with torch.no_grad():
-        noise = Noise(0, torch.device("cpu"))
-        cost = cost_of_task(problem.private(), Parameters.of(params, problem.adapted_names), TaskBatch.of(tasks), noise)
+    with begun(problem, params, TaskBatch.of(tasks), Choice("loop", None)) as call:
+        cost = cost_of_task(call)
     return {
         "network": name,
         "parameters": sum(p.numel() for p in params.values()),

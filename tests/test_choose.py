@@ -10,12 +10,14 @@ from metaprox.losses.choose import Choice, Cost, cost_of_task, memory_of
 from metaprox.losses.look import Look
 from metaprox.losses.loop import LoopBackend
 from metaprox.losses.noise import Noise
+from metaprox.losses.setting import Setting
 from metaprox.losses.vmap import VmapBackend
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 from metaprox.vectors.parameters import Parameters
 
 NOISE = Noise(0, torch.device("cpu"))
+LOOK = Look(draws=False, repeats=True, writes=False, written=frozenset())
 
 
 def classes(*shape, count=3, examples=5):
@@ -26,9 +28,8 @@ def classes(*shape, count=3, examples=5):
 def chosen(model, tasks, choice=Choice("auto", "auto"), loss=cross_entropy):  # noqa: B008 - frozen
     problem = mp.ProximalProblem.from_module(model, loss, lam=0.5).private()
     parameters = Parameters.of(problem.live_parameters(), problem.adapted_names)
-    look = Look(draws=False, repeats=True, writes=False, written=frozenset())
     with torch.no_grad():
-        return choice.of(problem, parameters, TaskBatch.of(tasks), NOISE, look)
+        return choice.backend_for(Setting(problem, parameters, TaskBatch.of(tasks), NOISE, LOOK))[0]
 
 
 def test_small_models_are_vmapped_and_large_ones_are_not():
@@ -64,7 +65,7 @@ def test_the_cost_is_that_of_the_larger_loss():
     parameters = Parameters.of(problem.live_parameters(), problem.adapted_names)
     tasks = mp.Task(classes(7, examples=4).support, classes(7, examples=6).query)
     with torch.no_grad():
-        cost = cost_of_task(problem, parameters, TaskBatch.of(tasks), NOISE)
+        cost = cost_of_task(Setting(problem, parameters, TaskBatch.of(tasks), NOISE, LOOK))
     assert cost.flops == 2 * 6 * 7 * 5
     inputs, outputs = 6 * 7 * 4, 6 * 5 * 4
     assert inputs + outputs <= cost.saved_bytes <= inputs + 4 * outputs

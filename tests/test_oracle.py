@@ -7,6 +7,7 @@ import torch
 
 import metaprox as mp
 from conftest import LAM, SCHEMES, relative_error
+from metaprox.estimators.reference import finite_difference_by_hand
 from metaprox.tasks import Quadratic
 from metaprox.tasks import quadratic as closed_form
 
@@ -182,6 +183,15 @@ def test_logistic_reference_agrees_with_a_difference_of_the_objective(logistic):
         for h in (1e-4, -1e-4)
     ]
     assert float(values[0] - values[1]) / 2e-4 == pytest.approx(float(logistic.exact.grad["w"] @ direction), rel=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_the_difference_is_equation_2_as_it_is_written(logistic, backend):
+    tasks = [mp.Task(*(tuple(leaf[i] for leaf in part) for part in logistic.tasks)) for i in range(6)]
+    by_hand = finite_difference_by_hand(logistic.problem, logistic.params, tasks, lr=0.7, steps=4, nu=0.3)
+    meta = mp.FOBMAML(mp.GradientDescent(0.7), 4, nu=0.3, backend=backend)
+    assert relative_error(meta(logistic.problem, logistic.params, tasks).grad["w"], by_hand["w"]) < 1e-12
+    assert relative_error(by_hand["w"], logistic.exact.grad["w"]) > 0.01  # of few steps and a large nu
 
 
 def test_logistic_symmetric_after_ten_steps(logistic):

@@ -25,7 +25,7 @@ METHODS = {
     "fomaml-tol": mp.FOMAML(GD, tol=1e-4, max_steps=30),
     "reptile": mp.Reptile(GD, 30),
 }
-ENGINES = {"loop": {"backend": "loop"}, "vmap": {"backend": "vmap"}, "chunks": {"backend": "vmap", "chunk_size": 2}}
+BACKENDS = {"loop": {"backend": "loop"}, "vmap": {"backend": "vmap"}, "chunks": {"backend": "vmap", "chunk_size": 2}}
 TASKS = 5
 
 
@@ -34,9 +34,9 @@ def meta(request):
     return METHODS[request.param]
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    return ENGINES[request.param]
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return BACKENDS[request.param]
 
 
 def loss(params, data):
@@ -61,8 +61,8 @@ def some(batch, kept):
     return mp.Task(batch.support[list(kept)], batch.query[list(kept)])
 
 
-def test_the_mean_is_over_the_others(meta, engine):
-    meta = replace(meta, on_nonfinite="skip", **engine)
+def test_the_mean_is_over_the_others(meta, backend):
+    meta = replace(meta, on_nonfinite="skip", **backend)
     out = meta(PROBLEM, PARAMS, tasks())
     alone = meta(PROBLEM, PARAMS, some(tasks(), (0, 2, 3)))
     assert out.info.skipped.tolist() == [False, True, False, False, True]
@@ -80,33 +80,33 @@ def test_the_mean_is_over_the_others(meta, engine):
             assert summary[name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_nothing_is_skipped_where_nothing_diverges(meta, engine):
+def test_nothing_is_skipped_where_nothing_diverges(meta, backend):
     batch = tasks(bad=())
-    plain = replace(meta, **engine)(PROBLEM, PARAMS, batch)
-    out = replace(meta, on_nonfinite="skip", **engine)(PROBLEM, PARAMS, batch)
+    plain = replace(meta, **backend)(PROBLEM, PARAMS, batch)
+    out = replace(meta, on_nonfinite="skip", **backend)(PROBLEM, PARAMS, batch)
     for name, value in plain.grad.items():
         assert torch.equal(out.grad[name], value)
     assert not out.info.skipped.any()
     assert "tasks_skipped" not in out.info.summary()
 
 
-def test_raise_is_the_default_and_changes_nothing(meta, engine):
+def test_raise_is_the_default_and_changes_nothing(meta, backend):
     live = {name: value.clone().requires_grad_() for name, value in PARAMS.items()}
     with pytest.raises(mp.NonFiniteError, match="task 1"):
-        replace(meta, **engine).backward(PROBLEM, tasks(), live)
+        replace(meta, **backend).backward(PROBLEM, tasks(), live)
     assert all(value.grad is None for value in live.values())
 
 
-def test_all_tasks_diverging_raises(meta, engine):
+def test_all_tasks_diverging_raises(meta, backend):
     live = {name: value.clone().requires_grad_() for name, value in PARAMS.items()}
     with pytest.raises(mp.NonFiniteError, match=r"all 5 tasks diverged, .* leaves none; the first: task 0") as caught:
-        replace(meta, on_nonfinite="skip", **engine).backward(PROBLEM, tasks(bad=range(5)), live)
+        replace(meta, on_nonfinite="skip", **backend).backward(PROBLEM, tasks(bad=range(5)), live)
     assert caught.value.task == 0
     assert all(value.grad is None for value in live.values())
 
 
-def test_backward_adds_the_mean_of_the_others(engine):
-    meta = mp.FOBMAML(GD, 30, on_nonfinite="skip", **engine)
+def test_backward_adds_the_mean_of_the_others(backend):
+    meta = mp.FOBMAML(GD, 30, on_nonfinite="skip", **backend)
     live = {name: value.clone().requires_grad_() for name, value in PARAMS.items()}
     out = meta.backward(PROBLEM, tasks(), live)
     alone = meta(PROBLEM, PARAMS, some(tasks(), (0, 2, 3)))
@@ -114,7 +114,7 @@ def test_backward_adds_the_mean_of_the_others(engine):
     assert out.info.skipped.sum() == 2
 
 
-def test_a_query_loss_that_is_not_finite_is_skipped_and_stays(engine):
+def test_a_query_loss_that_is_not_finite_is_skipped_and_stays(backend):
     """The base converges; the query loss is infinite at task 2, and only its gradient is not finite at task 3."""
 
     def outer(params, data):
@@ -124,7 +124,7 @@ def test_a_query_loss_that_is_not_finite_is_skipped_and_stays(engine):
     batch = tasks(bad=())
     batch.query[2, 0], batch.query[3, 0] = 9.0, 7.0
     for name in ("fobmaml", "tangent", "maml", "fomaml", "reptile"):
-        meta = replace(METHODS[name], on_nonfinite="skip", **engine)
+        meta = replace(METHODS[name], on_nonfinite="skip", **backend)
         out = meta(mp.ProximalProblem(loss, outer, 0.7), PARAMS, batch)
         learns = not isinstance(meta, mp.Reptile)  # its gradient is not that of the query loss
         assert out.info.skipped.tolist() == [False, False, True, learns, False] or not learns
@@ -135,10 +135,10 @@ def test_a_query_loss_that_is_not_finite_is_skipped_and_stays(engine):
         torch.testing.assert_close(out.grad["w"], alone.grad["w"])
 
 
-def test_branches_alone_may_diverge(engine):
+def test_branches_alone_may_diverge(backend):
     problem = mp.ProximalProblem(lambda p, data: 0.1 * loss(p, data), loss, 0.7)
     branches = {"branch_solver": mp.GradientDescent(2.0), "branch_steps": 150}
-    meta = mp.FOBMAML(GD, 30, nu=0.01, on_nonfinite="skip", **branches, **engine)
+    meta = mp.FOBMAML(GD, 30, nu=0.01, on_nonfinite="skip", **branches, **backend)
     stiff = tasks(bad=(3,), curvature=12.0)  # 0.5 (1.2 + 0.7) < 2 < 2 (1.2 + 0.7), and the others' 2 (0.15 + 0.7) < 2
     out = meta(problem, PARAMS, stiff)
     assert out.info.skipped.tolist() == [False, False, False, True, False]
@@ -164,10 +164,10 @@ def test_losses_are_not_evaluated_at_what_is_no_number():
         assert out.info.skipped.tolist() == [False, True, False, False, True]
 
 
-def test_shared_parameters_get_the_mean_of_the_others_too(engine):
+def test_shared_parameters_get_the_mean_of_the_others_too(backend):
     problem = mp.ProximalProblem(loss, loss, 0.7, adapt="w")
     for name in ("fobmaml", "fobmaml-corrected", "tangent", "imaml", "maml", "fomaml"):
-        meta = replace(METHODS[name], on_nonfinite="skip", **engine)
+        meta = replace(METHODS[name], on_nonfinite="skip", **backend)
         out = meta(problem, PARAMS, tasks())
         alone = meta(problem, PARAMS, some(tasks(), (0, 2, 3)))
         torch.testing.assert_close(out.grad["v"], alone.grad["v"])
@@ -176,8 +176,8 @@ def test_shared_parameters_get_the_mean_of_the_others_too(engine):
 
 def test_a_tolerance_is_reached_by_the_others():
     """The first gradient that is not finite ends the solve of its own task alone."""
-    for engine in ENGINES.values():
-        meta = mp.FOMAML(GD, tol=1e-5, max_steps=60, on_nonfinite="skip", **engine)
+    for backend in BACKENDS.values():
+        meta = mp.FOMAML(GD, tol=1e-5, max_steps=60, on_nonfinite="skip", **backend)
         info = meta(PROBLEM, PARAMS, tasks()).info
         assert info.converged.tolist() == [True, False, True, True, False]
         assert (info.base_steps[[0, 2, 3]] > 10).all()

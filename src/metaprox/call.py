@@ -11,23 +11,19 @@ from metaprox.errors import NonFiniteError
 from metaprox.losses.backend import Backend
 from metaprox.losses.choose import Choice
 from metaprox.losses.gradients import Gradients
-from metaprox.losses.look import Look, Query, look_at
-from metaprox.losses.noise import Noise, coupled_noise
+from metaprox.losses.look import Query, look_at
+from metaprox.losses.noise import coupled_noise
+from metaprox.losses.setting import Setting
 from metaprox.problem import ProximalProblem
 from metaprox.types import Params
-from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.parameters import SMALL, Parameters
 
 
 @dataclass(frozen=True)
-class Call:
-    """A problem whose losses are on replicas of their models, its parameters, tasks, noise, backend, what was seen."""
+class Call(Setting):
+    """What losses are evaluated in, and how."""
 
-    problem: ProximalProblem
-    parameters: Parameters
-    batch: TaskBatch
-    noise: Noise
     backend: Backend
-    look: Look
 
     def chunks(self) -> list[tuple[int, int]]:
         """The ranges of tasks that are processed together."""
@@ -48,14 +44,14 @@ def begun(
     choice: Choice,
     *,
     query: Query = "gradient",
-    held: int = 1,
+    at_once: int = 1,
     twice: bool = False,
 ) -> Iterator[Call]:
     """A call in which nothing of the user's is written on, whatever the caller's grad mode.
 
     Args:
         query: what is asked of the outer loss.
-        held, twice: the evaluations whose memory a task takes at once; whether the inner loss is differentiated twice.
+        at_once: the evaluations whose memory a task takes at once. twice: whether the inner loss is differentiated twice.
 
     Raises what ``Parameters.of`` and ``look_at`` refuse. A NonFiniteError of a task whose data are not finite says so.
     """
@@ -64,10 +60,11 @@ def begun(
         private = problem.private()
         with coupled_noise(parameters.device) as noise:
             look = look_at(private, parameters, batch, noise, query)
-            backend = choice.of(private, parameters, batch, noise, look, held, twice=twice)
-            joined = parameters.joined(sparing=backend.sequential)
+            setting = Setting(private, parameters, batch, noise, look)
+            backend, _ = choice.backend_for(setting, at_once, twice=twice)
+            flat = parameters.flat(up_to=SMALL if backend.sequential else None)
             try:
-                yield Call(private, joined, batch, noise, backend, look)
+                yield Call(private, flat, batch, noise, look, backend)
             except NonFiniteError as error:
                 hint = "" if error.task is None else batch.non_finite(error.task)
                 if not hint:

@@ -78,7 +78,7 @@ class Examination:
             values = subject.values(call)
             self.add(losses.finite(values, call.batch))
             self.add(losses.repeats(call, subject.roles))
-            self.add(losses.backends(call, subject.roles, subject.choice, subject.held, twice=subject.twice))
+            self.add(losses.backends(call, subject.roles, subject.choice, subject.at_once, twice=subject.twice))
         return values
 
     def _field_and_solves(self, values: list[float], estimator: Estimator | None) -> None:

@@ -88,14 +88,13 @@ def repeats(call: Call, roles: Sequence[str]) -> Finding:
     return Finding("repeats", "ok", f"each loss gives the same value and gradient again{drawn}", numbers)
 
 
-def backends(call: Call, roles: Sequence[str], choice: Choice, held: int, *, twice: bool) -> Finding:
+def backends(call: Call, roles: Sequence[str], choice: Choice, at_once: int, *, twice: bool) -> Finding:
     """Whether vmap gives what the loop gives, differentiated once and twice, and which of them ``choice`` takes.
 
-    ``held``, ``twice``: as for ``Choice.of``. Costs some ten gradients and Hessian-vector products a task.
+    ``at_once``, ``twice``: as for ``Choice.backend_for``. Costs some ten gradients and Hessian-vector products a task.
     """
-    where = (call.problem, call.parameters, call.batch, call.noise, call.look, held)
     try:
-        backend, why = choice.explained(*where, twice=twice)
+        backend, why = choice.backend_for(call, at_once, twice=twice)
     except InputError as error:  # vmap was asked for
         return Finding("backends", "wrong", str(error))
     vmap = isinstance(backend, VmapBackend)

@@ -37,8 +37,8 @@ class Subject:
         return Choice("auto", "auto") if self.estimator is None else self.estimator._choice()
 
     @property
-    def held(self) -> int:
-        return 1 if self.estimator is None else self.estimator._evaluations_held()
+    def at_once(self) -> int:
+        return 1 if self.estimator is None else self.estimator._evaluations_at_once()
 
     @property
     def twice(self) -> bool:
@@ -58,7 +58,7 @@ class Subject:
     def call(self, choice: Choice = LOOP) -> Iterator[Call]:
         query: Query = "gradient" if "outer_loss" in self.roles else "value"
         batch = TaskBatch.of(self.tasks)
-        with begun(self.problem, self.x, batch, choice, query=query, held=self.held, twice=self.twice) as call:
+        with begun(self.problem, self.x, batch, choice, query=query, at_once=self.at_once, twice=self.twice) as call:
             yield call
 
     def values(self, call: Call) -> list[float]:

@@ -80,7 +80,7 @@ class Estimator(ABC):
     def _choice(self) -> Choice:
         return Choice(self.backend, self.chunk_size, self.compile)
 
-    def _evaluations_held(self) -> int:
+    def _evaluations_at_once(self) -> int:
         """How many evaluations' memory a task takes at once under vmap."""
         return 1
 
@@ -153,7 +153,7 @@ class Estimator(ABC):
             batch,
             self._choice(),
             query=self._query,
-            held=self._evaluations_held(),
+            at_once=self._evaluations_at_once(),
             twice=self._differentiates_twice,
         ) as call:
             for span in call.chunks():

@@ -44,7 +44,7 @@ def exact_meta_gradient(
     check_estimate(problem, params)
     tol, max_steps = checks.positive("tol", tol), checks.count("max_steps", max_steps)
     checks.positive("lam", problem.lam, "the inner problem is a proximal solve")
-    parameters = Parameters.of(params, problem.adapted_names).joined()
+    parameters = Parameters.of(params, problem.adapted_names).flat()
     batch = TaskBatch.of(tasks)
     x, w = parameters.x, parameters.w
     inner, outer = flat_losses(problem, parameters)

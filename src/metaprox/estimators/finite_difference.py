@@ -103,7 +103,7 @@ class FOBMAML(Branched):
             if value is not None and self.perturb != goes_with:
                 raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
 
-    def _evaluations_held(self) -> int:
+    def _evaluations_at_once(self) -> int:
         return len(self._table(stencil(self.scheme))[0])
 
     @property

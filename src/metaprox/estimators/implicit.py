@@ -51,7 +51,7 @@ class IMAML(Estimator):
     def _check_problem(self, problem: ProximalProblem) -> None:
         checks.positive("lam", problem.lam, "IMAML differentiates a proximal solve, which needs a proximal term")
 
-    def _evaluations_held(self) -> int:
+    def _evaluations_at_once(self) -> int:
         return 3  # of a gradient and its derivative
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:

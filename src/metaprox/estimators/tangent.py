@@ -45,7 +45,7 @@ class Tangent(Branched):
         if not self.residual_correction:
             check_differentiable(self._solver_of_branches, "Tangent without residual correction")
 
-    def _evaluations_held(self) -> int:
+    def _evaluations_at_once(self) -> int:
         return 3  # of a gradient and its derivative
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:

@@ -49,7 +49,7 @@ class MAML(Estimator):
     def _check_problem(self, problem: ProximalProblem) -> None:
         return None
 
-    def _evaluations_held(self) -> int:
+    def _evaluations_at_once(self) -> int:
         assert self.steps is not None
         return 2 * self.steps + 1  # all steps' graphs, and those of their gradients
 

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
-from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss
@@ -26,9 +25,9 @@ from metaprox.losses.gradients import flat_loss
 from metaprox.losses.look import LOOK_NOISE, Look
 from metaprox.losses.loop import LoopBackend
 from metaprox.losses.noise import Noise
+from metaprox.losses.setting import Setting
 from metaprox.losses.vmap import VmapBackend
 from metaprox.losses.vmapped import FlatLoss
-from metaprox.problem import ProximalProblem
 from metaprox.vectors.parameters import Parameters
 
 BackendName = Literal["auto", "vmap", "loop"]
@@ -78,36 +77,13 @@ class Choice:
         if self.compile and self.backend == "loop":
             raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
 
-    def of(
-        self,
-        problem: ProximalProblem,
-        parameters: Parameters,
-        batch: TaskBatch,
-        noise: Noise,
-        look: Look,
-        held: int = 1,
-        *,
-        twice: bool = False,
-    ) -> Backend:
-        """The backend for these tasks. ``held``: the evaluations whose memory a task takes at once under vmap.
+    def backend_for(self, setting: Setting, at_once: int = 1, *, twice: bool = False) -> tuple[Backend, str]:
+        """The backend for these losses and tasks, and why: what was asked for, or what decided.
 
-        ``twice``: whether the inner loss is to be differentiated twice. Raises InputError where vmap is asked for, and
-        gives other gradients than the loop.
+        ``at_once``: the evaluations whose memory a task takes at once under vmap. ``twice``: whether the inner loss is
+        to be differentiated twice. Raises InputError where vmap is asked for, and gives other gradients than the loop.
         """
-        return self.explained(problem, parameters, batch, noise, look, held, twice=twice)[0]
-
-    def explained(
-        self,
-        problem: ProximalProblem,
-        parameters: Parameters,
-        batch: TaskBatch,
-        noise: Noise,
-        look: Look,
-        held: int = 1,
-        *,
-        twice: bool = False,
-    ) -> tuple[Backend, str]:
-        """As ``of``, and why: what was asked for, or what decided."""
+        parameters, batch, look = setting.parameters, setting.batch, setting.look
         asked = f"backend={self.backend!r} was asked for"
         if self.backend == "loop":
             return LoopBackend(), asked
@@ -121,8 +97,8 @@ class Choice:
                 LoopBackend(),
                 f"{size:,} parameters adapt; up to {limits.parameters:,.0f} vmap is the faster one",
             )
-        cost = cost_of_task(problem, parameters, batch, noise, look, twice=twice)
-        chunk = self._chunk(cost, parameters, held)
+        cost = cost_of_task(setting, twice=twice)
+        chunk = self._chunk(cost, parameters, at_once)
         if self.backend == "vmap":
             if cost.differs:
                 raise InputError(
@@ -153,14 +129,14 @@ class Choice:
             warnings.warn(f"metaprox goes on without compile=True: {why}", stacklevel=2)
         return LoopBackend()
 
-    def _chunk(self, cost: Cost | None, parameters: Parameters, held: int) -> int | None:
+    def _chunk(self, cost: Cost | None, parameters: Parameters, at_once: int) -> int | None:
         """As asked for; or how many tasks take a quarter of the device's memory, by an estimate."""
         if self.chunk_size != "auto":
             return self.chunk_size
         if cost is None:
             return None
-        vectors = (2 * held + 4) * parameters.adapted.size * parameters.adapted.dtype.itemsize
-        return max(1, memory_of(parameters.device) // 4 // (vectors + 3 * held * cost.saved_bytes))
+        vectors = (2 * at_once + 4) * parameters.adapted.size * parameters.adapted.dtype.itemsize
+        return max(1, memory_of(parameters.device) // 4 // (vectors + 3 * at_once * cost.saved_bytes))
 
 
 def memory_of(device: torch.device) -> int:
@@ -170,31 +146,22 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def cost_of_task(
-    problem: ProximalProblem,
-    parameters: Parameters,
-    batch: TaskBatch,
-    noise: Noise,
-    look: Look | None = None,
-    *,
-    twice: bool = False,
-) -> Cost:
+def cost_of_task(setting: Setting, *, twice: bool = False) -> Cost:
     """The cost of the batch's first task; looked up where a task of these shapes was seen before."""
-    task = batch.one(0)
+    problem, task = setting.problem, setting.batch.one(0)
     leaves, tree = pytree.tree_flatten(task)
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
-    key = ("cost", parameters.structure, problem.modes(), twice, shapes, tree)
-    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(problem, parameters, task, noise, look, twice))
+    key = ("cost", setting.parameters.structure, problem.modes(), twice, shapes, tree)
+    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(setting, task, twice))
     return found
 
 
-def _cost_of_both(
-    problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, look: Look | None, twice: bool
-) -> Cost:
+def _cost_of_both(setting: Setting, task: Task, twice: bool) -> Cost:
+    problem, parameters, look = setting.problem, setting.parameters, setting.look
     # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
-    comparable = look is not None and look.repeats and (not look.draws or parameters.device.type == "cpu")
+    comparable = look.repeats and (not look.draws or parameters.device.type == "cpu")
     losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
-    seed = partial(_look_noise, noise)
+    seed = partial(_look_noise, setting.noise)
     with seed(0):
         parts = [
             _cost(

@@ -42,7 +42,7 @@ def mixed_product(gradients: Gradients, y: Tensor, p: Tensor, step: int) -> Tens
 
     def product(z: Tensor, joined: Any) -> tuple[Tensor, Metrics]:
         data, direction = joined
-        return gradients.backend.inner_gradient(_at_w(gradients, inner, z[size:]), z[:size], data) @ direction, {}
+        return gradients.backend.inner_gradient(_inner_at(gradients, inner, z[size:]), z[:size], data) @ direction, {}
 
     return _along(gradients, product, gradients.parameters.at(y), p, step)[..., size:]
 
@@ -66,7 +66,7 @@ def gradient_through(gradients: Gradients, solve: Unrolled, x: Tensor) -> Evalua
             gradients.counts.support_gradients += tasks
             noise.set(0, BASE_NOISE, step, gradients.start)
             own = _any(gradients.inner).fork()  # the graphs of all steps are alive together
-            return backend.inner_gradient(_at_w(gradients, own, w), y, support)
+            return backend.inner_gradient(_inner_at(gradients, own, w), y, support)
 
         y, records = solve(x, gradient)
         noise.set(1, BRANCH_NOISE, 0, gradients.start)
@@ -97,7 +97,7 @@ def _any(loss: CheckedLoss) -> CheckedLoss:
     return replace(loss, differentiable=False)
 
 
-def _at_w(gradients: Gradients, inner: CheckedLoss, w: Tensor) -> FlatLoss:
+def _inner_at(gradients: Gradients, inner: CheckedLoss, w: Tensor) -> FlatLoss:
     """The inner loss as one of y, at another w."""
     unflatten, writes = gradients.parameters.structure.unflatten, gradients.writes
     return lambda y, batch: inner(apart(unflatten(y, w)) if writes else unflatten(y, w), batch)

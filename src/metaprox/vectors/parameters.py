@@ -59,9 +59,9 @@ class Parameters:
         w = shared.flatten(params) if shared else pieces[0].new_empty(0)
         return cls(Structure(everything.names, adapted, shared), pieces, w)
 
-    def joined(self, *, sparing: bool = False) -> "Parameters":
-        """The same with x as one vector of its own; where ``sparing``, only if that is small."""
-        if sparing and self.adapted.size * self.adapted.dtype.itemsize > SMALL:
+    def flat(self, *, up_to: int | None = None) -> "Parameters":
+        """The same with x as one vector of its own; only if it takes ``up_to`` so many bytes, where that is given."""
+        if up_to is not None and self.adapted.size * self.adapted.dtype.itemsize > up_to:
             return self
         return replace(self, pieces=(torch.cat(self.pieces),))
 
