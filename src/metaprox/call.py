@@ -51,7 +51,7 @@ def begun(
 
     Args:
         query: what is asked of the outer loss.
-        at_once: the evaluations whose memory a task takes at once. twice: whether the inner loss is differentiated twice.
+        at_once, twice: evaluations whose memory a task takes at once; whether the inner loss is differentiated twice.
 
     Raises what ``Parameters.of`` and ``look_at`` refuse. A NonFiniteError of a task whose data are not finite says so.
     """

@@ -1,4 +1,4 @@
-"""Equation (2) by hand: FO-B-MAML as its abstract has it, naive and slow. The oracle of a test, and a text to read first."""
+"""Equation (2) by hand: FO-B-MAML as its abstract has it, naive and slow. The oracle of a test, and to be read first."""
 
 from collections.abc import Sequence
 from typing import Any
