@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
@@ -27,6 +26,7 @@ from metaprox.loop import LoopBackend
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
 from metaprox.problem import ProximalProblem, Task
+from metaprox.trees import flattened
 from metaprox.vmapped import FlatLoss
 
 BackendName = Literal["auto", "vmap", "loop"]
@@ -179,7 +179,7 @@ def cost_of_task(
 ) -> Cost:
     """The cost of the batch's first task; looked up where a task of these shapes was seen before."""
     task = batch.one(0)
-    leaves, tree = pytree.tree_flatten(task)
+    leaves, tree = flattened(task)
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
     key = ("cost", parameters.structure, problem.modes(), twice, shapes, tree)
     found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(problem, parameters, task, noise, look, twice))

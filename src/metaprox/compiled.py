@@ -16,6 +16,7 @@ from metaprox.compiling import CompiledFunction, NotCompiledError, compile_lock,
 from metaprox.norms import norm
 from metaprox.origin import describe, origin
 from metaprox.parameters import Structure
+from metaprox.trees import flattened
 from metaprox.vmapped import evaluate_all
 
 # Up to how many losses have graphs, the latest used; for how many shapes of tasks each loss; and how many graphs each
@@ -234,7 +235,7 @@ _FUNCTIONS = {"evaluate": _evaluate, "step": _step}
 
 def _shape(data: Any) -> Any:
     """All of ``data`` [T, ...] that graphs depend on, but T."""
-    leaves, tree = pytree.tree_flatten(data)
+    leaves, tree = flattened(data)
     return tree, tuple((leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves)
 
 

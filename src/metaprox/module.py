@@ -39,7 +39,7 @@ class ModuleLoss:
     def __call__(self, params: Params, batch: Any) -> LossValue:
         like = _like(params)
         buffers = {name: _copy(buffer, like) for name, buffer in self._wrapped.named_buffers()}
-        return functional_call(self._wrapped, buffers | {f"model.{n}": p for n, p in params.items()}, (batch,))
+        return functional_call(self._wrapped, {**buffers, **{f"model.{n}": p for n, p in params.items()}}, (batch,))
 
     def private(self) -> "PrivateLoss":
         """The same function, as the model is now, on a replica: for one evaluation at a time."""
