@@ -13,7 +13,7 @@ ROOT = Path(metaprox.__file__).parent
 LAYERS = (
     {"errors", "types", "inference"},
     {"checks", "norms"},
-    {"cache", "signatures", "compiling", "origin", "trees"},
+    {"cache", "signatures", "compiling", "origin", "trees", "stacks"},
     {"stencil", "layout", "noise", "solvers", "replica", "optim", "loader"},
     {"module", "failures"},
     {"problem", "microbatches"},

@@ -12,6 +12,7 @@ from metaprox.checks import shown
 from metaprox.errors import InputError
 from metaprox.problem import ProximalProblem, Task
 from metaprox.solvers.protocol import check_solver
+from metaprox.stacks import refuse_stack
 from metaprox.types import Params
 
 
@@ -57,6 +58,7 @@ def check_adapt(support: Any, solver: Any) -> None:
     check_solver("solver", solver)
     if isinstance(support, Task):
         raise InputError("support is a mp.Task, of which adapt takes the support alone: give task.support")
+    refuse_stack(support, "the support")
 
 
 def check_evaluate(tasks: Any, ids: Any, solver: Any) -> list[int]:

@@ -12,6 +12,7 @@ from metaprox.errors import InputError
 from metaprox.inference import normal_tree
 from metaprox.microbatches import MicroBatches
 from metaprox.problem import Task
+from metaprox.stacks import refuse_stack
 from metaprox.trees import check_alike, kind, leaves
 
 NO_VMAP = "which can't be vmapped; use backend='loop'"
@@ -40,6 +41,7 @@ class TaskBatch:
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
             _check_values(task, f"[{index}]")
+            refuse_stack(task.support, f"the support of tasks[{index}]")
         return cls(len(singles), None, tuple(normal_tree(task) for task in singles))
 
     @property

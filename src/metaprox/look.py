@@ -25,6 +25,7 @@ from metaprox.module import PrivateLoss
 from metaprox.noise import Noise
 from metaprox.parameters import Parameters
 from metaprox.problem import ProximalProblem, Task
+from metaprox.trees import flattened
 
 # What is asked of the outer loss: its gradient, its value, or nothing.
 Query = Literal["gradient", "value", "nothing"]
@@ -72,12 +73,12 @@ def look_at(
 def _look_at_both(
     problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, query: Query, count: int | None
 ) -> Look:
-    with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task):
+    with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task, count):
         seen = [_look(CheckedLoss(problem.inner_loss, "inner_loss"), parameters, task.support, noise)]
     if query != "nothing":
         outer = CheckedLoss(problem.outer_loss, "outer_loss", differentiable=query == "gradient")
         seen.append(_look(outer, parameters, task.query, noise))
-    remember_dimensions(problem, task)
+    remember_dimensions(problem, task, count)
     return Look(
         draws=any(one.draws for one in seen),
         repeats=all(one.repeats for one in seen),
@@ -88,7 +89,7 @@ def _look_at_both(
 
 def _kinds(task: Task) -> tuple[Any, ...]:
     """How a task is built, and of what; not its sizes."""
-    leaves, tree = pytree.tree_flatten(task)
+    leaves, tree = flattened(task)
     return tree, tuple((leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
 
 

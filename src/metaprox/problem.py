@@ -15,6 +15,7 @@ from metaprox.cache import BoundedCache
 from metaprox.errors import InputError
 from metaprox.module import ModelLoss, ModuleLoss, PrivateLoss
 from metaprox.replica import Replica
+from metaprox.stacks import remember_stack
 from metaprox.trees import check_alike, kind
 from metaprox.types import Loss
 
@@ -32,6 +33,8 @@ class Task(NamedTuple):
     def stack(tasks: Sequence["Task"]) -> "Task":
         """T single tasks of equal shapes -> one batch with a leading dimension T.
 
+        Its tensors are known as a batch's: given as one task, to ``adapt`` or in a list, they are refused.
+
         Raises InputError, which names the place, where they are not tensors of equal shapes.
         """
         if isinstance(tasks, (Task, str, Tensor)) or not isinstance(tasks, Sequence):
@@ -42,7 +45,9 @@ class Task(NamedTuple):
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {kind(task)}")
         check_alike(tasks, "which can't be stacked; give a list of tasks in place of a stack")
-        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+        batch: Task = pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+        remember_stack(batch)
+        return batch
 
 
 def _cache() -> BoundedCache[Any, Any]:
