@@ -223,8 +223,7 @@ class TestBounds:
     def test_shapes_beyond_torchs_limit_for_a_function_have_graphs(self, traced):
         problem, tasks = sinusoids(mlp([1, 8, 1]))
         both = pair(mp.Reptile, 2)
-        limits = ("recompile_limit", "cache_size_limit")  # the second is its name in torch 2.6
-        with torch._dynamo.config.patch({next(n for n in limits if hasattr(torch._dynamo.config, n)): 1}):
+        with torch._dynamo.config.patch(recompile_limit=1):
             for examples in (3, 4, 5):
                 assert_same(*both, problem, mp.Task(*(tuple(leaf[:, :examples] for leaf in part) for part in tasks)))
         assert graphs() == 3

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaprox.errors import InputError, MetaproxError
 from metaprox.microbatches import weighted_sum
-from metaprox.module import PrivateLoss
+from metaprox.module import ModuleLoss, PrivateLoss
 from metaprox.trees import describe, kind
 from metaprox.types import Loss, Metrics
 
@@ -33,6 +33,10 @@ class CheckedLoss:
     explains: bool = True
 
     def __call__(self, params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
+        return self.evaluate(params, data)
+
+    def evaluate(self, params: dict[str, Tensor], data: Any) -> tuple[Tensor, Metrics]:
+        """The same by a name: before torch 2.8 a graph is tied to an object that is itself called in it."""
         return weighted_sum(lambda batch, weight: self._one(params, batch), data)
 
     def release(self) -> None:
@@ -47,7 +51,8 @@ class CheckedLoss:
 
     def _one(self, params: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
         if not self.explains:
-            return self._value(params, self.loss(params, batch))
+            loss = self.loss.evaluate if isinstance(self.loss, ModuleLoss) else self.loss
+            return self._value(params, loss(params, batch))
         try:
             result = self.loss(params, batch)
         except Exception as error:

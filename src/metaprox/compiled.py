@@ -213,7 +213,7 @@ def _affordable(made: int, free: int, evaluations: int) -> bool:
 def _evaluate(structure: Structure) -> Callable[..., Any]:
     def evaluate(loss: CheckedLoss, w: Tensor, y: Tensor, data: Any) -> Any:
         only_compiled()
-        return evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
+        return evaluate_all(lambda point, one: loss.evaluate(structure.unflatten(point, w), one), y, data)
 
     return evaluate
 
@@ -223,7 +223,7 @@ def _step(structure: Structure) -> Callable[..., Any]:
         loss: CheckedLoss, w: Tensor, x: Tensor, lam: Tensor, size: Tensor, y: Tensor, shift: Tensor, data: Any
     ) -> tuple[Tensor, ...]:
         only_compiled()
-        gradient, _ = evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
+        gradient, _ = evaluate_all(lambda point, one: loss.evaluate(structure.unflatten(point, w), one), y, data)
         gradient = gradient + lam * (y - x) + shift
         return y - size * gradient, gradient, norm(gradient).squeeze(-1)
 

@@ -14,11 +14,6 @@ SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
 STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_func_defaults": False}
 
 
-# How many graphs torch keeps of a function: the caller has limits of his own. The second pair is that of torch 2.6.
-RECOMPILE_LIMITS = ("recompile_limit", "accumulated_recompile_limit")
-CACHE_SIZE_LIMITS = ("cache_size_limit", "accumulated_cache_size_limit")
-
-
 class NotCompiledError(Exception):
     """There is no graph for these arguments."""
 
@@ -53,7 +48,9 @@ class CompiledFunction:
 
     def compile(self, *args: Any) -> Any:
         """The same with a new graph where there is none. Raises whatever torch raises where it can't have one."""
-        with self._used(), torch._dynamo.config.patch(_config()):
+        limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
+        known = {name: value for name, value in (STRICT_GUARDS | limits).items() if hasattr(torch._dynamo.config, name)}
+        with self._used(), torch._dynamo.config.patch(known):
             return self._compile(*args)
 
     def drop(self) -> None:
@@ -76,13 +73,6 @@ class CompiledFunction:
     def _free_if_idle(self) -> None:
         if self._dropped and not self._users:
             torch._dynamo.eval_frame.remove_from_cache(self._function)
-
-
-def _config() -> dict[str, Any]:
-    """Of torch._dynamo: what this version has of STRICT_GUARDS, and no limit to the number of graphs."""
-    there = torch._dynamo.config
-    limits = RECOMPILE_LIMITS if hasattr(there, RECOMPILE_LIMITS[0]) else CACHE_SIZE_LIMITS
-    return {name: value for name, value in STRICT_GUARDS.items() if hasattr(there, name)} | dict.fromkeys(limits, 2**16)
 
 
 def compile_lock() -> AbstractContextManager[Any]:

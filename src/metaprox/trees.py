@@ -13,7 +13,7 @@ from metaprox.errors import InputError
 
 @dataclass(frozen=True)
 class TreeKey:
-    """How a tree is built, as a key. torch's own description is none in torch 2.6, where it holds lists."""
+    """How a tree is built, as a key. torch's own description is none in torch 2.7, where it holds lists."""
 
     spec: pytree.TreeSpec
 
