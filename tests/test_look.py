@@ -222,6 +222,7 @@ def test_what_is_computed_from_a_stack_is_no_stack():
     joined = mp.adapt(problem(), tuple(leaf.flatten(0, 1) for leaf in batch.support), GD, 2)
     whole = mp.adapt(problem(), tuple(leaf.clone() for leaf in batch.support), GD, 2)
     torch.testing.assert_close(joined, whole)
+    gc.collect()
     known = len(stacks._MADE)
     del batch
     gc.collect()

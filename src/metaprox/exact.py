@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, vjp, vmap
 
 from metaprox import checks
 from metaprox.arguments import check_estimate
@@ -94,5 +94,6 @@ def _newton(phi, x: Tensor, tol: float, max_steps: int, task: int) -> Tensor:  #
 def _hessian(phi, y: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
     """[P, P]. torch's own makes its basis within a transform, which fails in torch 2.7 under a default device."""
     basis = torch.eye(len(y), dtype=y.dtype, device=y.device)
-    columns: Tensor = vmap(lambda u: jvp(grad(phi), (y,), (u,))[1])(basis)
-    return columns
+    pull = vjp(grad(phi), y)[1]
+    rows: Tensor = vmap(lambda u: pull(u)[0])(basis)
+    return rows
