@@ -185,6 +185,24 @@ def test_a_run_that_diverges_counts_as_its_initial_weights(tmp_path):
     assert "A seed on which a method diverged counts with its loss before meta-training" in training.legend(results)
 
 
+def test_tasks_that_were_skipped_are_counted_beside_the_result(tmp_path):
+    """The branches of steep tasks diverge; a comparison made before there was such a setting has no count."""
+    variants = {
+        "fomaml": PRESETS["fomaml"],
+        "some": {"method": "fobmaml", "nu": 0.1, "branch_lr": 0.2, "branch_steps": 20},
+    }
+    results = training.compare(plan(variants=variants, on_nonfinite="skip"), tmp_path / "out")
+    runs = [training.RunFolder.open(tmp_path / "out" / "some" / f"seed_{seed}").read_metrics() for seed in (0, 1)]
+    count = sum(int(row.get("tasks_skipped", 0)) for run in runs for row in run)
+    assert 0 < count < 36
+    first, some = training.comparison_table(results)
+    assert some["test"].endswith(f" ({count} of 36 training tasks skipped)")
+    assert "skipped" not in first["test"]
+    for method in results["methods"].values():
+        del method["tasks_skipped"]
+    assert "skipped" not in training.comparison_table(results)[1]["test"]
+
+
 def _initial_loss(out, seed):
     config = training.RunFolder.open(out / "wild" / f"seed_{seed}").config()
     setup = training.build(config)

@@ -1,12 +1,19 @@
 """What is refused, or remembered, when the losses are first looked at."""
 
+import gc
+import pickle
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox.models import cross_entropy, mean_squared_error
+from metaprox import stacks
+from metaprox.models import cross_entropy, mean_squared_error, mlp
+from metaprox.tasks import BANKING77, MNIST1D, Quadratic, Sinusoid
 
 GD = mp.GradientDescent(0.1)
 ESTIMATORS = [mp.FOBMAML, mp.Tangent, mp.IMAML, mp.MAML, mp.FOMAML, mp.Reptile]
@@ -125,13 +132,103 @@ def test_a_batch_where_one_task_belongs_is_refused_once_a_task_was_seen():
         (torch.randn(4, 5, 8), torch.arange(20).view(4, 5) % 5), (torch.randn(4, 5, 8), torch.zeros(4, 5).long())
     )
     mp.FOBMAML(GD, 3).backward(problem, tasks)
-    with pytest.raises(
-        mp.InputError, match="a dimension more than in the tasks before: it looks like a batch of tasks"
-    ):
+    more = r"shapes \(4, 5, 8\), \(4, 5\) has a dimension more than .* given 4 tasks, each .* \(5, 8\), \(5,\), before"
+    with pytest.raises(mp.InputError, match=more):
         mp.adapt(problem, tasks.support, GD, 3)
     mp.adapt(problem, tuple(leaf[0] for leaf in tasks.support), GD, 3)
     with pytest.raises(mp.InputError, match="without a task dimension"):
         mp.FOBMAML(GD, 3).backward(problem, mp.Task(*(tuple(leaf[0] for leaf in half) for half in tasks)))
+
+
+def waves():
+    """4 tasks in a stack, by hand."""
+    return mp.Task((torch.randn(4, 5, 1), torch.randn(4, 5, 1)), (torch.randn(4, 3, 1), torch.randn(4, 3, 1)))
+
+
+def first(tasks):
+    return pytree.tree_map(lambda leaf: leaf[0], tasks)
+
+
+def test_two_calls_that_contradict_each_other_are_both_named_whichever_comes_first():
+    """A batch by hand, and a model that takes any rank: nothing tells that the first ``adapt`` is wrong."""
+    tasks = waves()
+    make = partial(mp.ProximalProblem.from_module, mlp([1, 4, 1]), mean_squared_error, 0.5)
+    problem = make()
+    mp.adapt(problem, tasks.support, GD, 2)
+    before = r"given one task with a support of shapes \(4, 5, 1\), \(4, 5, 1\), before.*make the problem anew"
+    for _ in range(2):  # not forgotten
+        with pytest.raises(mp.InputError, match=r"they would be 4 tasks, each .* \(5, 1\), \(5, 1\), but .*" + before):
+            mp.FOMAML(GD, 2).backward(problem, tasks)
+    for call in (
+        lambda: mp.adapt(problem, first(tasks.support), GD, 2),
+        lambda: mp.FOMAML(GD, 2).backward(problem, [first(tasks)]),
+        lambda: mp.evaluate(problem, [first(tasks)], None, GD, 2),
+    ):
+        with pytest.raises(mp.InputError, match=r"a dimension less than those before: .*" + before):
+            call()
+    problem = make()
+    mp.FOMAML(GD, 2).backward(problem, tasks)
+    mp.adapt(problem, first(tasks.support), GD, 2)
+    more = r"\(4, 5, 1\) has a dimension more .* given one task .* \(5, 1\), before.*problem anew"
+    for call in (
+        lambda: mp.adapt(problem, tasks.support, GD, 2),
+        lambda: mp.FOMAML(GD, 2).backward(problem, [tasks]),
+    ):
+        with pytest.raises(mp.InputError, match=more):
+            call()
+
+
+FAMILIES = {
+    "sinusoid": (Sinusoid, lambda: mlp([1, 4, 1]), mean_squared_error),
+    "mnist1d": (MNIST1D, lambda: mlp([40, 4, 5]), lambda model, batch: model(batch[0]).square().mean()),
+    "banking77": (BANKING77, lambda: nn.Embedding(40000, 2), lambda model, b: model(b[0]["input_ids"]).square().mean()),
+    "by hand": (None, lambda: mlp([1, 4, 1]), mean_squared_error),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_that_was_stacked_is_refused_as_one_task_at_once(family, request, monkeypatch):
+    """The models and losses take any rank: nothing but where the tensors come from tells."""
+    if family == "banking77":
+        monkeypatch.setenv("METAPROX_DATA", str(request.getfixturevalue("banking77").parent))
+    made, model, loss = FAMILIES[family]
+    batch = mp.Task.stack([first(waves()) for _ in range(3)]) if made is None else made().batch(range(3))
+    problem = mp.ProximalProblem.from_module(model(), loss, 0.5)
+    with pytest.raises(mp.InputError, match=r"^the support, of shapes \(3, .* is that of a batch of 3 tasks"):
+        mp.adapt(problem, batch.support, GD, 2)
+    for call in (
+        lambda: mp.FOMAML(GD, 2).backward(problem, [batch]),
+        lambda: mp.evaluate(problem, [batch], None, GD, 2),
+        lambda: mp.evaluate(problem, lambda ids: [batch], [0], GD, 2),
+    ):
+        with pytest.raises(mp.InputError, match=r"^the support of tasks\[0\], of shapes \(3, .* without a list around"):
+            call()
+    mp.FOMAML(GD, 2).backward(problem, batch)
+    mp.adapt(problem, first(batch.support), GD, 2)
+    mp.evaluate(problem, batch, None, GD, 2)
+    mp.FOMAML(GD, 2).backward(problem, [first(batch)])
+
+
+def test_a_batch_of_quadratics_is_refused_as_one_task():
+    family = Quadratic(dim=3)
+    with pytest.raises(mp.InputError, match=r"\(2, 3, 3\), \(2, 3\), is that of a batch of 2 tasks"):
+        mp.adapt(family.problem(0.5), family.batch([0, 1]).support, GD, 2, params={"y": torch.zeros(3).double()})
+
+
+def test_what_is_computed_from_a_stack_is_no_stack():
+    """Copies, parts and joined tasks; nor is a tensor in the place of one that is gone."""
+    batch = mp.Task.stack([first(waves()) for _ in range(3)])
+    problem = partial(mp.ProximalProblem.from_module, mlp([1, 4, 1]), mean_squared_error, 0.5)
+    joined = mp.adapt(problem(), tuple(leaf.flatten(0, 1) for leaf in batch.support), GD, 2)
+    whole = mp.adapt(problem(), tuple(leaf.clone() for leaf in batch.support), GD, 2)
+    torch.testing.assert_close(joined, whole)
+    gc.collect()
+    known = len(stacks._MADE)
+    del batch
+    gc.collect()
+    assert len(stacks._MADE) == known - 4
+    again = pickle.loads(pickle.dumps(mp.Task.stack([first(waves())])))
+    assert isinstance(again, mp.Task)
 
 
 def test_losses_of_functions_may_have_scalars_for_each_task():

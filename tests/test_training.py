@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils import _pytree as pytree
 
 import metaprox as mp
 from metaprox import training
@@ -139,6 +140,54 @@ def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_pat
     assert caught.value.__notes__[0] == f"at meta-step 4 of 12, training task {75 + caught.value.task}"
     training.train(replace(config, solver="adaptive"), tmp_path / "adaptive")
     assert (tmp_path / "adaptive" / "weights.safetensors").exists()
+
+
+def test_training_goes_on_over_tasks_that_diverge_where_it_is_told_to(tmp_path):
+    """The run above: in meta-step 4 a task diverges, and the step is that of a batch without it."""
+    config = training.TrainConfig(tasks="sinusoid", inner_lr=0.05, meta_steps=5, test_tasks=5, eval_tasks=5)
+    folder = training.train(replace(config, on_nonfinite="skip"), tmp_path / "run")
+    steps = [row for row in records(folder) if row["kind"] == "step"]
+    plain = training.build(config)
+    for row in steps:
+        tasks = plain.batch("train", range(25 * (row["step"] - 1), 25 * row["step"]))
+        kept = list(range(25))
+        while True:  # the error names one task at a time
+            plain.model.zero_grad()
+            some = pytree.tree_map(lambda leaf, kept=kept: leaf[kept], tasks)
+            try:
+                out = plain.estimator.backward(plain.trained, some)
+                break
+            except mp.NonFiniteError as error:
+                del kept[error.task]
+        norm = torch.stack([p.grad.norm() for p in plain.model.parameters()]).norm()
+        assert row.get("tasks_skipped", 0) == 25 - len(kept)
+        assert row["loss"] == pytest.approx(float(out.query_loss.mean()), rel=1e-4)
+        assert row["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
+        assert row["base_step_size_least"] == pytest.approx(0.05, rel=1e-3)
+        plain.optimizer.step()
+        plain.scheduler.step()
+    skipped = int(sum(row.get("tasks_skipped", 0) for row in steps))
+    assert 0 < skipped < 10
+    assert folder.tasks_skipped() == skipped
+    page = training.write_report(folder).read_text()
+    assert f"{skipped} of 125 training tasks diverged and were skipped." in page
+
+
+def test_where_all_tasks_of_a_meta_step_diverge_the_run_ends_all_the_same(tmp_path):
+    config = replace(SMALL, steps=40, branch_lr=3.0, test_tasks=1, on_nonfinite="skip")
+    with pytest.raises(mp.NonFiniteError, match=r"all 3 tasks diverged, .* leaves none") as caught:
+        training.train(config, tmp_path / "run")
+    assert caught.value.__notes__[0] == "at meta-step 1 of 7, training task 0"
+
+
+def test_runs_from_before_a_setting_was_there_have_its_default(tmp_path):
+    folder = training.train(SMALL, tmp_path / "run")
+    place = folder.path / "config.json"
+    written = json.loads(place.read_text())
+    assert written.pop("on_nonfinite") == "raise"
+    place.write_text(json.dumps(written))
+    assert folder.config() == SMALL.resolved()
+    assert "were skipped" not in training.write_report(folder).read_text()
 
 
 def test_too_stiff_a_lam_is_refused_before_the_folder_is_made(tmp_path):

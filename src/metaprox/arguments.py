@@ -9,6 +9,7 @@ from torch import nn
 from metaprox import checks
 from metaprox.checks import shown, signatures
 from metaprox.data.batch import TaskBatch
+from metaprox.data.stacks import refuse_stack
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.problem import ProximalProblem
@@ -58,6 +59,7 @@ def check_adapt(support: Any, solver: Any) -> None:
     check_solver("solver", solver)
     if isinstance(support, Task):
         raise InputError("support is a mp.Task, of which adapt takes the support alone: give task.support")
+    refuse_stack(support, "the support")
 
 
 def check_evaluate(tasks: Any, ids: Any, solver: Any) -> list[int]:

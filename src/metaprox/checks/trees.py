@@ -1,6 +1,7 @@
 """Trees of tensors: their leaves by path, in words, and whether several are alike."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,6 +9,22 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
+
+
+@dataclass(frozen=True)
+class TreeKey:
+    """How a tree is built, as a key. torch's own description is none in torch 2.7, where it holds lists."""
+
+    spec: pytree.TreeSpec
+
+    def __hash__(self) -> int:
+        return hash((self.spec.type, self.spec.num_leaves))
+
+
+def flattened(tree: Any) -> tuple[list[Any], TreeKey]:
+    """The leaves, and how they are arranged."""
+    found, spec = pytree.tree_flatten(tree)
+    return found, TreeKey(spec)
 
 
 def leaves(tree: Any) -> list[tuple[str, Any]]:

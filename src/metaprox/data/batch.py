@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from metaprox.checks.trees import check_alike, kind, leaves
 from metaprox.data.inference import normal_tree
 from metaprox.data.microbatches import MicroBatches
+from metaprox.data.stacks import refuse_stack
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 
@@ -40,6 +41,7 @@ class TaskBatch:
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
             _check_values(task, f"[{index}]")
+            refuse_stack(task.support, f"the support of tasks[{index}]")
         return cls(len(singles), None, tuple(normal_tree(task) for task in singles))
 
     @property

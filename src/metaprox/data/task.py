@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.checks.trees import check_alike, kind
+from metaprox.data.stacks import remember_stack
 from metaprox.errors import InputError
 
 
@@ -24,6 +25,8 @@ class Task(NamedTuple):
     def stack(tasks: Sequence["Task"]) -> "Task":
         """T single tasks of equal shapes -> one batch with a leading dimension T.
 
+        Its tensors are known as a batch's: given as one task, to ``adapt`` or in a list, they are refused.
+
         Raises InputError, which names the place, where they are not tensors of equal shapes.
         """
         if isinstance(tasks, (Task, str, Tensor)) or not isinstance(tasks, Sequence):
@@ -34,4 +37,6 @@ class Task(NamedTuple):
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {kind(task)}")
         check_alike(tasks, "which can't be stacked; give a list of tasks in place of a stack")
-        return pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+        batch: Task = pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+        remember_stack(batch)
+        return batch

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian
+from torch.func import grad, vjp, vmap
 
 from metaprox import checks
 from metaprox.arguments import check_estimate
@@ -29,6 +29,7 @@ class ExactMetaGradient:
     value: Tensor
 
 
+@torch.inference_mode(False)
 def exact_meta_gradient(
     problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, tol: float = 1e-12, max_steps: int = 100
 ) -> ExactMetaGradient:
@@ -60,7 +61,7 @@ def exact_meta_gradient(
 
         y = _newton(phi, x, tol, max_steps, index)
         v, direct = grad(f, (0, 1))(y, w)
-        z = torch.linalg.solve(hessian(phi)(y), v)
+        z = torch.linalg.solve(_hessian(phi, y), v)
         mixed = grad(lambda w, y=y, z=z, phi=phi: grad(phi)(y, w) @ z)(w)
         gradients.append(torch.cat([problem.lam * z, direct - mixed]))
         solutions.append(y)
@@ -78,7 +79,7 @@ def _newton(phi, x: Tensor, tol: float, max_steps: int, task: int) -> Tensor:  #
         size = float(norm(slope))
         if size <= limit:
             return y
-        direction = torch.linalg.solve(hessian(phi)(y), slope)
+        direction = torch.linalg.solve(_hessian(phi, y), slope)
         if float(norm(direction)) <= tol * float(torch.maximum(norm(x), norm(y))):
             return y
         scale = 1.0
@@ -89,3 +90,11 @@ def _newton(phi, x: Tensor, tol: float, max_steps: int, task: int) -> Tensor:  #
         f"task {task}: Newton's method stopped at gradient norm {size:.1e} > {limit:.1e} after {max_steps} steps; "
         "use float64, raise lam, or loosen tol"
     )
+
+
+def _hessian(phi, y: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    """[P, P]. torch's own makes its basis within a transform, which fails in torch 2.7 under a default device."""
+    basis = torch.eye(len(y), dtype=y.dtype, device=y.device)
+    pull = vjp(grad(phi), y)[1]
+    rows: Tensor = vmap(lambda u: pull(u)[0])(basis)
+    return rows

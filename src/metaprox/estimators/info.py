@@ -91,11 +91,12 @@ class Info:
                 continue
             rows[f"{name}_median"] = float(values.median())
             rows[f"{name}_worst"] = float(values.max())
-        rows["base_step_size_median"] = float(self.base_step_sizes.nanmedian())
-        rows["base_step_size_least"] = float(self.base_step_sizes.nan_to_num(torch.inf).min())
+        sizes = self.base_step_sizes[~self.skipped]
+        rows["base_step_size_median"] = float(sizes.nanmedian())
+        rows["base_step_size_least"] = float(sizes.nan_to_num(torch.inf).min())
         for name, marked in (("tasks_skipped", self.skipped), ("tasks_not_converged", ~self.converged & ~self.skipped)):
             if bool(marked.any()):
-                rows[name] = float(marked.sum())
+                rows[name] = int(marked.sum())
         return rows
 
 

@@ -47,7 +47,7 @@ class AdaptedLoss:
     def graphs(self) -> Graphs:
         """Of the live model's loss, which outlives a call."""
         own = self.checked.loss
-        traced = replace(self.checked, loss=own.source if isinstance(own, PrivateLoss) else own, explains=False)
+        traced = replace(self.checked, loss=own.source if isinstance(own, PrivateLoss) else own)
         return Graphs(traced, self.structure)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaprox.checks.trees import describe, kind
 from metaprox.errors import InputError, MetaproxError
-from metaprox.modules.loss import PrivateLoss
+from metaprox.modules.loss import ModuleLoss, PrivateLoss
 from metaprox.types import Loss, Metrics
 
 A_LOSS = "a loss returns a scalar tensor, or (scalar tensor, {name: number or scalar tensor})"
@@ -21,7 +21,6 @@ class CheckedLoss:
     """``loss(params, batch)``. ``role``: its name for people.
 
     differentiable: whether its gradient is wanted, so that it has to depend on the parameters.
-    explains: whether what it raises gets a note on the data; not in graphs.
 
     Raises InputError for what is no loss; whatever else the user's code raises passes through.
     """
@@ -29,11 +28,8 @@ class CheckedLoss:
     loss: Loss
     role: str
     differentiable: bool = True
-    explains: bool = True
 
     def __call__(self, params: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
-        if not self.explains:
-            return self._value(params, self.loss(params, batch))
         try:
             result = self.loss(params, batch)
         except Exception as error:
@@ -41,6 +37,11 @@ class CheckedLoss:
                 error.add_note(f"metaprox: raised by {self.role} on a batch of {describe(batch)}; {A_LOSS}")
             raise
         return self._value(params, result)
+
+    def in_graph(self, params: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
+        """The same without a note on what is raised, and by names: before torch 2.8 a graph is tied to an object that is itself called in it."""
+        loss = self.loss.evaluate if isinstance(self.loss, ModuleLoss) else self.loss
+        return self._value(params, loss(params, batch))
 
     def release(self) -> None:
         """After an evaluation whose graph is no longer needed: let go of its tensors."""
@@ -50,7 +51,7 @@ class CheckedLoss:
     def fork(self) -> "CheckedLoss":
         """The same for an evaluation whose graph outlives the next one."""
         loss = self.loss.fork() if isinstance(self.loss, PrivateLoss) else self.loss
-        return CheckedLoss(loss, self.role, self.differentiable, self.explains)
+        return CheckedLoss(loss, self.role, self.differentiable)
 
     def _value(self, params: dict[str, Tensor], result: Any) -> tuple[Tensor, Metrics]:
         value: Any = result

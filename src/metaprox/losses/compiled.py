@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.cache import BoundedCache
+from metaprox.checks.trees import flattened
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compile_lock, only_compiled
 from metaprox.losses.origin import describe, origin
@@ -212,7 +213,7 @@ def _affordable(made: int, free: int, evaluations: int) -> bool:
 def _evaluate(structure: Structure) -> Callable[..., Any]:
     def evaluate(loss: CheckedLoss, w: Tensor, y: Tensor, data: Any) -> Any:
         only_compiled()
-        return evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
+        return evaluate_all(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)
 
     return evaluate
 
@@ -222,7 +223,7 @@ def _step(structure: Structure) -> Callable[..., Any]:
         loss: CheckedLoss, w: Tensor, x: Tensor, lam: Tensor, size: Tensor, y: Tensor, shift: Tensor, data: Any
     ) -> tuple[Tensor, ...]:
         only_compiled()
-        gradient, _ = evaluate_all(lambda point, one: loss(structure.unflatten(point, w), one), y, data)
+        gradient, _ = evaluate_all(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)
         gradient = gradient + lam * (y - x) + shift
         return y - size * gradient, gradient, norm(gradient).squeeze(-1)
 
@@ -234,7 +235,7 @@ _FUNCTIONS = {"evaluate": _evaluate, "step": _step}
 
 def _shape(data: Any) -> Any:
     """All of ``data`` [T, ...] that graphs depend on, but T."""
-    leaves, tree = pytree.tree_flatten(data)
+    leaves, tree = flattened(data)
     return tree, tuple((leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves)
 
 

@@ -1,13 +1,15 @@
 """One task for many, and many for one: what the shapes of the data, and what a model sees of them, tell apart."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from metaprox.checks.trees import TreeKey, flattened
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.modules.loss import PrivateLoss
@@ -27,49 +29,80 @@ ONE_TASK = (
     "If this is one task, give [mp.Task(support, query)], a list of one. If each task really is one example, give it a "
     "batch dimension of 1"
 )
+LIKE_ONE = "the tasks look like one task without a task dimension"
+ANEW = "make the problem anew, which forgets what it was given"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a problem was given before: the ranks of one task's support, and all of it in words."""
+
+    ranks: tuple[int, ...]
+    words: str
+
+    @classmethod
+    def of(cls, leaves: Sequence[Tensor], count: int | None) -> "Seen":
+        """``leaves`` of the support of one task, of a stack of ``count`` or single (None)."""
+        given = "one task" if count is None else f"{count} tasks, each"
+        return cls(_ranks(leaves), f"{given} with a support of shapes {_shapes(leaves)}")
+
+    @classmethod
+    def whole(cls, leaves: Sequence[Tensor], count: int) -> "Seen":
+        """That the stack which ``leaves`` were taken from is one task."""
+        shapes = ", ".join(str((count, *leaf.shape)) for leaf in leaves)
+        return cls(tuple(rank + 1 for rank in _ranks(leaves)), f"one task with a support of shapes {shapes}")
 
 
 def check_dimensions(problem: ProximalProblem, task: Task, count: int | None) -> None:
     """Raise InputError where ``task``, one of a stack of ``count`` or single (None), is of an implausible rank.
 
     That is: a scalar class label for each task of vectors; or all tensors of the support of one dimension more, or all
-    of one less, than in the tasks that the problem had before.
+    of one less, than in the tasks that the problem had before: one of the two is then not what it was given as.
     """
-    ranks, tree = _ranks(task)
-    if not ranks:
+    leaves, tree = _support(task)
+    if not leaves:
         return
-    seen = problem.cache.get(("ranks", tree))
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in pytree.tree_leaves(task.support))
-    if count is not None:
-        labels = any(leaf.dim() == 0 and not leaf.is_floating_point() for leaf in pytree.tree_leaves(task.support))
-        if (max(ranks) == 1 and labels) or seen == tuple(rank + 1 for rank in ranks):
-            _remember_as_whole(problem, task)
-            raise InputError(
-                f"the tasks look like one task without a task dimension: as {count} tasks, the support of each would "
-                f"be of shapes {shapes}. {ONE_TASK}"
-            )
-    elif seen is not None and ranks == tuple(rank + 1 for rank in seen):
+    if count is not None and max(_ranks(leaves)) == 1 and any(map(_is_label, leaves)):
+        problem.cache["ranks", tree] = Seen.whole(leaves, count)
+        raise InputError(f"{LIKE_ONE}: they would be {Seen.of(leaves, count).words}. {ONE_TASK}")
+    seen: Seen | None = problem.cache.get(("ranks", tree))
+    if seen is not None:
+        _refuse_contradiction(leaves, count, seen)
+
+
+def _refuse_contradiction(leaves: Sequence[Tensor], count: int | None, seen: Seen) -> None:
+    """Raise InputError where what is given and what was ``seen`` are a dimension apart: one of them is wrong."""
+    given = Seen.of(leaves, count)
+    difference = {one - other for one, other in zip(given.ranks, seen.ranks, strict=True)}
+    before = f"this problem was given {seen.words}, before"
+    if difference == {-1} and count is not None:
         raise InputError(
-            f"the support, of shapes {shapes}, has a dimension more than in the tasks before: it looks like a batch of "
-            "tasks where one belongs. Give one task's, such as leaf[0] of every tensor"
+            f"{LIKE_ONE}: they would be {given.words}, but {before}. {ONE_TASK}. If what was given before is wrong, a "
+            f"batch of tasks in place of one, {ANEW}"
+        )
+    if difference == {-1}:
+        raise InputError(
+            f"{given.words} has a dimension less than those before: {before}. If that was a batch of tasks in place of "
+            f"one, {ANEW}; else give all tasks alike dimensions"
+        )
+    if difference == {1} and count is None:
+        raise InputError(
+            f"{given.words} has a dimension more than those before: {before}. It looks like a batch of tasks where one "
+            "belongs: give one task's, such as leaf[0] of every tensor. If what was given before is wrong, one task "
+            f"in place of a batch, {ANEW}"
         )
 
 
-def remember_dimensions(problem: ProximalProblem, task: Task) -> None:
-    """For the tasks to come: those of this one were right."""
-    ranks, tree = _ranks(task)
-    problem.cache["ranks", tree] = ranks
-
-
-def _remember_as_whole(problem: ProximalProblem, task: Task) -> None:
-    """That the stack which ``task`` was taken from is one task."""
-    ranks, tree = _ranks(task)
-    problem.cache["ranks", tree] = tuple(rank + 1 for rank in ranks)
+def remember_dimensions(problem: ProximalProblem, task: Task, count: int | None) -> None:
+    """For the tasks to come: those of this one, one of a stack of ``count`` or single (None), were right."""
+    leaves, tree = _support(task)
+    if leaves:
+        problem.cache["ranks", tree] = Seen.of(leaves, count)
 
 
 @contextmanager
-def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task) -> Iterator[None]:
-    """Around an evaluation on ``task``, of a stack: InputError where a layer gets a tensor of it as one example."""
+def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task, count: int) -> Iterator[None]:
+    """Around an evaluation on ``task``, one of ``count``: InputError where a layer gets a tensor of it alone."""
     if not isinstance(loss, PrivateLoss):
         yield
         return
@@ -79,9 +112,11 @@ def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task) -> 
         dimensions = next(dims for kind, dims in UNBATCHED if isinstance(module, kind))
         data = inputs[0] if inputs else None
         if isinstance(data, Tensor) and data.dim() == dimensions and data.shape in shapes:
-            _remember_as_whole(problem, task)
+            leaves, tree = _support(task)
+            if leaves:
+                problem.cache["ranks", tree] = Seen.whole(leaves, count)
             raise InputError(
-                f"the tasks look like one task without a task dimension: the model's {type(module).__name__} got an "
+                f"{LIKE_ONE}: the model's {type(module).__name__} got an "
                 f"input of shape {tuple(data.shape)}, one example without a batch of them. {ONE_TASK}"
             )
 
@@ -97,9 +132,19 @@ def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task) -> 
             hook.remove()
 
 
-def _ranks(task: Task) -> tuple[tuple[int, ...], Any]:
-    """Of the tensors of the support, if it holds nothing else, and how it is built."""
-    leaves, tree = pytree.tree_flatten(task.support)
-    if not all(isinstance(leaf, Tensor) for leaf in leaves):
-        return (), tree
-    return tuple(leaf.dim() for leaf in leaves), tree
+def _support(task: Task) -> tuple[list[Tensor], TreeKey]:
+    """The tensors of the support, if it holds nothing else, and how it is built."""
+    leaves, tree = flattened(task.support)
+    return (leaves if all(isinstance(leaf, Tensor) for leaf in leaves) else []), tree
+
+
+def _is_label(leaf: Tensor) -> bool:
+    return leaf.dim() == 0 and not leaf.is_floating_point()
+
+
+def _ranks(leaves: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(leaf.dim() for leaf in leaves)
+
+
+def _shapes(leaves: Sequence[Tensor]) -> str:
+    return ", ".join(str(tuple(leaf.shape)) for leaf in leaves)

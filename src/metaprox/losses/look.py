@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metaprox.checks.trees import flattened
 from metaprox.data.batch import TaskBatch
 from metaprox.data.inference import normal_tree
 from metaprox.data.microbatches import MicroBatches
@@ -73,12 +74,12 @@ def look_at(
 def _look_at_both(
     problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, query: Query, count: int | None
 ) -> Look:
-    with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task):
+    with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task, count):
         seen = [_look(CheckedLoss(problem.inner_loss, "inner_loss"), parameters, task.support, noise)]
     if query != "nothing":
         outer = CheckedLoss(problem.outer_loss, "outer_loss", differentiable=query == "gradient")
         seen.append(_look(outer, parameters, task.query, noise))
-    remember_dimensions(problem, task)
+    remember_dimensions(problem, task, count)
     return Look(
         draws=any(one.draws for one in seen),
         repeats=all(one.repeats for one in seen),
@@ -89,7 +90,7 @@ def _look_at_both(
 
 def _kinds(task: Task) -> tuple[Any, ...]:
     """How a task is built, and of what; not its sizes."""
-    leaves, tree = pytree.tree_flatten(task)
+    leaves, tree = flattened(task)
     return tree, tuple((leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
 
 

@@ -37,9 +37,13 @@ class ModuleLoss:
                 raise InputError(f"the model has no parameter {name!r}")
 
     def __call__(self, params: Params, batch: Any) -> LossValue:
+        return self.evaluate(params, batch)
+
+    def evaluate(self, params: Params, batch: Any) -> LossValue:
+        """The same by a name, for graphs."""
         like = _like(params)
         buffers = {name: _copy(buffer, like) for name, buffer in self._wrapped.named_buffers()}
-        return functional_call(self._wrapped, buffers | {f"model.{n}": p for n, p in params.items()}, (batch,))
+        return functional_call(self._wrapped, {**buffers, **{f"model.{n}": p for n, p in params.items()}}, (batch,))
 
     def private(self) -> "PrivateLoss":
         """The same function, as the model is now, on a replica: for one evaluation at a time."""

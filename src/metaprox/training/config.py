@@ -177,6 +177,9 @@ class TrainConfig:
     """Tasks that the vmap backend takes at once. Default: as many as fit a quarter of the memory."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the vmapped steps: takes a minute, then they are twice as fast. auto: small models, 1000 meta-steps."""
+    on_nonfinite: Literal["raise", "skip"] = "raise"
+    """What happens where a training task diverges. raise: the run ends. skip: the meta-step is the mean over its other
+    tasks, and how many were left out is recorded; where all diverge, or a task of an evaluation does, the run ends."""
     device: str = "cpu"
     """Device of the model and the tasks, such as cpu or cuda:0."""
     threads: int = 1

@@ -97,6 +97,10 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
+    def tasks_skipped(self) -> int:
+        """How many training tasks diverged and were left out of their meta-step, up to now."""
+        return int(sum(record.get("tasks_skipped", 0) for record in self.read_metrics()))
+
     def write_test_values(self, values: Mapping[str, list[float]]) -> None:
         """The result on every test task, in the order of their ids: name -> a number for each task."""
         self.write_text(self.test_values.name, json.dumps(values) + "\n")

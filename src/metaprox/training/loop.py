@@ -23,7 +23,10 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True)
 class Progress:
-    """What a watcher sees after each meta-step: steps done, loss and metrics on the query sets of the batch."""
+    """What a watcher sees after each meta-step: steps done, loss and metrics on the query sets of the batch.
+
+    Both are means over the tasks that were not skipped.
+    """
 
     step: int
     total: int
@@ -36,12 +39,14 @@ def train(config: TrainConfig, out: str | Path, watch: Callable[[Progress], None
     """Run ``config`` in the new folder ``out``.
 
     Writes config.json (every default resolved), metrics.jsonl (a line for each meta-step and each evaluation; seconds
-    count the meta-steps alone), checkpoint.safetensors and, at the end, test_tasks.json (the result on each test task)
-    and weights.safetensors. Torch's global generators and thread count are put back afterwards.
+    count the meta-steps alone; ``tasks_skipped`` where a step left out tasks), checkpoint.safetensors and, at the end,
+    test_tasks.json (the result on each test task) and weights.safetensors. Torch's global generators and thread count
+    are put back afterwards.
 
     Raises:
         InputError: a setting is wrong, before the folder is made. RunFolderError: the folder is not empty.
-        NonFiniteError: a solve diverged; a note names the meta-step and the task, and the last checkpoint stays.
+        NonFiniteError: a solve diverged, and is not skipped, or all of a meta-step did, or one of an evaluation; a
+            note names the meta-step and the task, and the last checkpoint stays.
     """
     out = checks.path("out", out)
     setup = build(config)
@@ -94,7 +99,8 @@ def _run(setup: Setup, folder: RunFolder, start: int, seconds: float, watch: Cal
             folder.append_metrics(_evaluation_record(done, config.eval_split, result))
         if done % config.checkpoint_every == 0:
             checkpoint.save(folder, setup, done, seconds)
-        watch(Progress(done, config.meta_steps, float(out.query_loss.mean()), _means(out)))
+        means = _means(out)
+        watch(Progress(done, config.meta_steps, means.pop("loss"), means))
     final = setup.evaluate("test", config.test_tasks)
     folder.append_metrics(_evaluation_record(config.meta_steps, "test", final))
     folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
@@ -118,7 +124,9 @@ def _meta_step(setup: Setup, step: int) -> MetaGradient:
 
 
 def _means(out: MetaGradient) -> dict[str, float]:
-    return {name: float(metric.mean()) for name, metric in out.metrics.items()}
+    """Of the query loss, as "loss", and of each metric, over the tasks that were not skipped."""
+    kept = ~out.info.skipped
+    return {name: float(values[kept].mean()) for name, values in ({"loss": out.query_loss} | out.metrics).items()}
 
 
 def _step_record(step: int, out: MetaGradient, lr: float, seconds: float) -> dict[str, Any]:
@@ -126,7 +134,6 @@ def _step_record(step: int, out: MetaGradient, lr: float, seconds: float) -> dic
     return {
         "kind": "step",
         "step": step,
-        "loss": float(out.query_loss.mean()),
         **_means(out),
         "gradient_norm": float(norm),
         "next_lr": lr,

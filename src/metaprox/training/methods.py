@@ -76,5 +76,6 @@ def method(config: TrainConfig, solver: InnerSolver, branch_solver: InnerSolver)
         "backend": config.backend,
         "chunk_size": config.chunk_size or "auto",
         "compile": config.compile == "on",
+        "on_nonfinite": config.on_nonfinite,
     }
     return CLASSES[config.method](solver, config.steps, **own)

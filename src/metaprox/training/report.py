@@ -38,6 +38,7 @@ def write_report(folder: RunFolder) -> Path:
         minutes=f"{steps[-1]['seconds'] / 60:.1f}",
         method=NAMES[config.method],
         cost=_cost(steps[-1], config.meta_batch or 1),
+        skipped=folder.tasks_skipped(),
     )
     return folder.write_text("report.html", page)
 

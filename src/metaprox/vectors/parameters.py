@@ -25,7 +25,7 @@ class Structure:
         """All parameters [..., *shape], in the order they were given in, from those that adapt and w [..., W]."""
         if self.shared is None:
             return adapted
-        parts = adapted | self.shared.unflatten(w)
+        parts = {**adapted, **self.shared.unflatten(w)}  # torch 2.7 compiles no | of dicts
         return {name: parts[name] for name in self.names}
 
     def unflatten(self, y: Tensor, w: Tensor) -> dict[str, Tensor]:

@@ -81,7 +81,9 @@ def comparison_table(results: dict[str, Any]) -> list[dict[str, str]]:
         rows.append(
             {
                 "method": style.method_name(label),
-                "test": test + (f" ({failed} of {len(results['seeds'])} seeds diverged)" if failed else ""),
+                "test": test
+                + (f" ({failed} of {len(results['seeds'])} seeds diverged)" if failed else "")
+                + _skipped(method, len(results["seeds"]) - failed),
                 "test_tasks": _over_tasks(metric, method["test"]),
                 "difference": _over_seeds(metric, difference["all"], "+") if difference else "",
                 "difference_tasks": _over_tasks(metric, difference["all"]) if difference else "",
@@ -89,6 +91,11 @@ def comparison_table(results: dict[str, Any]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _skipped(method: dict[str, Any], runs: int) -> str:
+    count, total = method.get("tasks_skipped", 0), runs * method["meta_steps"] * method["settings"]["meta_batch"]
+    return f" ({count} of {total} training tasks skipped)" if count else ""
 
 
 def _over_seeds(metric: str, estimate: dict[str, Any] | None, sign: str = "-") -> str:

@@ -56,6 +56,7 @@ def collect(plan: Plan, costs: Mapping[str, Cost], failures: Failures, out: Path
             **statistics(runs[label], runs[labels[0]] if label != labels[0] else None, metric),
             "cost": _cost(plan, label, costs),
             "curve": _curve(plan, label, failures[label], metric, out),
+            "tasks_skipped": _skipped(plan, label, failures[label], out),
         }
         for label, config in plan.configs.items()
     }
@@ -166,6 +167,12 @@ def _cost(plan: Plan, label: str, costs: Mapping[str, Cost]) -> dict[str, Any] |
         if first in costs
         else None,
     }
+
+
+def _skipped(plan: Plan, label: str, failures: Mapping[int, str], out: Path) -> int:
+    """Training tasks left out because they diverged, over the seeds that finished."""
+    finished = [seed for seed in plan.seeds if seed not in failures]
+    return sum(RunFolder.open(run_path(out, label, seed)).tasks_skipped() for seed in finished)
 
 
 def _seconds(config: TrainConfig, cost: Cost) -> float:
