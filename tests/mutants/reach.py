@@ -1,0 +1,93 @@
+"""Which tests run which lines, and how long they take: each file of tests is traced once, until a text changes."""
+
+import functools
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from mutants.child import in_child, run_pytest
+from mutants.targets import CACHE, HELD, REST, ROOT, SOURCE, test_files
+
+LONGEST = 1800.0  # seconds for a file of tests
+Reach = dict[str, dict[str, Any]]  # by test: seconds, and by file of the core the lines that it runs
+
+
+def reach(source: Path, scratch: Path, say: Any) -> Reach:
+    """Of all tests that pass."""
+    CACHE.mkdir(exist_ok=True)
+    found: Reach = {}
+    for path in test_files():
+        name = f"{path.stem}-{_digest(path)}"
+        kept = CACHE / f"{name}.json"
+        if not kept.exists():
+            began = time.monotonic()
+            run = functools.partial(_traced, str(path), source)
+            rows = in_child(run, source, LONGEST, scratch)
+            say(f"{path.name}: {len(rows or ())} tests, {time.monotonic() - began:.0f} s")
+            if rows is None:
+                continue
+            for old in CACHE.glob(f"{path.stem}-*.json"):
+                old.unlink()
+            kept.write_text(json.dumps(rows))
+        found |= json.loads(kept.read_text())
+    return found
+
+
+@functools.cache
+def _digest_of_sources() -> bytes:
+    return b"".join(path.read_bytes() for path in [*sorted(SOURCE.rglob("*.py")), ROOT / "tests" / "conftest.py"])
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(_digest_of_sources() + path.read_bytes()).hexdigest()[:16]
+
+
+def _traced(file: str, source: Path) -> Reach:
+    tracer = _Tracer(source / "metaprox")
+    run_pytest([file], tracer)
+    return tracer.rows
+
+
+class _Tracer:
+    """A pytest plugin that records the lines of the core that each passing test runs, if any."""
+
+    def __init__(self, package: Path) -> None:
+        self.files = {str(package / name): name for name in (*HELD, *REST)}
+        self.rows: Reach = {}
+        self.seen: dict[str, set[int]] = {}
+        self.began, self.passed = 0.0, True
+
+    def _global(self, frame: FrameType, event: str, arg: Any) -> Any:
+        lines = self.seen.get(frame.f_code.co_filename)
+        if lines is None:
+            return None
+        lines.add(frame.f_lineno)
+        return self._local
+
+    def _local(self, frame: FrameType, event: str, arg: Any) -> Any:
+        self.seen[frame.f_code.co_filename].add(frame.f_lineno)
+        return self._local
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.seen = {file: set() for file in self.files}
+        self.began, self.passed = time.monotonic(), True
+        threading.settrace(self._global)
+        sys.settrace(self._global)
+        yield
+        sys.settrace(None)
+        threading.settrace(None)  # type: ignore[arg-type]
+        lines = {self.files[file]: sorted(lines) for file, lines in self.seen.items() if lines}
+        if self.passed:
+            self.rows[item.nodeid] = {"seconds": round(time.monotonic() - self.began, 3), "lines": lines}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.passed = self.passed and report.outcome == "passed"
