@@ -90,6 +90,8 @@ def test_the_tests_that_run_are_those_that_reach_the_line_recent_killers_first()
     reach = {test: {"seconds": seconds, "lines": {"solve.py": [2]}} for test, seconds in rows.items()}
     reach["tests/test_c.py::elsewhere"] = {"seconds": 0.1, "lines": {"solve.py": [7], "norms.py": [2]}}
     ordered = functools.partial(order, mutant, reach)
+    own = {"tests/test_solve.py::d": {"seconds": 9.0, "lines": {"solve.py": [2]}}}
+    assert order(mutant, reach | own, [], 100)[:2] == ["tests/test_solve.py::d", "tests/test_a.py::fast"]
     assert ordered([], 100) == [f"tests/test_{t}" for t in ("a.py::fast", "b.py::b", "a.py::slow", "b.py::c")]
     assert ordered(["tests/test_b.py::c", "tests/test_c.py::elsewhere"], 3) == [
         f"tests/test_{t}" for t in ("b.py::c", "a.py::fast", "b.py::b")

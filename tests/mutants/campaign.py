@@ -110,15 +110,18 @@ def _run_file(part: list[Mutant], reach: Reach, seconds: float, say: Callable[[R
 
 
 def order(mutant: Mutant, reach: Reach, killers: Sequence[str], seconds: float) -> list[str]:
-    """The tests to run: recent killers, then one of each file of tests, the fastest first, for about ``seconds``."""
+    """The tests to run, for about ``seconds``: recent killers, those of the very module, one of each file in turn.
+
+    Of equals the fastest comes first.
+    """
     hits = _hits(mutant, reach)
-    tests = [test for test in killers if test in hits]
     place: Counter[str] = Counter()
     ranked = []
     for test in sorted(hits, key=lambda test: (reach[test]["seconds"], test)):
         file = test.split("::")[0]
-        ranked.append((place[file], reach[test]["seconds"], test))
+        ranked.append((0 if _about(file, mutant.file) else 1 + place[file], reach[test]["seconds"], test))
         place[file] += 1
+    tests = [test for test in killers if test in hits]
     left = seconds
     for _, cost, test in sorted(ranked):
         left -= cost
@@ -127,6 +130,16 @@ def order(mutant: Mutant, reach: Reach, killers: Sequence[str], seconds: float) 
         if test not in tests:
             tests.append(test)
     return tests
+
+
+@functools.cache
+def _about(test_file: str, file: str) -> bool:
+    """Whether the tests of ``test_file`` are of ``file`` itself, by their name or by what they import."""
+    module = Path(file).with_suffix("").parts
+    if Path(test_file).stem in {f"test_{part}" for part in module}:
+        return True
+    path = ROOT / test_file
+    return path.exists() and f"from metaprox.{'.'.join(module)} import" in path.read_text()
 
 
 def _hits(mutant: Mutant, reach: Reach) -> set[str]:
