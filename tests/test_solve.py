@@ -5,7 +5,7 @@ import torch
 
 import metaprox as mp
 from metaprox.failures import Purpose
-from metaprox.solve import solve, solve_parts
+from metaprox.solve import Solution, Stopping, solve, solve_parts
 
 CURVATURE = torch.tensor([0.2, 1.0, 1.9], dtype=torch.float64).view(3, 1, 1)
 
@@ -16,6 +16,26 @@ def gradient(y, step):
 
 def ones():
     return torch.ones(3, 1, 2, dtype=torch.float64)
+
+
+def test_a_solve_ends_by_a_count_or_by_a_tolerance_with_a_limit():
+    assert Stopping.of(5, None, None) == Stopping(5, None)
+    assert Stopping.of(None, 1e-3, 9) == Stopping(9, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *((given, "say when the inner solve ends") for given in [(5, 0.1, None), (5, None, 9), (5, 0.1, 9)]),
+        *((given, "say when the inner solve ends") for given in [(None, 0.1, None), (None, None, 9), (None,) * 3]),
+        *(((steps, None, None), "steps must be") for steps in (0, -1, 2.5, "5")),
+        *(((None, tol, 9), "tol must be") for tol in (0.0, -1e-3, float("nan"), "0.1")),
+        *(((None, 0.1, most), "max_steps must be") for most in (0, -1, 2.5)),
+    ],
+)
+def test_another_end_is_refused_by_name(given, message):
+    with pytest.raises(mp.InputError, match=message):
+        Stopping.of(*given)
 
 
 def test_each_task_stops_at_its_own_tolerance():
@@ -32,6 +52,34 @@ def test_each_task_stops_at_its_own_tolerance():
 def test_step_count_ends_a_solve_that_does_not_reach_its_tolerance():
     out = solve(gradient, ones(), mp.GradientDescent(0.9), 5, tol=torch.full((3,), 1e-12, dtype=torch.float64))
     assert out.steps.tolist() == [5, 5, 5]
+
+
+def test_a_task_goes_on_until_its_worst_branch_is_there():
+    """One branch starts at the solution: the task has as many steps ahead of it as the other branch has."""
+    start = torch.cat([0 * ones(), ones()], 1)
+    tol = torch.full((3,), 1e-6, dtype=torch.float64)
+    both, one = (solve(gradient, y, mp.GradientDescent(0.9), 1000, tol=tol) for y in (start, ones()))
+    assert both.steps.tolist() == one.steps.tolist()
+    assert both.converged.all()
+    torch.testing.assert_close(both.y[:, 1:], one.y)
+
+
+def test_nothing_is_evaluated_once_all_tasks_are_there():
+    calls = []
+
+    def counted(y, step):
+        calls.append(step)
+        return gradient(y, step)
+
+    out = solve(counted, ones(), mp.GradientDescent(0.9), 1000, tol=torch.full((3,), 1e-3, dtype=torch.float64))
+    assert calls == list(range(int(out.steps.max()) + 1))  # the last look takes no step
+
+
+def test_points_in_parts_are_joined_branch_after_branch():
+    parts = tuple(torch.full((3, b, 2), float(b)) for b in (1, 2, 3))
+    for count in (1, 2, 3):
+        solution = Solution(parts[:count], None, *(torch.empty(0) for _ in range(4)))
+        assert torch.equal(solution.y, torch.cat(parts[:count], 1))
 
 
 def test_a_solve_that_starts_at_its_solution_takes_no_step():
