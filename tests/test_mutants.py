@@ -8,6 +8,7 @@ import pytest
 from mutants import report
 from mutants.campaign import Result, all_mutants, order
 from mutants.operators import mutants
+from mutants.reach import spread
 from mutants.targets import HELD, REQUIRED, REST, SOURCE
 
 TEXT = '''"""Not + changed."""
@@ -81,21 +82,21 @@ def test_every_file_of_the_core_that_is_named_is_there():
 
 def test_the_tests_that_run_are_those_that_reach_the_line_recent_killers_first():
     (mutant,) = mutants("def f(x):\n    return x + 1.0\n", "solve.py")[:1]
-    rows = {
-        "tests/test_a.py::slow": 3.0,
-        "tests/test_a.py::fast": 1.0,
-        "tests/test_b.py::b": 2.0,
-        "tests/test_b.py::c": 5,
-    }
+    rows = {"test_a.py::slow": 3.0, "test_b.py::b": 2.0, "test_solve.py::late": 1.0, "test_solve.py::own": 0.5}
     reach = {test: {"seconds": seconds, "lines": {"solve.py": [2]}} for test, seconds in rows.items()}
-    reach["tests/test_c.py::elsewhere"] = {"seconds": 0.1, "lines": {"solve.py": [7], "norms.py": [2]}}
+    reach["test_c.py::elsewhere"] = {"seconds": 0.1, "lines": {"solve.py": [7], "norms.py": [2]}}
     ordered = functools.partial(order, mutant, reach)
-    own = {"tests/test_solve.py::d": {"seconds": 9.0, "lines": {"solve.py": [2]}}}
-    assert order(mutant, reach | own, [], 100)[:2] == ["tests/test_solve.py::d", "tests/test_a.py::fast"]
-    assert ordered([], 100) == [f"tests/test_{t}" for t in ("a.py::fast", "b.py::b", "a.py::slow", "b.py::c")]
-    assert ordered(["tests/test_b.py::c", "tests/test_c.py::elsewhere"], 3) == [
-        f"tests/test_{t}" for t in ("b.py::c", "a.py::fast", "b.py::b")
+    assert ordered([], 100) == ["test_solve.py::own", "test_solve.py::late", "test_a.py::slow", "test_b.py::b"]
+    assert ordered(["test_b.py::b", "test_c.py::elsewhere"], 2) == [
+        *("test_b.py::b", "test_solve.py::own", "test_solve.py::late")
     ]
+
+
+def test_tests_are_spread_over_the_lines():
+    """Two that reach all lines together come before a slow one of both and one of what is reached already."""
+    rows = {"both": (9.0, [1, 2, 3]), "one": (0.1, [1, 2]), "again": (0.2, [1, 2]), "other": (0.5, [3])}
+    reach = {test: {"seconds": seconds, "lines": {"solve.py": lines}} for test, (seconds, lines) in rows.items()}
+    assert spread(reach) == ["one", "other", "again", "both"]
 
 
 def _result(outcome, after="b", file="solve.py"):

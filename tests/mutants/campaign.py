@@ -7,7 +7,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -110,21 +109,13 @@ def _run_file(part: list[Mutant], reach: Reach, seconds: float, say: Callable[[R
 
 
 def order(mutant: Mutant, reach: Reach, killers: Sequence[str], seconds: float) -> list[str]:
-    """The tests to run, for about ``seconds``: recent killers, those of the very module, one of each file in turn.
-
-    Of equals the fastest comes first.
-    """
+    """The tests to run, for about ``seconds``: recent killers, those of the very module, and the rest in their order."""
     hits = _hits(mutant, reach)
-    place: Counter[str] = Counter()
-    ranked = []
-    for test in sorted(hits, key=lambda test: (reach[test]["seconds"], test)):
-        file = test.split("::")[0]
-        ranked.append((0 if _about(file, mutant.file) else 1 + place[file], reach[test]["seconds"], test))
-        place[file] += 1
+    own = sorted((test for test in hits if _about(test.split("::")[0], mutant.file)), key=lambda t: reach[t]["seconds"])
     tests = [test for test in killers if test in hits]
     left = seconds
-    for _, cost, test in sorted(ranked):
-        left -= cost
+    for test in dict.fromkeys([*own, *(test for test in reach if test in hits)]):
+        left -= reach[test]["seconds"]
         if left < 0:
             break
         if test not in tests:

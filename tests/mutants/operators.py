@@ -113,6 +113,8 @@ def _computed(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "Protocol" for base in node.bases):
         return
     for name, value in ast.iter_fields(node):
+        if isinstance(node, ast.keyword) and node.arg == "strict":
+            continue  # an assertion
         if name in ("annotation", "returns", "decorator_list", "bases", "msg"):
             continue
         yield from (child for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST))
@@ -180,6 +182,8 @@ def _call(finder: _Finder, node: ast.Call) -> None:
     parts = sorted([*node.args, *node.keywords], key=finder.span)
     for index, part in enumerate(parts):
         (start, end), last = finder.span(part), index == len(parts) - 1
+        if isinstance(part, ast.keyword) and part.arg == "strict":
+            continue
         if isinstance(part, ast.keyword) and part.arg and index:
             finder.put((finder.span(parts[index - 1])[1], end), "")
         elif isinstance(part, ast.keyword) and part.arg:
