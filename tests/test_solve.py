@@ -5,7 +5,7 @@ import torch
 
 import metaprox as mp
 from metaprox.failures import Purpose
-from metaprox.solve import Solution, Stopping, solve, solve_parts
+from metaprox.solve import Solution, Step, Stopping, solve, solve_parts
 
 CURVATURE = torch.tensor([0.2, 1.0, 1.9], dtype=torch.float64).view(3, 1, 1)
 
@@ -80,6 +80,85 @@ def test_points_in_parts_are_joined_branch_after_branch():
     for count in (1, 2, 3):
         solution = Solution(parts[:count], None, *(torch.empty(0) for _ in range(4)))
         assert torch.equal(solution.y, torch.cat(parts[:count], 1))
+
+
+def test_what_a_count_ends_has_taken_all_its_steps_and_nothing_to_converge_to():
+    for steps in (0, 1, 4):
+        out = solve(gradient, ones(), mp.GradientDescent(0.25), steps)
+        assert out.steps.dtype == torch.int64
+        assert out.steps.tolist() == [steps] * 3
+        assert out.step_sizes.shape == (3, steps)
+        assert out.converged.tolist() == out.finite.tolist() == [True] * 3
+        assert out.grad is out.failure is None
+
+
+def test_converged_is_who_was_seen_at_the_tolerance():
+    """The error is multiplied by 0.82, 0.1 and -0.71 a step: one of 4 steps, one of 16, and one of none by then."""
+    tol = torch.tensor([1e-9, 1e-3, 1.0], dtype=torch.float64)
+    out = solve(gradient, ones(), mp.GradientDescent(0.9), 6, tol=tol)
+    assert out.converged.tolist() == [False, True, True]
+    assert out.finite.tolist() == [True] * 3
+    assert out.steps.tolist() == [6, 4, 3]
+    assert out.step_sizes.isnan().sum(1).tolist() == [0, 2, 3]
+    assert solve(gradient, ones(), mp.GradientDescent(0.9), 0, tol=tol).converged.tolist() == [True] * 3
+    assert solve(gradient, ones(), mp.GradientDescent(0.9), 1, tol=tol).converged.tolist() == [False] * 3
+
+
+@pytest.mark.parametrize("tol", [None, 1e-3])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_task_that_is_skipped_stays_where_it_was_and_the_others_go_on(tol, bad):
+    """One branch of task 1 fails at step 2 alone: the whole task stops there, for good."""
+    start = torch.stack([ones()[:, 0], 2 * ones()[:, 0]], 1)
+
+    def fails_once(y, step):
+        slope = gradient(y, step)
+        if step == 2:
+            slope[1, 1, 0] = bad
+        return slope
+
+    limits = None if tol is None else torch.full((3,), tol, dtype=torch.float64)
+    solver, skip = mp.GradientDescent(0.9), Purpose("a solve", first_task=10, on_nonfinite="skip")
+    out = solve(fails_once, start, solver, 60, tol=limits, purpose=skip)
+    plain = solve(gradient, start, solver, 60, tol=limits)
+    assert out.finite.tolist() == [True, False, True]
+    assert (out.failure.task, out.failure.step) == (11, 2)
+    torch.testing.assert_close(out.y[[0, 2]], plain.y[[0, 2]], rtol=0, atol=0)
+    torch.testing.assert_close(out.y[1], solve(gradient, start, solver, 2).y[1], rtol=0, atol=0)
+    assert (~out.step_sizes.isnan()).sum(1).tolist() == [int(plain.steps[0]), 2, int(plain.steps[2])]
+    assert out.converged.tolist() == ([True] * 3 if tol is None else [True, False, True])
+    assert out.steps.tolist() == ([60] * 3 if tol is None else [int(plain.steps[0]), 2, int(plain.steps[2])])
+
+
+def test_a_caller_that_asks_to_be_told_gets_what_came_out():
+    """Nothing is raised, and nothing held back: steps go on along what is no number."""
+    tell = Purpose("a solve", on_nonfinite="tell")
+    out = solve(lambda y, step: y / (3.0 - 3.0 * (step == 1)), ones(), mp.GradientDescent(0.5), 3, purpose=tell)
+    assert out.finite.tolist() == [False] * 3
+    assert out.failure.step == 1
+    assert not out.y.isfinite().any()
+
+
+@pytest.mark.parametrize("tol", [None, 1e-3])
+def test_a_step_that_comes_with_its_gradient_is_taken_as_it_is(tol):
+    """The gradient is asked for where there is none; the solver then takes the step."""
+    limits, asked = None if tol is None else torch.full((3,), tol, dtype=torch.float64), []
+
+    def fused(y, step, branches):
+        slope = gradient(y, step)
+        return Step(y - 0.9 * slope, slope, slope.norm(dim=-1)) if step % 2 else None
+
+    def alone(y, step, branches):
+        asked.append(step)
+        return gradient(y, step)
+
+    solver = mp.GradientDescent(0.9)
+    out = solve_parts(alone, [ones()], solver, 60, tol=limits, weights=(2.0,), fused=fused)
+    plain = solve_parts(lambda y, step, _: gradient(y, step), [ones()], solver, 60, tol=limits, weights=(2.0,))
+    assert asked == [step for step in range(max(asked) + 1) if step % 2 == 0]
+    torch.testing.assert_close(out.y, plain.y)
+    torch.testing.assert_close(out.grad, plain.grad)
+    torch.testing.assert_close(out.step_sizes, plain.step_sizes, equal_nan=True)
+    assert out.steps.tolist() == plain.steps.tolist()
 
 
 def test_a_solve_that_starts_at_its_solution_takes_no_step():
