@@ -1,6 +1,5 @@
 """Run the tests that reach a mutant, those likely to kill it first, until one fails."""
 
-import ast
 import compileall
 import functools
 import shutil
@@ -23,6 +22,7 @@ from mutants.operators import Mutant, mutants
 from mutants.reach import Reach
 from mutants.targets import ROOT, SLOWEST, SOURCE
 
+CLEAN = 40  # tests that are tried on the unchanged package first
 FIRST, FIRST_FILES = 12, 5  # tests, from so many files, that are tried before the others are even collected
 
 
@@ -93,12 +93,11 @@ def _run_file(part: list[Mutant], reach: Reach, seconds: float, say: Callable[[R
     with copied() as folder:
         place = folder / "src" / "metaprox" / part[0].file
         source = place.read_bytes()
+        assert _outcome(list(reach)[:CLEAN], reach, folder)[0] == "survived", "the tests fail without a change"
         Path(cache_from_source(place)).unlink()  # and none is written: a change may leave size and time as they are
         for mutant in part:
             began = time.monotonic()
-            changed = mutant.apply(source)
-            ast.parse(changed)  # what is no Python would count as killed
-            place.write_bytes(changed)
+            place.write_bytes(mutant.apply(source))
             tests = order(mutant, reach, killers, seconds)
             outcome, killer = _outcome(tests, reach, folder) if tests else ("unreached", "")
             if killer in reach:
@@ -109,7 +108,7 @@ def _run_file(part: list[Mutant], reach: Reach, seconds: float, say: Callable[[R
 
 
 def order(mutant: Mutant, reach: Reach, killers: Sequence[str], seconds: float) -> list[str]:
-    """The tests to run, for about ``seconds``: recent killers, those of the very module, and the rest in their order."""
+    """The tests to run, for about ``seconds``: recent killers, those of the module itself, the rest in their order."""
     hits = _hits(mutant, reach)
     own = sorted((test for test in hits if _about(test.split("::")[0], mutant.file)), key=lambda t: reach[t]["seconds"])
     tests = [test for test in killers if test in hits]

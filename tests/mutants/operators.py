@@ -141,11 +141,9 @@ def _unary(finder: _Finder, node: ast.UnaryOp) -> None:
 
 
 def _boolean(finder: _Finder, node: ast.BoolOp) -> None:
-    new = "or" if isinstance(node.op, ast.And) else "and"
+    old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
     for left, right in zip(node.values, node.values[1:], strict=False):
-        start, end = finder.span(left)[0], finder.span(right)[1]
-        whole = f"({finder.text(left)} {new} {finder.text(right)})"
-        finder.put((start, end), whole)
+        finder.between(left, right, old, new)
 
 
 def _condition(finder: _Finder, node: ast.If | ast.While) -> None:
