@@ -140,8 +140,8 @@ def test_a_caller_that_asks_to_be_told_gets_what_came_out():
 
 @pytest.mark.parametrize("tol", [None, 1e-3])
 def test_a_step_that_comes_with_its_gradient_is_taken_as_it_is(tol):
-    """The gradient is asked for where there is none; the solver then takes the step."""
-    limits, asked = None if tol is None else torch.full((3,), tol, dtype=torch.float64), []
+    """Where there is none the gradient is asked for, and then the solver for the step; nowhere else."""
+    limits, asked, stepped = None if tol is None else torch.full((3,), tol, dtype=torch.float64), [], []
 
     def fused(y, step, branches):
         slope = gradient(y, step)
@@ -151,8 +151,14 @@ def test_a_step_that_comes_with_its_gradient_is_taken_as_it_is(tol):
         asked.append(step)
         return gradient(y, step)
 
+    class Watched(mp.GradientDescent):
+        def step(self, grad, y, state):
+            stepped.append(asked[-1])
+            return super().step(grad, y, state)
+
     solver = mp.GradientDescent(0.9)
-    out = solve_parts(alone, [ones()], solver, 60, tol=limits, weights=(2.0,), fused=fused)
+    out = solve_parts(alone, [ones()], Watched(0.9), 60, tol=limits, weights=(2.0,), fused=fused)
+    assert stepped in (asked, asked[:-1])  # the last look takes no step
     plain = solve_parts(lambda y, step, _: gradient(y, step), [ones()], solver, 60, tol=limits, weights=(2.0,))
     assert asked == [step for step in range(max(asked) + 1) if step % 2 == 0]
     torch.testing.assert_close(out.y, plain.y)
@@ -180,6 +186,16 @@ def test_step_sizes_are_measured_where_the_solver_does_not_declare_them():
     torch.testing.assert_close(measured, declared)
     still = solve(gradient, 0 * ones(), mp.GradientDescent(0.5), 4)
     assert still.step_sizes.eq(0.5).all()  # known where there is nothing to measure
+
+
+def test_autocast_does_not_reach_the_solver():
+    """Anderson's products in bfloat16 would be 1 % off."""
+    y = torch.linspace(-1, 2, 24).view(3, 2, 4)
+    curvature = torch.linspace(0.1, 1, 4)
+    plain = solve(lambda y, step: curvature * y, y, mp.Anderson(0.5), 4).y
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        around = solve(lambda y, step: curvature * y, y, mp.Anderson(0.5), 4).y
+    assert torch.equal(around, plain)
 
 
 def test_start_is_not_written_on():
