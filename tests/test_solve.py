@@ -75,6 +75,25 @@ def test_nothing_is_evaluated_once_all_tasks_are_there():
     assert calls == list(range(int(out.steps.max()) + 1))  # the last look takes no step
 
 
+def test_a_gradient_of_just_the_tolerance_is_there():
+    """Norms 1, 1/2, 1/4, all of them exact."""
+    start = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64)
+    out = solve(lambda y, step: y, start, mp.GradientDescent(0.5), 9, tol=torch.tensor([0.25], dtype=torch.float64))
+    assert out.steps.tolist() == [2]
+
+
+def test_what_is_to_be_raised_is_raised_before_the_others_are_solved():
+    calls = []
+
+    def fails(y, step):
+        calls.append(step)
+        return torch.where(torch.tensor([0, 1, 0]).view(3, 1, 1) * step >= 3, torch.nan, gradient(y, step))
+
+    with pytest.raises(mp.NonFiniteError, match=r"task 1: .* at step 3 of 1000"):
+        solve(fails, ones(), mp.GradientDescent(0.9), 1000, tol=torch.full((3,), 1e-9, dtype=torch.float64))
+    assert calls == [0, 1, 2, 3]
+
+
 def test_points_in_parts_are_joined_branch_after_branch():
     parts = tuple(torch.full((3, b, 2), float(b)) for b in (1, 2, 3))
     for count in (1, 2, 3):
