@@ -1,4 +1,4 @@
-"""Gradients of the two losses at tasks x branches, against plain autograd; what they count, and which noise they see."""
+"""Gradients of the two losses at tasks x branches, against autograd; what they count, and which noise they see."""
 
 from contextlib import contextmanager
 
@@ -162,11 +162,23 @@ def test_the_gradient_through_a_solve(backend):
         same(found.metrics["records"]["moved"][t].flatten(), moved.detach())
 
 
-def test_noise_is_that_of_the_ids_and_of_the_task_in_the_batch():
+def engine(compiled, has_graphs=True):
+    made = Fused(compile=compiled)
+    object.__setattr__(made, "seen", [])
+    object.__setattr__(made, "has_graphs", has_graphs)
+    return made
+
+
+def with_engine(call, made, chunk=CHUNK):
+    return Gradients(call.problem, call.parameters, made, call.noise, call.batch, chunk, writes=False)
+
+
+@pytest.mark.parametrize("adapt", [None, "y"])
+def test_noise_is_that_of_the_ids_and_of_the_task_in_the_batch(adapt):
     """The gradient of <y, random numbers> is the random numbers, those of (half, ids, task)."""
     draw = lambda params, data: (params["y"] * torch.rand(P, dtype=torch.float64)).sum()  # noqa: E731
     y = X.expand(T, B, P)
-    with started(losses=(draw, draw), adapt=None) as (call, gradients):
+    with started(losses=(draw, draw), adapt=adapt) as (call, gradients):
 
         def drawn(half, *ids):
             rows = []
@@ -182,6 +194,8 @@ def test_noise_is_that_of_the_ids_and_of_the_task_in_the_batch():
         total = torch.zeros(T, B, P, dtype=torch.float64)
         gradients.add_query(total, torch.ones(T, B, 1, dtype=torch.float64), y, 5, 6)
         same(total, drawn(1, 5, 6))
+        alone = with_engine(call, engine(True), (2, 3))
+        same(alone.step(mp.GradientDescent(0.1), y[1:2, :1], 5, 6).grad, drawn(0, 5, 6)[1:2, :1])
 
 
 class Fused(VmapBackend):
@@ -197,27 +211,23 @@ class Fused(VmapBackend):
 def test_a_step_along_with_its_gradient_is_counted_and_only_for_solvers_whose_steps_are_known():
     y, shift = numbers(T, B, P), Shift([(numbers(T, B, 1, seed=5), numbers(T, 1, P, seed=6))])
     with started("vmap") as (call, plain):
-
-        def fused(compiled, has_graphs=True):
-            engine = Fused(compile=compiled)
-            object.__setattr__(engine, "seen", [])
-            object.__setattr__(engine, "has_graphs", has_graphs)
-            return engine, Gradients(call.problem, call.parameters, engine, call.noise, call.batch, CHUNK, writes=False)
-
-        engine, gradients = fused(True)
+        made = engine(True)
+        gradients = with_engine(call, made)
         step = gradients.step(mp.GradientDescent(0.3), y, 0, 0, shift=shift)
         slope = plain.proximal(y, 0, 0, shift=shift)
         same((step.grad, step.y), (slope, y - 0.3 * slope))
         assert gradients.counts == Counts(support_gradients=T * B)
         assert gradients.step(mp.Nesterov(0.3), y, 0, 0) is None
-        assert engine.seen == [0.3]
-        engine, gradients = fused(True, has_graphs=False)
+        assert made.seen == [0.3]
+        made = engine(True, has_graphs=False)
+        gradients = with_engine(call, made)
         assert gradients.step(mp.GradientDescent(0.3), y, 0, 0) is None
-        assert engine.seen == [0.3]
+        assert made.seen == [0.3]
         assert gradients.counts == Counts()
-        engine, gradients = fused(False)
+        made = engine(False)
+        gradients = with_engine(call, made)
         assert gradients.step(mp.GradientDescent(0.3), y, 0, 0) is None
-        assert engine.seen == []
+        assert made.seen == []
 
 
 @pytest.mark.parametrize(("chunk", "where"), [((1, 2), "task 1"), ((1, 4), "tasks 1 to 3")])
@@ -246,6 +256,111 @@ def test_what_the_users_code_raises_says_which_tasks_and_which_half(chunk, where
             with pytest.raises(KeyError) as caught:
                 call(gradients)
         assert f"metaprox: in {where}, {half}" in caught.value.__notes__
+    answers.update(inner=True, outer=True)
+    with started("vmap", chunk, losses=(failing("inner"), failing("outer")), adapt=None) as (call, _):
+        answers["inner"] = False
+        with pytest.raises(KeyError) as caught:
+            with_engine(call, engine(True), chunk).step(mp.GradientDescent(0.1), y, 0)
+    assert f"metaprox: in {where}, support" in caught.value.__notes__
+
+
+def test_the_value_of_a_query_loss_needs_no_parameters():
+    problem = mp.ProximalProblem(inner, lambda params, data: data.sum(), lam=LAM, adapt="y")
+    with begun(problem, {"y": X, "w": W0}, TaskBatch.of(TASKS), Choice("loop", None), query="value") as call:
+        values, _ = call.gradients(CHUNK).query_values(numbers(T, P), 0)
+    same(values, TASKS.query[1:4].sum(-1))
+
+
+class Once(torch.autograd.Function):
+    """The square, whose derivative can't be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.save_for_backward(y)
+        return y**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+def test_what_can_not_be_differentiated_twice_says_so_wherever_it_is():
+    loss = lambda params, data: Once.apply(params["y"]).sum() * params["w"].sum()  # noqa: E731
+    y = numbers(T, 1, P)
+    calls = (
+        lambda gradients: gradients.hessian_vector(y, y, 0),
+        lambda gradients: gradients.mixed_product(y, y, 0),
+        lambda gradients: gradients.through(lambda x, gradient: (x - gradient(x, 0), {}), y),
+    )
+    for call in calls:
+        with started(losses=(loss, loss)) as (_, gradients), pytest.raises(RuntimeError) as caught:
+            call(gradients)
+        assert any("raised while the inner loss was differentiated twice" in note for note in caught.value.__notes__)
+
+
+def test_second_derivatives_and_those_of_what_does_not_adapt_see_the_noise_of_the_inner_loss():
+    """Of <y^2, r> + sum(y) <w, s>, with random r and s: 2 diag(r), sum(y) s, and sum(p) s."""
+
+    def noisy(params, data):
+        r = torch.rand(P + W, dtype=torch.float64)
+        return (params["y"] ** 2 * r[:P]).sum() + params["y"].sum() * (params["w"] * r[P:]).sum()
+
+    y, p = numbers(T, 1, P), numbers(T, 1, P, seed=7)
+    with started(losses=(noisy, noisy)) as (call, gradients):
+        rows = []
+        for task in range(*CHUNK):
+            with call.noise.of(0, 5, 6, task):
+                rows.append(torch.rand(P + W, dtype=torch.float64))
+        r = torch.stack(rows)[:, None]
+        same(gradients.hessian_vector(y, p, 5, 6), 2 * r[..., :P] * p)
+        same(gradients.support_shared(y, 5, 6), y.sum(-1, keepdim=True) * r[..., P:])
+        same(gradients.mixed_product(y, p, 5, 6), p.sum(-1, keepdim=True) * r[..., P:])
+
+
+def test_noise_through_a_solve_is_that_of_its_steps_and_then_of_the_query():
+    draw = lambda params, data: (params["y"] * torch.rand(P, dtype=torch.float64)).sum()  # noqa: E731
+    solve = lambda x, gradient: (x - gradient(x, 0) - gradient(x, 1), {})  # noqa: E731
+    with started(chunk=(2, 3), losses=(draw, draw), adapt=None) as (call, gradients):
+        found, drawn = gradients.through(solve, X.expand(1, 1, P)), []
+        assert gradients.counts == Counts(support_gradients=2, query_gradients=1)
+        for ids in ((0, 0, 0, 2), (0, 0, 1, 2), (1, 1, 0, 2)):
+            with call.noise.of(*ids):
+                drawn.append(torch.rand(P, dtype=torch.float64))
+    same(found.grad.flatten(), drawn[2])
+    same(found.value.flatten(), ((X - drawn[0] - drawn[1]) * drawn[2]).sum()[None])
+    with started("vmap", losses=(draw, draw), adapt=None) as (_, gradients):
+        gradients.through(solve, X.expand(T, 1, P))
+        assert gradients.counts == Counts(support_gradients=2 * T, query_gradients=T)
+
+
+def test_losses_that_write_on_their_parameters_are_evaluated_where_they_have_written():
+    """A clamp of y before the loss: gradients are those at the clamped point, and the point stays."""
+
+    def clamped(loss):
+        def wrapped(params, data):
+            with torch.no_grad():
+                params["y"].clamp_(-0.5, 0.5)
+            return loss(params, data)
+
+        return wrapped
+
+    y, p = numbers(T, B, P), numbers(T, B, P, seed=7)
+    point = y.clamp(-0.5, 0.5)
+    _, inner_w, _ = by_autograd(inner, point, TASKS.support)
+    outer_y, outer_w, _ = by_autograd(outer, point, TASKS.query)
+    kept = y.clone()
+    with started(losses=(clamped(inner), clamped(outer))) as (call, gradients):
+        assert call.look.writes
+        found, of_w = gradients.query_both(y, 0)
+        same((found.grad, of_w), (outer_y, outer_w))
+        same(gradients.support_shared(y, 0), inner_w)
+        one = gradients.hessian_vector(y[:, :1], p[:, :1], 0)
+        same(one, (2 * (1 + W0.square().sum()) + 6 * W0[0] * point[:, :1]) * p[:, :1])
+        first = (2 * (point[:, :1] - TASKS.support[1:4, None]) * p[:, :1]).sum(-1, keepdim=True) * 2 * W0
+        second = torch.cat([(3 * point[:, :1] ** 2 * p[:, :1]).sum(-1, keepdim=True), torch.zeros(T, 1, 1)], -1)
+        same(gradients.mixed_product(y[:, :1], p[:, :1], 0), first + second)
+    assert torch.equal(y, kept)
 
 
 def test_a_loss_that_begins_to_write_on_what_does_not_adapt_is_stopped():

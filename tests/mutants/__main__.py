@@ -30,6 +30,7 @@ chosen = campaign.all_mutants(given.files)
 if given.sample is not None:
     chosen = sorted(random.Random(given.seed).sample(chosen, given.sample), key=chosen.index)
 wanted = {(m.file, m.function, m.before, m.after): m for m in chosen}
+elsewhere = [result for result in before.values() if result.file not in given.files]
 kept = {key: before[key] for key in wanted if given.again and key in before and before[key].killed}
 with campaign.copied() as folder:
     known = reach(folder / "src", folder, lambda line: print(line, flush=True))
@@ -40,14 +41,13 @@ def say(result: Result) -> None:
     kept[result.key] = result
     if not result.killed:
         print(f"{result.outcome}: {result.file}:{result.line} {result.before} => {result.after}", flush=True)
-    ordered = [kept[key] for key in wanted if key in kept]
-    report.save(ordered, given.out)
+    report.save([*(kept[key] for key in wanted if key in kept), *elsewhere], given.out)
 
 
 todo = [mutant for key, mutant in wanted.items() if key not in kept]
 campaign.run(todo, known, jobs=given.jobs, seconds=given.seconds, say=say)
 results = [kept[key] for key in wanted]
-report.save(results, given.out)
+report.save([*results, *elsewhere], given.out)
 wrong = report.verdict(results)
 held = [result for result in results if result.file in HELD]
 print(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mutants.campaign import Result
-from mutants.targets import HELD, REQUIRED
+from mutants.targets import HELD, REQUIRED, REST
 
+ALL = (*HELD, *REST)
 ACCEPTED = Path(__file__).parent / "accepted.toml"
 
 
@@ -33,6 +34,7 @@ def share(results: Sequence[Result]) -> float:
 
 def save(results: Sequence[Result], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    results = sorted(results, key=lambda result: ALL.index(result.file))
     (out / "results.json").write_text(json.dumps([result.row() for result in results], indent=0) + "\n")
     (out / "table.md").write_text(table(results))
 
