@@ -90,9 +90,9 @@ class LoopBackend:
 def _require_second_derivatives(value: Tensor, gradient: Tensor, y: Tensor) -> None:
     """Raise RuntimeError where a function between y and the value, or its gradient, is ``once_differentiable``.
 
-    torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input. Nor does
-    it where all that such a function gets in the backward pass is constant. A term of the second derivative would be
-    missing, and nobody told.
+    torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input. It says
+    nothing where all that such a function gets in the backward pass is constant. A term of the second derivative would
+    be missing, and nobody told.
     """
     start = y.grad_fn
     seen, left, marked = {start}, [value.grad_fn, gradient.grad_fn], []

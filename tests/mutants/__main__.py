@@ -20,6 +20,7 @@ parser.add_argument("--sample", type=int, help="only so many mutants, at random"
 parser.add_argument("--seed", type=int, default=0, help="of the sample")
 parser.add_argument("--seconds", type=float, default=25.0, help="of tests for each mutant, at most")
 parser.add_argument("--again", action="store_true", help="only what survived in --out, or is new")
+parser.add_argument("--stale", action="store_true", help="trace no test anew that has not changed, though the core has")
 parser.add_argument("--out", type=Path, default=ROOT / "results" / "mutants")
 given = parser.parse_args()
 
@@ -33,7 +34,7 @@ wanted = {(m.file, m.function, m.before, m.after): m for m in chosen}
 elsewhere = [result for result in before.values() if result.file not in given.files]
 kept = {key: before[key] for key in wanted if given.again and key in before and before[key].killed}
 with campaign.copied() as folder:
-    known = reach(folder / "src", folder, lambda line: print(line, flush=True))
+    known = reach(folder / "src", folder, lambda line: print(line, flush=True), stale=given.stale)
 print(f"{len(wanted) - len(kept)} of {len(wanted)} mutants, {len(known)} tests", flush=True)
 
 

@@ -22,13 +22,18 @@ ROUNDS, LEAST = 8, 0.02  # of ``spread``; seconds that a test is taken to last a
 Reach = dict[str, dict[str, Any]]  # by test: seconds, and by file of the core the lines that it runs
 
 
-def reach(source: Path, scratch: Path, say: Any) -> Reach:
-    """Of all tests that pass, those first that reach much together in little time."""
+def reach(source: Path, scratch: Path, say: Any, *, stale: bool = False) -> Reach:
+    """Of all tests that pass, those first that reach much together in little time.
+
+    stale: take what was traced before the package changed; lines may have moved a little.
+    """
     CACHE.mkdir(exist_ok=True)
     found: Reach = {}
     for path in test_files():
-        name = f"{path.stem}-{_digest(path)}"
-        kept = CACHE / f"{name}.json"
+        tests = f"{path.stem}-{_digest(path.read_bytes())}"
+        kept = CACHE / f"{tests}-{_digest(_sources())}.json"
+        if stale:
+            kept = next(CACHE.glob(f"{tests}-*.json"), kept)
         if not kept.exists():
             began = time.monotonic()
             run = functools.partial(_traced, str(path), source)
@@ -70,12 +75,12 @@ def spread(found: Reach) -> list[str]:
 
 
 @functools.cache
-def _digest_of_sources() -> bytes:
+def _sources() -> bytes:
     return b"".join(path.read_bytes() for path in [*sorted(SOURCE.rglob("*.py")), ROOT / "tests" / "conftest.py"])
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(_digest_of_sources() + path.read_bytes()).hexdigest()[:16]
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:12]
 
 
 def _traced(file: str, source: Path) -> Reach:
