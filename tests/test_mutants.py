@@ -91,7 +91,7 @@ def test_the_tests_that_run_are_those_that_reach_the_line_recent_killers_first()
     reach["test_c.py::elsewhere"] = {"seconds": 0.1, "lines": {"solve.py": [7], "norms.py": [2]}}
     ordered = functools.partial(order, mutant, reach)
     assert ordered([], 100) == ["test_solve.py::own", "test_solve.py::late", "test_a.py::slow", "test_b.py::b"]
-    assert ordered(["test_b.py::b", "test_c.py::elsewhere"], 2) == [
+    assert ordered(["test_b.py::b", "test_c.py::elsewhere"], 3.6) == [
         *("test_b.py::b", "test_solve.py::own", "test_solve.py::late")
     ]
 

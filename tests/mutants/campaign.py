@@ -111,13 +111,10 @@ def order(mutant: Mutant, reach: Reach, killers: Sequence[str], seconds: float) 
     """The tests to run, for about ``seconds``: recent killers, those of the module itself, the rest in their order."""
     hits = _hits(mutant, reach)
     own = sorted((test for test in hits if _about(test.split("::")[0], mutant.file)), key=lambda t: reach[t]["seconds"])
-    tests = [test for test in killers if test in hits]
-    left = seconds
-    for test in dict.fromkeys([*own, *(test for test in reach if test in hits)]):
-        left -= reach[test]["seconds"]
-        if left < 0:
-            break
-        if test not in tests:
+    tests, left = [], seconds
+    for test in dict.fromkeys([*killers, *own, *reach]):
+        if test in hits and reach[test]["seconds"] <= left:
+            left -= reach[test]["seconds"]
             tests.append(test)
     return tests
 

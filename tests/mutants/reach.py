@@ -18,7 +18,8 @@ from mutants.child import in_child, run_pytest
 from mutants.targets import CACHE, HELD, REST, ROOT, SOURCE, test_files
 
 LONGEST = 1800.0  # seconds for a file of tests
-ROUNDS, LEAST = 8, 0.02  # of ``spread``; seconds that a test is taken to last at least
+ROUNDS, LEAST = 12, 0.02  # of ``spread``; seconds that a test is taken to last at least
+QUICK = 0.3  # seconds: slower tests come last, though no other may reach a line
 Reach = dict[str, dict[str, Any]]  # by test: seconds, and by file of the core the lines that it runs
 
 
@@ -45,7 +46,8 @@ def reach(source: Path, scratch: Path, say: Any, *, stale: bool = False) -> Reac
                 old.unlink()
             kept.write_text(json.dumps(rows))
         found |= json.loads(kept.read_text())
-    return {test: found[test] for test in spread(found)}
+    quick = {test: row for test, row in found.items() if row["seconds"] <= QUICK}
+    return {test: found[test] for test in dict.fromkeys([*spread(quick), *spread(found)])}
 
 
 def spread(found: Reach) -> list[str]:
