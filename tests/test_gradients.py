@@ -363,6 +363,16 @@ def test_losses_that_write_on_their_parameters_are_evaluated_where_they_have_wri
     assert torch.equal(y, kept)
 
 
+def test_what_is_refused_by_name_needs_no_place_of_ours():
+    bad = []
+    loss = lambda params, data: params["y"] ** 2 if bad else (params["y"] ** 2).sum()  # noqa: E731
+    with started(losses=(loss, loss), adapt=None) as (_, gradients):
+        bad.append(True)
+        with pytest.raises(mp.InputError, match="inner_loss must return a scalar tensor") as caught:
+            gradients.proximal(numbers(T, B, P), 0)
+    assert not getattr(caught.value, "__notes__", [])
+
+
 def test_a_loss_that_begins_to_write_on_what_does_not_adapt_is_stopped():
     writes = []
 

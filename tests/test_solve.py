@@ -21,6 +21,9 @@ def ones():
 def test_a_solve_ends_by_a_count_or_by_a_tolerance_with_a_limit():
     assert Stopping.of(5, None, None) == Stopping(5, None)
     assert Stopping.of(None, 1e-3, 9) == Stopping(9, 1e-3)
+    for given in (Stopping.of(torch.tensor(5), None, None), Stopping.of(None, torch.tensor(0.5), torch.tensor(9))):
+        assert type(given.max_steps) is int
+        assert type(given.tol) in (float, type(None))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 import metaprox as mp
 from conftest import LAM, SOLVERS, relative_error
 from metaprox.solve import solve
+from metaprox.solvers.protocol import relative_step, separates_branches
 from metaprox.tasks import quadratic as closed_form
 
 
@@ -55,6 +56,15 @@ def test_nesterov_with_constant_momentum_is_that_of_torch():
         look_ahead = z + beta * (z - z_old) if step else y
         z_old, z = z, look_ahead - lr * gradient(look_ahead, step)
     torch.testing.assert_close(ours, z + beta * (z - z_old))
+
+
+def test_what_each_solver_promises():
+    """Adaptive steps look at all branches of a task; steps of a fixed size are known beforehand."""
+    apart = {name for name, solver in SOLVERS.items() if separates_branches(solver)}
+    assert apart == SOLVERS.keys() - {"adaptive"}
+    assert separates_branches(mp.TorchOptimizer(torch.optim.SGD))
+    assert {name: relative_step(solver) for name, solver in SOLVERS.items()} == dict.fromkeys(SOLVERS) | {"gd": 0.6}
+    assert not mp.TorchOptimizer(torch.optim.SGD).differentiable
 
 
 def test_the_defaults_of_adam_are_those_of_torch():

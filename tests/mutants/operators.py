@@ -21,6 +21,7 @@ PAIRS = (
     *(("isfinite", "isnan"), ("enable_grad", "no_grad")),
 )
 NAMES = dict(PAIRS) | {b: a for a, b in PAIRS} | {"neg_": "abs_", "detach": "clone", "nanmedian": "nansum"}
+COMMUTATIVE = {"minimum", "maximum", "min", "max"}
 NO_CONTEXT = '__import__("contextlib").nullcontext()'
 
 
@@ -186,6 +187,8 @@ def _call(finder: _Finder, node: ast.Call) -> None:
             finder.put((finder.span(parts[index - 1])[1], end), "")
         elif isinstance(part, ast.keyword) and part.arg:
             finder.put((start, end if last else finder.span(parts[1])[0]), "")
+    if getattr(function, "attr", getattr(function, "id", "")) in COMMUTATIVE:
+        return
     if len(node.args) > 1 and all(isinstance(arg, (ast.Name, ast.Attribute, ast.Subscript)) for arg in node.args[:2]):
         finder.swap(*node.args[:2])
 
