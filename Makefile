@@ -8,8 +8,8 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bad-inputs lint experiments experiments-quick mnist1d mnist1d-methods banking77 banking77-tuning \
-  banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
+.PHONY: help demo test bad-inputs mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
+  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -40,6 +40,9 @@ test: $(READY)  ## run the tests
 
 bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
 	$(BIN)/python tests/bad_inputs
+
+mutants: $(READY)  ## small changes of the core, one at a time: which does no test notice? an hour: results/mutants
+	$(BIN)/python tests/mutants
 
 lint: $(READY)  ## ruff, formatting and types
 	$(BIN)/ruff check .
@@ -106,4 +109,4 @@ bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and task
 	$(BIN)/python benchmarks/scaling.py --out results/scaling
 
 clean:  ## remove the environment and caches, not runs or results
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .mutants

@@ -56,6 +56,34 @@ def test_settings_of_the_estimator(settings, message):
         mp.FOBMAML(GD, **({"steps": 3} | settings))
 
 
+def held(**values):
+    """The same as tensors without dimensions."""
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "settings"),
+    [
+        (mp.FOBMAML, GD, {"steps": 3, "branch_steps": 2, "nu": 0.25, "chunk_size": 2, "compile": True}),
+        (mp.FOBMAML, GD, {"tol": 0.5, "max_steps": 3, "residual_correction": True, "estimate_error": False}),
+        (mp.Tangent, GD, {"steps": 3, "branch_steps": 2, "residual_correction": True}),
+        (mp.IMAML, GD, {"steps": 3, "cg_steps": 4, "cg_tol": 0.25, "damping": 0.5}),
+        (mp.MAML, GD, {"steps": 3, "compile": False}),
+        (mp.FOMAML, GD, {"steps": 3, "chunk_size": 1}),
+        (mp.Reptile, GD, {"tol": 0.25, "max_steps": 1}),
+        (mp.GradientDescent, 0.5, {}),
+        (mp.Nesterov, 0.5, {"momentum": 0.25}),
+        (mp.Adam, 0.5, {"eps": 0.125}),
+        (mp.Anderson, 0.5, {"memory": 3}),
+        (mp.AdaptiveGradientDescent, 0.5, {"max_lr": 0.75, "probe": 0.25}),
+    ],
+)
+def test_settings_are_kept_as_numbers_of_python(kind, first, settings):
+    given = kind(torch.tensor(first) if isinstance(first, float) else first, **held(**settings))
+    assert given == kind(first, **settings)
+    assert {name: type(getattr(given, name)) for name in settings} == {n: type(v) for n, v in settings.items()}
+
+
 @pytest.mark.parametrize("lam", [-1.0, float("nan"), float("inf"), "1"])
 def test_lam_must_be_a_number(lam):
     with pytest.raises(mp.InputError, match="lam must be a finite number >= 0, got"):

@@ -8,6 +8,7 @@ import torch
 import metaprox as mp
 from conftest import LAM, SOLVERS, relative_error
 from metaprox.inner.solve import solve
+from metaprox.solvers.protocol import relative_step, separates_branches
 from metaprox.tasks import quadratic as closed_form
 
 
@@ -57,6 +58,37 @@ def test_nesterov_with_constant_momentum_is_that_of_torch():
     torch.testing.assert_close(ours, z + beta * (z - z_old))
 
 
+def test_what_each_solver_promises():
+    """Adaptive steps look at all branches of a task; steps of a fixed size are known beforehand."""
+    apart = {name for name, solver in SOLVERS.items() if separates_branches(solver)}
+    assert apart == SOLVERS.keys() - {"adaptive"}
+    assert separates_branches(mp.TorchOptimizer(torch.optim.SGD))
+    assert {name: relative_step(solver) for name, solver in SOLVERS.items()} == dict.fromkeys(SOLVERS) | {"gd": 0.6}
+    assert not mp.TorchOptimizer(torch.optim.SGD).differentiable
+
+
+def test_the_defaults_of_adam_are_those_of_torch():
+    gradient, _, y = batch_of_quadratics()
+    ours = solve(gradient, y, mp.Adam(0.05), 30).y
+    torch.testing.assert_close(
+        ours, reference(lambda p: torch.optim.Adam(p, 0.05), gradient, y, 30), rtol=1e-10, atol=0
+    )
+    tiny = lambda y, step: 1e-8 * gradient(y, step)  # noqa: E731  # of the order of eps
+    theirs = reference(lambda p: torch.optim.Adam(p, 0.05), tiny, y, 30)
+    torch.testing.assert_close(solve(tiny, y, mp.Adam(0.05), 30).y, theirs, rtol=1e-10, atol=0)
+
+
+def test_nesterov_without_momentum_takes_that_of_convex_problems():
+    """beta_k = k / (k + 3) at the k-th gradient, from k = 0."""
+    gradient, _, y = batch_of_quadratics()
+    ours = solve(gradient, y, mp.Nesterov(0.4), 9).y
+    z_old, point = y, y
+    for k in range(9):
+        z = point - 0.4 * gradient(point, k)
+        z_old, point = z, z + k / (k + 3) * (z - z_old)
+    torch.testing.assert_close(ours, point)
+
+
 def test_nesterov_beats_gradient_descent_on_an_ill_conditioned_problem():
     gradient, center, y = batch_of_quadratics(condition=1000.0)
     errors = [
@@ -70,6 +102,34 @@ def test_anderson_ends_on_a_quadratic_after_as_many_steps_as_dimensions():
     gradient, center, y = batch_of_quadratics(size=5)
     assert relative_error(solve(gradient, y, mp.Anderson(1.0, memory=5), 7).y, center) < 1e-8
     assert relative_error(solve(gradient, y, mp.GradientDescent(1.0), 7).y, center) > 0.1
+
+
+@pytest.mark.parametrize("memory", [1, 3])
+def test_anderson_is_its_formula(memory):
+    """gamma by a dense least-squares solve, over the last differences; one task and branch at a time."""
+    gradient, _, start = batch_of_quadratics(condition=20.0)
+    ours = solve(gradient, start, mp.Anderson(0.6, memory=memory), 7).y
+    tasks, branches, size = start.shape
+    for t in range(tasks):
+        for b in range(branches):
+            slope = lambda point: gradient(point.expand(tasks, branches, size), 0)[t, b]  # noqa: E731, B023
+            points, slopes = [start[t, b]], []
+            for _ in range(7):
+                y, g = points[-1], slope(points[-1])
+                slopes.append(g)
+                kept = range(max(0, len(slopes) - 1 - memory), len(slopes) - 1)
+                move, remaining = torch.zeros_like(y), g
+                if kept:
+                    d_y = torch.stack([points[i + 1] - points[i] for i in kept], 1)
+                    d_g = torch.stack([slopes[i + 1] - slopes[i] for i in kept], 1)
+                    gamma = torch.linalg.lstsq(d_g, g[:, None]).solution
+                    move, remaining = (d_y @ gamma)[:, 0], g - (d_g @ gamma)[:, 0]
+                points.append(y - move - 0.6 * remaining)
+            torch.testing.assert_close(ours[t, b], points[-1], rtol=1e-8, atol=1e-10)
+
+
+def test_anderson_keeps_five_differences_unless_told():
+    assert mp.Anderson(0.6) == mp.Anderson(0.6, memory=5)
 
 
 def test_anderson_of_one_branch_is_not_touched_by_the_others():
@@ -109,6 +169,27 @@ def test_adaptive_grows_from_a_first_step_that_is_far_too_small():
     gradient, center, y = batch_of_quadratics(condition=10.0)
     assert relative_error(solve(gradient, y, mp.AdaptiveGradientDescent(1e-6), 120).y, center) < 1e-3
     assert relative_error(solve(gradient, y, mp.GradientDescent(1e-6), 120).y, center) > 0.9
+
+
+@pytest.mark.parametrize("max_lr", [None, 0.9])
+def test_adaptive_steps_are_their_formula(max_lr):
+    """L_k, the largest over the branches, and lr_k, by hand for each task."""
+    gradient, _, start = batch_of_quadratics(tasks=2, condition=300.0)
+    solver = mp.AdaptiveGradientDescent(0.3, max_lr=max_lr, probe=0.02)
+    out = solve(gradient, start, solver, 40)
+    y, slope = start, gradient(start, 0)
+    steps, bound = [torch.full((2,), 0.02 * 0.3, dtype=torch.float64)], torch.full((2,), 0.3, dtype=torch.float64)
+    for _ in range(39):
+        new = y - steps[-1][:, None, None] * slope
+        turned = gradient(new, 0) - slope
+        curvature = (turned.norm(dim=-1) / (new - y).norm(dim=-1)).amax(1)
+        y, slope = new, slope + turned
+        lr = torch.minimum(bound, 1 / (2**0.5 * curvature))
+        bound = (1 + torch.minimum(lr / steps[-1], torch.ones(2))).sqrt() * lr
+        steps.append(lr if max_lr is None else lr.clamp(max=max_lr))
+    torch.testing.assert_close(out.step_sizes, torch.stack(steps, 1), rtol=1e-6, atol=0)
+    assert (out.step_sizes[:, -1] > 1.5 * out.step_sizes[:, 1]).any()  # grown
+    assert mp.AdaptiveGradientDescent(0.3) == mp.AdaptiveGradientDescent(0.3, max_lr=None, probe=0.01)
 
 
 def test_adaptive_branches_share_steps_and_respect_max_lr():

@@ -1,4 +1,4 @@
-"""Equation (2) by hand: FO-B-MAML as its abstract has it, naive and slow. To be read first, and the oracle of a test."""
+"""Equation (2) by hand: FO-B-MAML as its abstract has it, naive and slow. To be read first; the oracle of a test."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -28,12 +28,10 @@ class Stopping:
     def of(cls, steps: int | None, tol: float | None, max_steps: int | None) -> "Stopping":
         """From the public arguments: ``steps=K`` alone, or ``tol=...`` with ``max_steps=...``."""
         if steps is not None and tol is None and max_steps is None:
-            checks.count("steps", steps)
-            return cls(steps)
+            return cls(checks.count("steps", steps))
         if steps is None and tol is not None and max_steps is not None:
-            checks.positive("tol", tol)
-            checks.count("max_steps", max_steps)
-            return cls(max_steps, tol)
+            limit = checks.positive("tol", tol)
+            return cls(checks.count("max_steps", max_steps), limit)
         raise InputError(
             f"say when the inner solve ends: steps=K, or tol=... with max_steps=...; "
             f"got steps={steps!r}, tol={tol!r}, max_steps={max_steps!r}"

@@ -39,7 +39,7 @@ class CheckedLoss:
         return self._value(params, result)
 
     def in_graph(self, params: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
-        """The same without a note on what is raised, and by names: before torch 2.8 a graph is tied to an object that is itself called in it."""
+        """The same, to be traced: by names, for before torch 2.8 a graph is tied to an object that is called in it."""
         loss = self.loss.evaluate if isinstance(self.loss, ModuleLoss) else self.loss
         return self._value(params, loss(params, batch))
 

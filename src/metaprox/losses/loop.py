@@ -24,6 +24,8 @@ REENTRANT = (
     "that requires grad, and hides what that is; give use_reentrant=False (transformers: "
     "gradient_checkpointing_enable({'use_reentrant': False}))"
 )
+ONCE = "the inner loss has a function that is marked with @once_differentiable"
+_MARK = torch.autograd.function.once_differentiable(lambda ctx: None).__code__  # the wrapper's, one for all
 
 
 @dataclass(frozen=True)
@@ -86,25 +88,49 @@ class LoopBackend:
             for share, batch in parts:
                 total = plus(total, loss(y, batch)[0], share)
         (gradient,) = torch.autograd.grad(total, y, create_graph=True)
-        _require_second_derivatives(gradient, y)
+        _require_second_derivatives(total, gradient, y)
         return gradient
 
 
-def _require_second_derivatives(gradient: Tensor, y: Tensor) -> None:
-    """Raise RuntimeError where a function between y and its gradient is ``once_differentiable``.
+def _require_second_derivatives(value: Tensor, gradient: Tensor, y: Tensor) -> None:
+    """Raise RuntimeError where a function between y and the value, or its gradient, is ``once_differentiable``.
 
-    torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input: a term
-    of the second derivative would be missing, and nobody told.
+    torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input. It says
+    nothing where all that such a function gets in the backward pass is constant. A term of the second derivative would
+    be missing, and nobody told.
     """
-    seen, left = {y.grad_fn}, [gradient.grad_fn]
+    start = y.grad_fn
+    seen, left, marked = {start}, [value.grad_fn, gradient.grad_fn], []
     while left:
         node = left.pop()
         if node is None or node in seen:
             continue
         if node.name() == "torch::autograd::Error":  # what torch leaves in place of the second derivative
-            raise RuntimeError("the inner loss has a function that is marked with @once_differentiable")
+            raise RuntimeError(ONCE)
         seen.add(node)
         left += [parent for parent, _ in node.next_functions]
+        if _once_differentiable(node):
+            marked.append(node)
+    if any(_leads_to(node, start) for node in marked):
+        raise RuntimeError(ONCE)
+
+
+def _once_differentiable(node: Any) -> bool:
+    """Whether a node of the graph is of a function of the user's with that mark."""
+    backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+    return getattr(backward, "__code__", None) is _MARK
+
+
+def _leads_to(node: Any, end: Any) -> bool:
+    seen, left = set(), [node]
+    while left:
+        node = left.pop()
+        if node is end:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [parent for parent, _ in node.next_functions]
+    return False
 
 
 def _stack(results: list[Any]) -> Any:
