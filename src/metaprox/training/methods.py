@@ -8,7 +8,8 @@ from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Reptile, Tangent
 from metaprox.solvers import InnerSolver
-from metaprox.training.config import METHOD_OPTIONS, TrainConfig
+from metaprox.training.config import TrainConfig
+from metaprox.training.options import METHOD_OPTIONS
 
 CLASSES: dict[str, type[Estimator]] = {
     "fobmaml": FOBMAML,
