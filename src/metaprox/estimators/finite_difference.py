@@ -16,7 +16,7 @@ from metaprox.estimators.stencil import STENCILS, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Fused, Gradient, solve_parts
+from metaprox.inner.solve import Fused, GradientAt, solve_parts
 from metaprox.losses.backend import Step
 from metaprox.losses.gradients import Gradients
 from metaprox.solvers.protocol import InnerSolver, separates_branches
@@ -169,7 +169,7 @@ class FOBMAML(Branched):
         tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
         return branches, starts, first, tol
 
-    def _gradient_of(self, branches: Branches, gradients: Gradients) -> Gradient:
+    def _gradient_of(self, branches: Branches, gradients: Gradients) -> GradientAt:
         """Of the branches' problems away from y_0."""
 
         def gradient(y: Tensor, step: int, where: slice) -> Tensor:

@@ -18,7 +18,7 @@ At every third meta-step, the local smoothness at the iterate x_t is the largest
 at 1/4, 2/4, 3/4 and 4/4 of the way to x_(t+1). g is of the same tasks everywhere: no noise of sampling in it.
 
 L0 and L1 >= 0 are the least-squares fit of log L by log(L0 + L1 ||g||) over the three runs: of the logarithm, because L
-scatters by a factor. 95 % intervals by bootstrap over blocks of five consecutive iterates. Takes seven minutes on one core (quick: one).
+scatters by a factor. 95 % intervals by bootstrap over blocks of five iterates. Seven minutes on a core (quick: one).
 """
 
 import math

@@ -65,7 +65,7 @@ class Solution:
 
 
 # (y, step, branches) -> gradient [T, b, P] at the points y of these branches; or that and the step in one, or None.
-Gradient = Callable[[Tensor, int, slice], Tensor]
+GradientAt = Callable[[Tensor, int, slice], Tensor]
 Fused = Callable[[Tensor, int, slice], Step | None]
 ANY = Purpose()
 
@@ -94,7 +94,7 @@ def solve(
 
 
 def solve_parts(
-    gradient: Gradient,
+    gradient: GradientAt,
     parts: list[Tensor],
     solver: InnerSolver,
     max_steps: int,

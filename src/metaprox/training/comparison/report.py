@@ -9,8 +9,8 @@ from matplotlib.ticker import EngFormatter
 
 from metaprox.training import style
 from metaprox.training.comparison.statistics import ENOUGH_SEEDS
-from metaprox.training.options import foreign_options
 from metaprox.training.folder import RunFolder
+from metaprox.training.options import foreign_options
 from metaprox.training.report import data_url, render, shown
 
 COLUMNS = {
