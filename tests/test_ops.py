@@ -15,6 +15,7 @@ import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
 from metaprox.losses.choose import Choice
+from metaprox.losses.gradients import BRANCH_NOISE
 from metaprox.losses.second_order import hessian_vector
 from ops import scalar
 from ops.functions import FUNCTIONS
@@ -232,7 +233,7 @@ def test_noise_is_that_of_the_task_in_all_branches(name, backend):
                     results.append(gradients.query(y, 7).grad)
                     again = gradients.query(y, 7).grad
                     torch.testing.assert_close(again, results[-1], rtol=TOLERANCE, atol=0)
-                    with call.noise.of(1, 7, span[0]), torch.enable_grad():
+                    with call.noise.of(1, BRANCH_NOISE, 7, span[0]), torch.enable_grad():
                         expected = plainly(op, x, data)[1]
                 if count == 1:
                     close(results[0], expected.expand(1, 4, -1))
