@@ -51,6 +51,15 @@ def test_a_solver_that_overrides_the_step_has_another_limit():
             return super().step(grad / 100, y, state)
 
     assert largest_curvature(Careful(0.1), 7) is None
+    assert Careful(0.1).largest_curvature(7) is None
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 20])
+def test_the_limit_of_growing_momentum_is_sharp(steps):
+    """The momentum k / (k + 3) is in it: that of k / (k + 4) would be off by a percent."""
+    solver = mp.Nesterov(0.5)
+    limit = largest_curvature(solver, steps)
+    assert end(solver, limit * (1 - 1e-6), steps) < 1 < end(solver, limit * (1 + 1e-6), steps)
 
 
 def counting():
