@@ -123,3 +123,13 @@ def test_what_is_not_a_first_order_optimizer_is_refused():
         mp.adapt(problem, one, mp.TorchOptimizer(torch.optim.LBFGS), 5)
     with pytest.raises(mp.InputError, match=r"must return a torch\.optim\.Optimizer, got list"):
         mp.adapt(problem, one, mp.TorchOptimizer(lambda params: params), 5)
+
+
+def test_what_it_is_told_of_the_parameters_is_no_setting():
+    factory = partial(torch.optim.SGD, lr=0.1)
+    solver = mp.TorchOptimizer(factory)
+    told = solver.for_parameters(lambda y: {"w": y})
+    assert told == solver
+    assert repr(told) == repr(solver) == f"TorchOptimizer(factory={factory!r}, elementwise=False)"
+    with pytest.raises(TypeError):
+        mp.TorchOptimizer(factory, _views=lambda y: {"w": y})
