@@ -133,3 +133,17 @@ def test_what_it_is_told_of_the_parameters_is_no_setting():
     assert repr(told) == repr(solver) == f"TorchOptimizer(factory={factory!r}, elementwise=False)"
     with pytest.raises(TypeError):
         mp.TorchOptimizer(factory, _views=lambda y: {"w": y})
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, "(1,): "), (4, "(1,), (2,), (3,), (4,): "), (6, "(3,), (4,), ...: ")])
+def test_a_factory_that_fails_is_told_of_up_to_four_shapes(count, shown):
+    def factory(params):
+        raise ValueError("no")
+
+    solver = mp.TorchOptimizer(factory).for_parameters(
+        lambda y: {str(i): part for i, part in enumerate(y.split(list(range(1, count + 1))))}
+    )
+    with pytest.raises(mp.InputError) as caught:
+        solver.init(torch.zeros(1, 1, sum(range(1, count + 1))))
+    assert f"{shown}no" in str(caught.value)
+    assert str(caught.value).count("(5,)") == 0
