@@ -135,7 +135,7 @@ def test_what_it_is_told_of_the_parameters_is_no_setting():
         mp.TorchOptimizer(factory, _views=lambda y: {"w": y})
 
 
-@pytest.mark.parametrize(("count", "shown"), [(1, "(1,): "), (4, "(1,), (2,), (3,), (4,): "), (6, "(3,), (4,), ...: ")])
+@pytest.mark.parametrize(("count", "shown"), [(1, "(1,): "), (4, "(1,), (2,), (3,), (4,): "), (5, "(3,), (4,), ...: ")])
 def test_a_factory_that_fails_is_told_of_up_to_four_shapes(count, shown):
     def factory(params):
         raise ValueError("no")
