@@ -80,7 +80,8 @@ class _Finder(ast.NodeVisitor):
 
     def swap(self, first: ast.AST, second: ast.AST) -> None:
         (a, b), (c, d) = self.span(first), self.span(second)
-        self.put((a, d), self.text(second) + self.source[b:c].decode() + self.text(first))
+        if self.text(first) != self.text(second):
+            self.put((a, d), self.text(second) + self.source[b:c].decode() + self.text(first))
 
     def between(self, left: ast.AST, right: ast.AST, old: str, new: str) -> None:
         """Put ``new`` for the operator ``old`` between two operands."""
