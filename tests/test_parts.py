@@ -1,4 +1,4 @@
-"""What estimators are made of: where branches start, the difference of their ends, and results with what failed in them."""
+"""What estimators are made of: where branches start, the difference of their ends, results and what failed in them."""
 
 import pytest
 import torch
