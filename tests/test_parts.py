@@ -72,7 +72,7 @@ def test_what_stays_in_the_gradients_of_all_steps(center, corrected):
 
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_vectors_are_let_go_of_once_nothing_needs_them(center, corrected, count):
     start = origin(center=center, corrected=corrected, nodes=NODES[:count], weights=WEIGHTS[:count])
     start.release()

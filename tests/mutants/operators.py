@@ -21,7 +21,7 @@ PAIRS = (
     *(("isfinite", "isnan"), ("enable_grad", "no_grad")),
 )
 NAMES = dict(PAIRS) | {b: a for a, b in PAIRS} | {"neg_": "abs_", "detach": "clone", "nanmedian": "nansum"}
-COMMUTATIVE = {"minimum", "maximum", "min", "max"}
+COMMUTATIVE = {"minimum", "maximum", "min", "max", "addcmul", "addcmul_", "_dot"}
 NO_CONTEXT = '__import__("contextlib").nullcontext()'
 
 
