@@ -1,5 +1,7 @@
 """What estimators are made of: where branches start, the difference of their ends, results and what failed in them."""
 
+import math
+
 import pytest
 import torch
 
@@ -222,3 +224,4 @@ def test_a_summary_leaves_out_what_was_skipped_or_is_not_known():
     info.skipped[1] = False
     assert info.summary()["tasks_not_converged"] == 1.0
     assert "tasks_skipped" not in info.summary()
+    assert math.isnan(info.summary()["gradient_ratio_worst"])  # of one that is known, and two that are not

@@ -277,3 +277,14 @@ def test_the_reference_where_x_is_the_solution():
     x = torch.tensor([7.3, 1e-3], dtype=torch.float64)
     out = mp.exact_meta_gradient(problem, {"y": x}, mp.Task(x[None] * (1 + 1e-15), torch.ones_like(x)[None]))
     torch.testing.assert_close(out.grad["y"], torch.full_like(x, 0.5))
+
+
+@pytest.mark.parametrize(("largest", "anew"), [(1.0, False), (1.9, False), (2.1, True), (3.0, True)])
+def test_a_gradient_more_than_twice_the_query_gradient_is_taken_anew(largest, anew):
+    """fhat = -a y^2 / 2 has ||g|| / ||v|| = lam / (lam - a); which is right here; the counts tell."""
+    a = 1.0 - 1.0 / largest
+    problem = mp.ProximalProblem(lambda p, s: -0.5 * a * (p["y"] ** 2).sum(), lambda p, q: (p["y"] * q).sum(), lam=1.0)
+    tasks = mp.Task(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    out = mp.FOBMAML(mp.GradientDescent(1.0), 60)(problem, {"y": torch.ones(2, dtype=torch.float64)}, tasks)
+    assert out.info.gradient_ratio.item() == pytest.approx(largest, rel=1e-4)
+    assert out.info.counts.support_gradients == (1 + anew) * (60 + 1 + 2 * 59)
