@@ -58,6 +58,12 @@ def test_error_estimate_bounds_the_error_of_convex_branches(quadratic):
     assert error <= (out.info.error_estimate * v.norm(dim=1)).mean()
 
 
+def test_error_estimate_is_nan_where_nobody_asks_for_it(quadratic):
+    for asked in (True, False):
+        info = mp.FOBMAML(mp.GradientDescent(0.6), 4, estimate_error=asked)(*quadratic).info
+        assert info.error_estimate.isnan().tolist() == [not asked] * 5
+
+
 def test_error_estimate_is_nan_without_branch_steps(quadratic):
     out = mp.FOBMAML(mp.GradientDescent(0.5), steps=3, start="predictor", branch_steps=0)(*quadratic)
     assert out.info.error_estimate.isnan().all()
