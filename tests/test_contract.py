@@ -1,6 +1,6 @@
 """One table, one row for each method and backend: the oracle, float32, purity, counts, averages, errors."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -203,3 +203,33 @@ def test_lam_zero_is_refused_where_the_method_needs_a_proximal_term(short, quadr
 def test_bad_settings_are_refused(short, settings, message):
     with pytest.raises(mp.InputError, match=message):
         replace(short, **settings)
+
+
+COMMON = {
+    "steps": None,
+    "tol": None,
+    "max_steps": None,
+    "backend": "auto",
+    "chunk_size": "auto",
+    "compile": False,
+    "on_nonfinite": "raise",
+}
+BRANCHED = COMMON | {
+    "perturb": "loss",
+    "branch_solver": None,
+    "branch_steps": None,
+    "residual_correction": False,
+    "start": "base",
+}
+DEFAULTS = {
+    mp.FOBMAML: BRANCHED | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True},
+    mp.Tangent: BRANCHED,
+    mp.IMAML: COMMON | {"cg_steps": 5, "cg_tol": 0.0, "damping": 0.0},
+    **dict.fromkeys((mp.MAML, mp.FOMAML, mp.Reptile), COMMON),
+}
+
+
+@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
+def test_the_settings_that_nobody_gave(kind):
+    settings = {field.name: field.default for field in fields(kind) if field.name != "solver"}
+    assert settings == DEFAULTS[kind]

@@ -1,5 +1,7 @@
 """Bad input: a clear error that names the value, the place and the remedy, before any work is done."""
 
+import functools
+
 import pytest
 import torch
 
@@ -54,6 +56,37 @@ def run(params=None, tasks=None, inner=None, outer=None, lam=1.0, **settings):
 def test_settings_of_the_estimator(settings, message):
     with pytest.raises(mp.InputError, match=message):
         mp.FOBMAML(GD, **({"steps": 3} | settings))
+
+
+class OwnOptimizer(torch.optim.SGD):
+    """Not one of torch's."""
+
+
+class OnlyInit:
+    def init(self, y):
+        return None
+
+
+class OnlyStep:
+    def step(self, grad, y, state):
+        return y, state
+
+
+@pytest.mark.parametrize(
+    ("solver", "remedy"),
+    [
+        (torch.optim.Adam, "mp.TorchOptimizer(functools.partial(torch.optim.Adam, lr=...))"),
+        (functools.partial(torch.optim.SGD, lr=0.1), "mp.TorchOptimizer(functools.partial(torch.optim.SGD, lr=...))"),
+        (torch.optim.SGD([torch.zeros(1)], 0.1), "mp.TorchOptimizer(functools.partial(torch.optim.SGD, lr=...))"),
+        (OwnOptimizer, "mp.TorchOptimizer(functools.partial(OwnOptimizer, lr=...))"),
+        *((wrong, "such as mp.GradientDescent(lr=0.1)") for wrong in (OnlyInit(), OnlyStep(), mp.GradientDescent, 0.1)),
+    ],
+)
+def test_what_is_no_solver_is_told_how_to_be_one(solver, remedy):
+    for settings in ({"solver": solver}, {"solver": GD, "branch_solver": solver}):
+        with pytest.raises(mp.InputError, match="solver must be an inner solver, an object") as caught:
+            mp.FOBMAML(steps=3, **settings)
+        assert remedy in str(caught.value)
 
 
 def held(**values):

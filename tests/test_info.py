@@ -58,6 +58,12 @@ def test_error_estimate_bounds_the_error_of_convex_branches(quadratic):
     assert error <= (out.info.error_estimate * v.norm(dim=1)).mean()
 
 
+def test_error_estimate_is_nan_where_nobody_asks_for_it(quadratic):
+    for asked in (True, False):
+        info = mp.FOBMAML(mp.GradientDescent(0.6), 4, estimate_error=asked)(*quadratic).info
+        assert info.error_estimate.isnan().tolist() == [not asked] * 5
+
+
 def test_error_estimate_is_nan_without_branch_steps(quadratic):
     out = mp.FOBMAML(mp.GradientDescent(0.5), steps=3, start="predictor", branch_steps=0)(*quadratic)
     assert out.info.error_estimate.isnan().all()
@@ -172,3 +178,28 @@ def test_the_estimate_bounds_each_task_where_it_falls_at_every_step(quadratic, p
             shifted, v, _ = parts(params, one, out)
             error = (out.grad["y"] - torch.linalg.solve(shifted[0], LAM * v[0])).norm() / v.norm()
             assert error <= out.info.error_estimate[0] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("perturb", ["center", "loss"])
+@pytest.mark.parametrize("correction", [False, True])
+def test_what_tangent_says_of_its_solves(quadratic, perturb, correction):
+    """nu is 0, its limit; what it found, and what was left of the base, by their formulas."""
+    problem, params, tasks = quadratic
+    meta = mp.Tangent(mp.GradientDescent(0.6), 4, perturb=perturb, residual_correction=correction, branch_steps=3)
+    out = meta(problem, params, tasks)
+    (a, s), (b, q) = tasks
+    y = out.adapted["y"]
+    times = lambda matrix, vector: (matrix @ vector[..., None]).squeeze(-1)  # noqa: E731
+    residual, v = times(a, y - s) + problem.lam * (y - params["y"]), times(b, y - q)
+    assert out.info.nu.tolist() == [0.0] * 5
+    torch.testing.assert_close(out.info.base_residual, residual.norm(dim=1))
+    apart = torch.stack(
+        [
+            meta(problem, params, mp.Task(*(tuple(x[i : i + 1] for x in part) for part in tasks))).grad["y"]
+            for i in range(5)
+        ]
+    )
+    torch.testing.assert_close(out.info.gradient_ratio, apart.norm(dim=1) / v.norm(dim=1))
+    assert out.info.error_estimate.isnan().all()
+    assert out.info.branch_steps.tolist() == [3] * 5
+    torch.testing.assert_close(out.info.branch_step_sizes, torch.full((5, 3), 0.6, dtype=torch.float64))

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox import stacks
+from metaprox.data import stacks
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.tasks import BANKING77, MNIST1D, Quadratic, Sinusoid
 

@@ -139,6 +139,91 @@ def test_conjugate_gradients_stop_each_problem_at_its_tolerance_and_at_negative_
     assert len(products) == 2
     zero, _ = conjugate_gradients(product, 0 * right, 5)
     assert zero.abs().max() == 0
+    assert len(products) == 2  # there was nothing to solve
+    flat, left = conjugate_gradients(lambda p: 0 * p, right, 5)
+    assert flat.abs().max() == 0
+    torch.testing.assert_close(left, right)
+
+
+@pytest.mark.parametrize("tol", [0.5, 0.1, 0.01])
+def test_conjugate_gradients_stop_once_the_residual_is_so_small_a_part_of_the_right_side(tol):
+    """In any units: by the residuals after each number of steps, without a tolerance. Beside a problem of zeros."""
+    matrix = torch.diag(torch.logspace(0, 2, 8, dtype=torch.float64))
+    right = torch.stack([torch.ones(1, 8), torch.zeros(1, 8)]).double() * 1e3
+    calls = []
+
+    def product(p):
+        calls.append(1)
+        return p @ matrix
+
+    parts = [float(conjugate_gradients(product, right, k)[1][0].norm() / right[0].norm()) for k in range(9)]
+    calls.clear()
+    z, left = conjugate_gradients(product, right, 8, tol=tol)
+    assert len(calls) == next(k for k, part in enumerate(parts) if part <= tol)
+    torch.testing.assert_close(left, right - z @ matrix)
+    assert z[1].abs().max() == 0
+
+
+def test_imaml_says_of_a_quadratic_what_is_so(quadratic):
+    problem, params, tasks = quadratic
+    out = mp.IMAML(mp.GradientDescent(0.5), 4, cg_steps=8)(problem, params, tasks)
+    (a, s), (b, q) = tasks
+    y, x = out.adapted["y"], params["y"]
+    times = lambda matrix, vector: (matrix @ vector[..., None]).squeeze(-1)  # noqa: E731
+    v = times(b, y - q)
+    g = torch.linalg.solve(a + LAM * torch.eye(8, dtype=torch.float64), LAM * v)
+    torch.testing.assert_close(out.grad["y"], g.mean(0))
+    torch.testing.assert_close(out.info.gradient_ratio, g.norm(dim=1) / v.norm(dim=1))
+    torch.testing.assert_close(out.info.base_residual, (times(a, y - s) + LAM * (y - x)).norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("meta", "tolerance"),
+    [
+        (mp.IMAML(mp.Anderson(0.5), 12, cg_steps=3), 1e-8),
+        (mp.Tangent(mp.Anderson(0.5), 12, residual_correction=True), 1e-8),
+        *(
+            (mp.FOBMAML(mp.Anderson(0.5), 14, scheme="central4", perturb=p, backend="loop"), 1e-5)
+            for p in ("loss", "center")
+        ),
+        (mp.FOBMAML(mp.Anderson(0.5), 14, scheme="forward", residual_correction=True), 1e-5),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_does_not_adapt_meets_the_reference(meta, tolerance):
+    """Noise-free: sum(a (y - s)^2) + <y, c> sum(w), and w in the query loss too."""
+    inner = lambda p, s: (A * (p["y"] - s) ** 2).sum() + (p["y"] * C).sum() * p["w"].sum()  # noqa: E731
+    outer = lambda p, q: ((p["y"] - q) ** 2).sum() * p["w"].square().sum()  # noqa: E731
+    A, C = torch.tensor([[0.2, 0.5, 0.3], [1.0, -2.0, 0.5]], dtype=torch.float64)
+    problem = mp.ProximalProblem(inner, outer, lam=0.5, adapt="y")
+    params = {"y": C + A, "w": torch.tensor([0.3, -0.8], dtype=torch.float64)}
+    tasks = mp.Task(torch.stack([A, 2 * C]), torch.stack([C, C - A]))
+    exact = mp.exact_meta_gradient(problem, params, tasks)
+    out = meta(problem, params, tasks)
+    for name, grad in exact.grad.items():
+        assert relative_error(out.grad[name], grad) < tolerance, name
+
+
+def test_imaml_sees_the_same_noise_in_all_that_is_taken_at_the_solution():
+    """The residual there, the products of the system, and the mixed one are of one function."""
+    draws = []
+
+    def noisy(params, data):
+        draws.append(float(torch.rand(())))
+        return (params["y"] ** 2).sum() * (1 + draws[-1]) * params["w"].sum()
+
+    outer = lambda params, data: ((params["y"] - data) ** 2).sum() * params["w"].sum()  # noqa: E731
+    problem = mp.ProximalProblem(noisy, outer, lam=1.0, adapt="y")
+    params = {"y": torch.ones(3), "w": torch.ones(1)}
+    meta = mp.IMAML(mp.GradientDescent(0.1), 4, cg_steps=2, backend="loop")
+    tasks = mp.Task(torch.ones(1, 3), torch.tensor([[1.0, 2.0, 3.0]]))
+    meta(problem, params, tasks)  # the first time the losses are looked at as well
+    draws.clear()
+    out = meta(problem, params, tasks)
+    after = draws[4:]
+    assert len(after) == 1 + out.info.counts.hessian_vector_products
+    assert len(set(after)) == 1
+    assert len(set(draws)) == 5
 
 
 def test_imaml_works_where_the_query_gradient_vanishes(quadratic):

@@ -118,7 +118,7 @@ def test_survivors_without_a_reason_and_too_few_killed_are_faults(monkeypatch):
     table = report.table([*killed, _result("survived"), _result("survived", "c")])
     assert "`a` -> `b`: faster, and no different" in table
     assert "`a` -> `c`: NOT EXPLAINED" in table
-    assert "| solve.py | 21 | 19 | 18 | 2 | 90.5 |" in table
+    assert "| 21 | 19 | 18 | 2 | 90.5 |" in table
 
 
 def test_every_reason_is_of_a_mutant_that_there_is():

@@ -51,6 +51,15 @@ def test_a_solver_that_overrides_the_step_has_another_limit():
             return super().step(grad / 100, y, state)
 
     assert largest_curvature(Careful(0.1), 7) is None
+    assert Careful(0.1).largest_curvature(7) is None
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 20])
+def test_the_limit_of_growing_momentum_is_sharp(steps):
+    """The momentum k / (k + 3) is in it: that of k / (k + 4) would be off by a percent."""
+    solver = mp.Nesterov(0.5)
+    limit = largest_curvature(solver, steps)
+    assert end(solver, limit * (1 - 1e-6), steps) < 1 < end(solver, limit * (1 + 1e-6), steps)
 
 
 def counting():
@@ -146,3 +155,49 @@ def test_the_advice_fits_the_cause():
         mp.FOMAML(mp.GradientDescent(0.1), 200)(problem, {"w": torch.ones(3)}, TASKS)
     assert not isinstance(caught.value, mp.InputError)
     assert math.isfinite(caught.value.step)
+
+
+class Bare:
+    """Steps that nobody knows a size of, but for a limit that it declares."""
+
+    def init(self, y):
+        return None
+
+    def step(self, grad, y, state):
+        return y - grad, None
+
+    def largest_curvature(self, steps):
+        return 2.0
+
+
+ANEW = "; or use mp.AdaptiveGradientDescent."
+PLAIN = "Lower lr, raise lam, or use mp.AdaptiveGradientDescent."
+ADAPTIVE = "Lower lr or set max_lr, or raise lam."
+
+
+@pytest.mark.parametrize(
+    ("solver", "lam", "advice"),
+    [
+        *((kind(0.5), lam, PLAIN) for kind in (mp.GradientDescent, mp.Nesterov) for lam in (None, 0.5, 1.0)),
+        *((kind(0.5), 1.5, f"(lr * lam = 0.75){ANEW}") for kind in (mp.GradientDescent, mp.Nesterov)),
+        *((mp.AdaptiveGradientDescent(0.5), lam, ADAPTIVE) for lam in (None, 1.0)),
+        (mp.AdaptiveGradientDescent(0.5), 1.5, "(lr * lam = 0.75)."),
+        (Bare(), 1.5, PLAIN),
+    ],
+    ids=str,
+)
+def test_what_would_help_depends_on_the_share_of_lam_in_the_stiffness(solver, lam, advice):
+    said = remedy(solver, lam)
+    assert said == advice if advice in (PLAIN, ADAPTIVE) else said.endswith(advice)
+    assert said.startswith("Lower lr")
+
+
+def test_a_limit_without_a_step_size_is_said_in_lam_alone():
+    with pytest.raises(mp.UnstableError) as caught:
+        check_stable(Bare(), 3.0, 5)
+    assert "with lam=3: (lam/2) ||y - x||^2 alone makes 5 such steps diverge. Use lam < 2" in str(caught.value)
+    check_stable(Bare(), 2.0, 5)
+    with pytest.raises(mp.UnstableError) as caught:
+        check_stable(mp.Nesterov(0.5), 1000.0, 2, "branch_solver")
+    assert "branch_solver=" in str(caught.value)
+    assert "lr * lam = 500 > " in str(caught.value)

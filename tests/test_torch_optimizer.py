@@ -123,3 +123,27 @@ def test_what_is_not_a_first_order_optimizer_is_refused():
         mp.adapt(problem, one, mp.TorchOptimizer(torch.optim.LBFGS), 5)
     with pytest.raises(mp.InputError, match=r"must return a torch\.optim\.Optimizer, got list"):
         mp.adapt(problem, one, mp.TorchOptimizer(lambda params: params), 5)
+
+
+def test_what_it_is_told_of_the_parameters_is_no_setting():
+    factory = partial(torch.optim.SGD, lr=0.1)
+    solver = mp.TorchOptimizer(factory)
+    told = solver.for_parameters(lambda y: {"w": y})
+    assert told == solver
+    assert repr(told) == repr(solver) == f"TorchOptimizer(factory={factory!r}, elementwise=False)"
+    with pytest.raises(TypeError):
+        mp.TorchOptimizer(factory, _views=lambda y: {"w": y})
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, "(1,): "), (4, "(1,), (2,), (3,), (4,): "), (5, "(3,), (4,), ...: ")])
+def test_a_factory_that_fails_is_told_of_up_to_four_shapes(count, shown):
+    def factory(params):
+        raise ValueError("no")
+
+    solver = mp.TorchOptimizer(factory).for_parameters(
+        lambda y: {str(i): part for i, part in enumerate(y.split(list(range(1, count + 1))))}
+    )
+    with pytest.raises(mp.InputError) as caught:
+        solver.init(torch.zeros(1, 1, sum(range(1, count + 1))))
+    assert f"{shown}no" in str(caught.value)
+    assert str(caught.value).count("(5,)") == 0

@@ -277,3 +277,27 @@ def test_the_reference_where_x_is_the_solution():
     x = torch.tensor([7.3, 1e-3], dtype=torch.float64)
     out = mp.exact_meta_gradient(problem, {"y": x}, mp.Task(x[None] * (1 + 1e-15), torch.ones_like(x)[None]))
     torch.testing.assert_close(out.grad["y"], torch.full_like(x, 0.5))
+
+
+@pytest.mark.parametrize(("largest", "anew"), [(1.0, False), (1.9, False), (2.1, True), (3.0, True)])
+def test_a_gradient_more_than_twice_the_query_gradient_is_taken_anew(largest, anew):
+    """fhat = -a y^2 / 2 has ||g|| / ||v|| = lam / (lam - a); which is right here; the counts tell."""
+    a = 1.0 - 1.0 / largest
+    problem = mp.ProximalProblem(lambda p, s: -0.5 * a * (p["y"] ** 2).sum(), lambda p, q: (p["y"] * q).sum(), lam=1.0)
+    tasks = mp.Task(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    out = mp.FOBMAML(mp.GradientDescent(1.0), 60)(problem, {"y": torch.ones(2, dtype=torch.float64)}, tasks)
+    assert out.info.gradient_ratio.item() == pytest.approx(largest, rel=1e-4)
+    assert out.info.counts.support_gradients == (1 + anew) * (60 + 1 + 2 * 59)
+
+
+@pytest.mark.parametrize(
+    ("settings", "branches"),
+    [({"nu": 0.1}, 2), ({"perturb": "center"}, 2), ({"perturb": "center", "eps": 0.1}, 2), ({"scheme": "forward"}, 2)],
+    ids=str,
+)
+def test_what_has_no_branch_without_a_minimum_or_was_asked_for_is_kept(settings, branches):
+    problem = mp.ProximalProblem(lambda p, s: -(p["y"] ** 2).sum() / 3, lambda p, q: (p["y"] * q).sum(), lam=1.0)
+    tasks = mp.Task(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    out = mp.FOBMAML(mp.GradientDescent(1.0), 60, **settings)(problem, {"y": torch.ones(2, dtype=torch.float64)}, tasks)
+    assert out.info.gradient_ratio.item() == pytest.approx(3.0, rel=1e-4)
+    assert out.info.counts.support_gradients == 60 + 1 + branches * 59

@@ -42,7 +42,8 @@ def say(result: Result) -> None:
     kept[result.key] = result
     if not result.killed:
         print(f"{result.outcome}: {result.file}:{result.line} {result.before} => {result.after}", flush=True)
-    report.save([*(kept[key] for key in wanted if key in kept), *elsewhere], given.out)
+    known_of = (kept.get(key) or before.get(key) for key in wanted)
+    report.save([*filter(None, known_of), *elsewhere], given.out)
 
 
 todo = [mutant for key, mutant in wanted.items() if key not in kept]

@@ -134,8 +134,7 @@ def _hits(mutant: Mutant, reach: Reach) -> set[str]:
     span = range(mutant.lines[0], mutant.lines[1] + 1)
     quick = {test: row["lines"] for test, row in reach.items() if row["seconds"] <= SLOWEST}
     hits = {test for test, lines in quick.items() if not set(span).isdisjoint(lines.get(mutant.file, ()))}
-    named = f"tests/test_{Path(mutant.file).stem}.py::"
-    return hits or {test for test, lines in quick.items() if mutant.file in lines or test.startswith(named)}
+    return hits or {t for t, lines in quick.items() if mutant.file in lines or _about(t.split("::")[0], mutant.file)}
 
 
 def _outcome(tests: list[str], reach: Reach, folder: Path) -> tuple[str, str]:

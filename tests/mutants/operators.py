@@ -21,7 +21,7 @@ PAIRS = (
     *(("isfinite", "isnan"), ("enable_grad", "no_grad")),
 )
 NAMES = dict(PAIRS) | {b: a for a, b in PAIRS} | {"neg_": "abs_", "detach": "clone", "nanmedian": "nansum"}
-COMMUTATIVE = {"minimum", "maximum", "min", "max"}
+COMMUTATIVE = {"minimum", "maximum", "min", "max", "addcmul", "addcmul_", "_dot"}
 NO_CONTEXT = '__import__("contextlib").nullcontext()'
 
 
@@ -80,7 +80,8 @@ class _Finder(ast.NodeVisitor):
 
     def swap(self, first: ast.AST, second: ast.AST) -> None:
         (a, b), (c, d) = self.span(first), self.span(second)
-        self.put((a, d), self.text(second) + self.source[b:c].decode() + self.text(first))
+        if self.text(first) != self.text(second):
+            self.put((a, d), self.text(second) + self.source[b:c].decode() + self.text(first))
 
     def between(self, left: ast.AST, right: ast.AST, old: str, new: str) -> None:
         """Put ``new`` for the operator ``old`` between two operands."""

@@ -2,10 +2,11 @@
 
 import json
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mutants.campaign import Result
+from mutants.campaign import Result, all_mutants
 from mutants.targets import HELD, REQUIRED, REST
 
 ALL = (*HELD, *REST)
@@ -45,18 +46,19 @@ def load(out: Path) -> list[Result]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: a row for each file, then the survivors, with why they may."""
+    """Markdown: a row for each file that was begun with, then the survivors, with why they may."""
     reasons = accepted()
-    lines = ["| file | mutants | killed | in time | survivors | killed, % |", "|---|---|---|---|---|---|"]
+    there = Counter(mutant.file for mutant in all_mutants(ALL))
+    lines = ["| file | mutants | tried | killed | in time | survivors | killed, % |", "|---|---|---|---|---|---|---|"]
     files = list(dict.fromkeys(result.file for result in results))
     groups = [(file, [r for r in results if r.file == file]) for file in files]
     groups.append((f"held to {REQUIRED:.0%}", [r for r in results if r.file in HELD]))
     groups.append(("all", list(results)))
     for name, rows in groups:
         late, dead = sum(r.outcome == "timeout" for r in rows), sum(r.killed for r in rows)
-        lines.append(
-            f"| {name} | {len(rows)} | {dead} | {dead - late} | {len(rows) - dead} | {100 * share(rows):.1f} |"
-        )
+        size = there.get(name) or sum(there[file] for file in (HELD if name.startswith("held") else ALL))
+        counts = (size, len(rows), dead, dead - late, len(rows) - dead, f"{100 * share(rows):.1f}")
+        lines.append(f"| {name} | {' | '.join(map(str, counts))} |")
     lines += ["", "## Survivors", ""]
     for result in results:
         if not result.killed:

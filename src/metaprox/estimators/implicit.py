@@ -101,7 +101,7 @@ def conjugate_gradients(
         z = z + alpha * p
         r = r - alpha * q
         new = _dot(r, r)
-        p = torch.where(going, r + torch.where(going, new / square, 0.0) * p, 0.0)
+        p = torch.where(going, r + new / square * p, 0.0)
         square = torch.where(going, new, 0.0)
     return z * length, r * length
 
