@@ -160,6 +160,9 @@ def test_the_advice_fits_the_cause():
 class Bare:
     """Steps that nobody knows a size of, but for a limit that it declares."""
 
+    def __repr__(self):  # the same in every process
+        return "Bare()"
+
     def init(self, y):
         return None
 

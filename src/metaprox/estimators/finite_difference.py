@@ -38,7 +38,7 @@ class FOBMAML(Branched):
     noise, so that what they have in common cancels in the difference. Memory does not grow with the steps. In the
     loop backend a loss is evaluated with one batch's memory, as in plain training, and (symmetric, "loss", gradient
     descent) 3 further vectors of P numbers: both branches and a gradient; a fourth at the last step for the error
-    estimate. Between evaluations there are up to 5. Up to a megabyte of parameters x is copied: one more. Under vmap
+    estimate; between evaluations there are no more. Up to a megabyte of parameters x is copied: one more. Under vmap
     it is P numbers and an evaluation's memory for each task and branch of the chunk at hand. With forward and symmetric
     differences of exact solves the error is O(nu) and O(nu^2); see ``scheme``.
 
