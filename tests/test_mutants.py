@@ -103,18 +103,20 @@ def test_tests_are_spread_over_the_lines():
     assert spread(reach) == ["one", "other", "again", "both"]
 
 
-def _result(outcome, after="b", file="solve.py"):
+def _result(outcome, after="b", file="inner/solve.py"):
     return Result(file, "f", "a", after, 1, outcome, "", 0.1)
 
 
 def test_survivors_without_a_reason_and_too_few_killed_are_faults(monkeypatch):
-    monkeypatch.setattr(report, "accepted", lambda: {("solve.py", "f", "a", "b"): "faster, and no different"})
+    monkeypatch.setattr(report, "accepted", lambda: {("inner/solve.py", "f", "a", "b"): "faster, and no different"})
     killed = [_result("killed", f"b{i}") for i in range(18)] + [_result("timeout", "late")]
     assert report.verdict([*killed, _result("survived")]) == []
     assert report.share([*killed, _result("survived")]) == REQUIRED
-    assert report.verdict([*killed, _result("survived", "c")]) == ["survived: solve.py:1 a => c"]
+    assert report.verdict([*killed, _result("survived", "c")]) == ["survived: inner/solve.py:1 a => c"]
     assert len(report.verdict([*killed[1:], _result("survived")])) == 1
-    assert report.verdict([*killed, _result("unreached", "c", "norms.py")]) == ["survived: norms.py:1 a => c"]
+    assert report.verdict([*killed, _result("unreached", "c", "vectors/norms.py")]) == [
+        "survived: vectors/norms.py:1 a => c"
+    ]
     table = report.table([*killed, _result("survived"), _result("survived", "c")])
     assert "`a` -> `b`: faster, and no different" in table
     assert "`a` -> `c`: NOT EXPLAINED" in table

@@ -127,25 +127,23 @@ def solve_parts(
     progress, known = _Progress(parts[0], solver, max_steps, weights, tol, purpose), first or []
     current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
     parts.clear()
-    for step in range(max_steps):
-        progress.begin(step)
-        for index, where in enumerate(branches):
-            y = current[index]
-            taken = None if known else fused(y, step, where)
-            grad = known.pop(0) if known else gradient(y, step, where) if taken is None else taken.grad
-            slope = norm(grad).squeeze(-1) if taken is None else taken.norm
-            progress.record(grad, slope, where)
-            if progress.stopped:
-                break
-            if taken is None:
-                with _without_autocast(y.device.type):
-                    new, states[index] = take_step(solver, grad, y, states[index])
-            else:
-                new = taken.y
-            del grad, taken  # so that their memory serves the next lines
-            current[index] = progress.moved(new, y, slope, where)
+    for step, (index, where) in itertools.product(range(max_steps), enumerate(branches)):
+        if index == 0:
+            progress.kept = None  # of the step before
+        y = current[index]
+        taken = None if known else fused(y, step, where)
+        grad = known.pop(0) if known else gradient(y, step, where) if taken is None else taken.grad
+        slope = norm(grad).squeeze(-1) if taken is None else taken.norm
+        progress.record(step, grad, slope, where)
         if progress.stopped:
             break
+        if taken is None:
+            with _without_autocast(y.device.type):
+                new, states[index] = take_step(solver, grad, y, states[index])
+        else:
+            new = taken.y
+        del grad, taken  # so that their memory serves the next lines
+        current[index] = progress.moved(new, y, slope, where)
     return progress.solution(tuple(current))
 
 
@@ -171,7 +169,7 @@ class _Progress:
         self.everyone = torch.ones(len(like), dtype=torch.bool, device=like.device)  # [T]
         self.active = self.everyone  # going on
         self.finite = self.everyone  # so far; looked at only where something depends on it
-        self.step, self.stopped = 0, False
+        self.stopped = False
         self.kept: Tensor | None = None
         self.norms: list[Tensor] = []  # of each step, [T, B]
         self.step_sizes: list[Tensor] = []
@@ -180,10 +178,7 @@ class _Progress:
         # Whether some tasks may stay where they are while others go on.
         self._freezes = tol is not None or purpose.on_nonfinite == "skip"
 
-    def begin(self, step: int) -> None:
-        self.step, self.kept = step, None
-
-    def record(self, grad: Tensor, norms: Tensor, where: slice) -> None:
+    def record(self, step: int, grad: Tensor, norms: Tensor, where: slice) -> None:
         """A part's gradients [T, b, P] and their norms [T, b]; looks which tasks go on.
 
         ``stopped``: whether none is to, or one has failed and that is to be raised.
@@ -192,7 +187,7 @@ class _Progress:
             self.norms.append(norms)
         else:
             self.norms[-1] = torch.cat([self.norms[-1], norms], 1)
-        if self.weights is not None and (self.step == self.max_steps - 1 or self.tol is not None):
+        if self.weights is not None and (step == self.max_steps - 1 or self.tol is not None):
             self.kept = add_weighted(self.kept, grad, self.weights[where])
         if self._freezes:
             self.finite = self.finite & norms.isfinite().all(1)
