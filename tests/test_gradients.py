@@ -10,7 +10,7 @@ import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
 from metaprox.errors import MetaproxError
-from metaprox.losses.backend import Step
+from metaprox.losses.backend import Evaluation, Step
 from metaprox.losses.choose import Choice
 from metaprox.losses.gradients import BASE_NOISE, BRANCH_NOISE, Counts, Gradients
 from metaprox.losses.second_order import gradient_through, hessian_vector, mixed_product
@@ -202,6 +202,10 @@ def test_noise_is_that_of_the_ids_and_of_the_task_in_the_batch(adapt):
 
 class Fused(VmapBackend):
     """Steps along with their gradients, as compiled graphs do."""
+
+    def evaluate(self, loss, y, data, seed):
+        gradient, (value, metrics) = self._eagerly(loss, y, data, seed)
+        return Evaluation(gradient, value, metrics)
 
     def step(self, loss, y, data, seed, term, size):
         self.seen.append(size)

@@ -1,8 +1,6 @@
 """What estimators are made of: where branches start, the difference of their ends, results and what failed in them."""
 
-import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,59 +240,3 @@ def test_a_summary_leaves_out_what_was_skipped_or_is_not_known():
     assert info.summary()["tasks_not_converged"] == 1.0
     assert "tasks_skipped" not in info.summary()
     assert math.isnan(info.summary()["gradient_ratio_worst"])  # of one that is known, and two that are not
-
-
-SOLVER = mp.GradientDescent(0.1)
-GIVEN = {
-    "the default": (mp.FOBMAML(SOLVER, 2), True),
-    "central4": (mp.FOBMAML(SOLVER, 2, scheme="central4"), True),
-    "no node below 0": (mp.FOBMAML(SOLVER, 2, scheme="forward"), False),
-    "a weight that was asked for": (mp.FOBMAML(SOLVER, 2, nu=0.1), False),
-    "center": (mp.FOBMAML(SOLVER, 2, perturb="center"), False),
-    "center with a step": (mp.FOBMAML(SOLVER, 2, perturb="center", eps=0.1), False),
-}
-
-
-@pytest.mark.parametrize("name", GIVEN)
-def test_a_task_whose_branch_went_astray_is_differentiated_anew(monkeypatch, name):
-    """By "center", where its ratio is above 2 or its branch is not finite; nothing is known of one without a base."""
-    meta, anew = GIVEN[name]
-    other, called = estimate(grad=numbers(T, 1, P, seed=9), solves=(solution(),) * 2), []
-
-    def by_center(self, gradients, keep_adapted):
-        called.append((self, gradients, keep_adapted))
-        return other
-
-    monkeypatch.setattr(mp.FOBMAML, "_estimate", by_center)
-    nan = torch.nan
-    for ratios, base, branch, replaced in (
-        ((0.5, 2.0, 1.0), (True,) * 3, (True,) * 3, []),
-        ((0.5, 2.5, 1.0), (True,) * 3, (True,) * 3, [1]),
-        ((0.5, nan, 3.0), (True,) * 3, (True, False, True), [1, 2]),
-        ((0.5, 1.0, 1.0), (True,) * 3, (True, True, False), [2]),
-        ((0.5, nan, 1.0), (True, False, True), (True, False, True), []),
-    ):
-        called.clear()
-        ratio = torch.tensor(ratios, dtype=torch.float64)
-        found = estimate(solves=(solution(base), solution(branch)), gradient_ratio=ratio)
-        out = meta._unless_astray(found, "gradients")
-        if not (anew and replaced):
-            assert out is found
-            assert called == []
-            continue
-        assert called == [(dataclasses.replace(meta, perturb="center"), "gradients", False)]
-        for task in range(T):
-            same(out.grad[task], (other if task in replaced else found).grad[task])
-
-
-def test_a_branch_that_fails_is_told_where_it_may_be_mended_and_says_what_may_help():
-    gradients = SimpleNamespace(start=5, lam=LAM)
-    for meta, mended in GIVEN.values():
-        for what in ("raise", "skip"):
-            purpose = dataclasses.replace(meta, on_nonfinite=what)._purpose_of_branches(gradients)
-            assert purpose.on_nonfinite == ("tell" if mended and what == "raise" else what)
-            assert (purpose.name, purpose.first_task, purpose.lam) == ("branch solve", 5, LAM)
-            asked = meta.nu is not None
-            assert purpose.advice == (" Or lower nu=0.1: at -nu, f may outweigh what has a minimum." if asked else "")
-    for scheme, settings in (("forward", {"nu": 0.1}), ("symmetric", {"perturb": "center", "eps": 0.1})):
-        assert mp.FOBMAML(SOLVER, 2, scheme=scheme, **settings)._purpose_of_branches(gradients).advice == ""
