@@ -10,6 +10,7 @@ import torch
 import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
+from metaprox.estimators.branches import AtBase
 from metaprox.losses.choose import Choice
 from test_gradients import backend, with_backend
 from test_parts import LAM, P, T, estimate, numbers, same, solution
@@ -137,3 +138,32 @@ def test_a_branch_that_fails_is_told_where_it_may_be_mended_and_says_what_may_he
             assert purpose.advice == (" Or lower nu=0.1: at -nu, f may outweigh what has a minimum." if asked else "")
     for scheme, settings in (("forward", {"nu": 0.1}), ("symmetric", {"perturb": "center", "eps": 0.1})):
         assert mp.FOBMAML(SOLVER, 2, scheme=scheme, **settings)._purpose_of_branches(gradients).advice == ""
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings", "parts"),
+    [
+        ("loop", {"steps": 2}, [1, 1]),
+        ("loop", {"steps": 2, "scheme": "forward"}, [1, 1]),
+        ("loop", {"steps": 2, "scheme": "forward", "residual_correction": True}, [1]),
+        ("vmap", {"steps": 2}, [2]),
+        ("loop", {"tol": 1e-3, "max_steps": 9}, [2]),  # branches of a task stop together
+        ("loop", {"steps": 2, "branch_solver": mp.AdaptiveGradientDescent(0.1)}, [2]),  # and look at each other
+    ],
+)
+def test_branches_are_taken_one_by_one_where_that_saves_memory_and_changes_nothing(backend, settings, parts):
+    meta = mp.FOBMAML(SOLVER, **settings)
+    with started(backend) as (_, gradients):
+        at_base, _, _ = AtBase.of(gradients, numbers(T, 1, P), measured=True)
+        _, starts, first, tol = meta._leave(at_base, gradients)
+    assert [start.shape[1] for start in starts] == [grad.shape[1] for grad in first] == parts
+    assert (tol is None) == ("tol" not in settings)
+
+
+def test_the_tolerance_of_branches_is_that_of_how_far_they_go():
+    meta = mp.FOBMAML(SOLVER, tol=1e-3, max_steps=9, perturb="center", eps=0.05)
+    with started() as (_, gradients):
+        y0 = numbers(T, 1, P)
+        distance = gradients.displacement(y0).norm(dim=-1).flatten()
+        *_, tol = meta._leave(AtBase.of(gradients, y0, measured=True)[0], gradients)
+    same(tol, 0.05 * (1e-3 / distance).clamp(max=0.01 * LAM))
