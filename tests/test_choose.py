@@ -118,3 +118,27 @@ def test_the_result_is_that_of_the_backend_chosen(backend):
     assert torch.equal(results[0][1], results[1][1])
     for name, grad in results[0][0].items():
         assert torch.equal(grad, results[1][0][name])
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "vmap", "loop"])
+def test_a_query_loss_that_is_only_reported_may_be_of_the_data_alone(backend, writes):
+    """Where nothing is learned from it; also where the support loss writes on its parameters."""
+
+    def inner(params, data):
+        if writes:
+            with torch.no_grad():
+                params["y"].mul_(1.0)
+        return (params["y"] - data).square().sum()
+
+    outer = lambda params, data: (data.sum(), {"least": data.amin()})  # noqa: E731
+    problem, query = mp.ProximalProblem(inner, outer, lam=1.0), torch.arange(12.0).view(3, 4)
+    params, tasks = {"y": torch.zeros(4)}, mp.Task(torch.ones(3, 4), query)
+    out = mp.Reptile(mp.GradientDescent(0.1), 1, backend=backend)(problem, params, tasks)
+    torch.testing.assert_close(out.query_loss, query.sum(1))
+    torch.testing.assert_close(out.metrics, {"least": query[:, 0]})
+    torch.testing.assert_close(out.grad["y"], torch.full((4,), -0.2))  # one step of 0.1 along 2 (0 - 1)
+    seen = mp.evaluate(problem, tasks, None, mp.GradientDescent(0.1), 1, params=params, backend=backend)
+    torch.testing.assert_close(seen.values["loss"].double(), query.sum(1).double())
+    with pytest.raises(mp.InputError, match="outer_loss does not depend on the parameters"):
+        mp.FOMAML(mp.GradientDescent(0.1), 1, backend=backend)(problem, params, tasks)

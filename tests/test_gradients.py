@@ -1,5 +1,6 @@
 """Gradients of the two losses at tasks x branches, against autograd; what they count, and which noise they see."""
 
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -9,7 +10,7 @@ import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
 from metaprox.errors import MetaproxError
-from metaprox.losses.backend import Step
+from metaprox.losses.backend import Evaluation, Step
 from metaprox.losses.choose import Choice
 from metaprox.losses.gradients import BASE_NOISE, BRANCH_NOISE, Counts, Gradients
 from metaprox.losses.second_order import gradient_through, hessian_vector, mixed_product
@@ -202,6 +203,10 @@ def test_noise_is_that_of_the_ids_and_of_the_task_in_the_batch(adapt):
 class Fused(VmapBackend):
     """Steps along with their gradients, as compiled graphs do."""
 
+    def evaluate(self, loss, y, data, seed):
+        gradient, (value, metrics) = self._eagerly(loss, y, data, seed)
+        return Evaluation(gradient, value, metrics)
+
     def step(self, loss, y, data, seed, term, size):
         self.seen.append(size)
         with seed(0):
@@ -229,6 +234,24 @@ def test_a_step_along_with_its_gradient_is_counted_and_only_for_solvers_whose_st
         gradients = with_backend(call, made)
         assert gradients.step(mp.GradientDescent(0.3), y, 0) is None
         assert made.seen == []
+
+
+def test_a_gradient_that_comes_with_a_step_is_taken_from_it():
+    """The loss is evaluated once, in the graph, and not outside of it as well."""
+    calls = []
+
+    def counted(params, data):
+        calls.append(1)
+        return inner(params, data)
+
+    y, linear = numbers(T, B, P), LinearTerm([(numbers(T, B, 1, seed=5), numbers(T, 1, P, seed=6))])
+    with started("vmap", losses=(counted, outer)) as (call, plain):
+        expected = plain.proximal(y, 0, linear=linear)
+        gradients = with_backend(call, backend(True))
+        calls.clear()
+        same(gradients.proximal(y, 0, linear=linear), expected)
+    assert len(calls) == 1
+    assert gradients.counts == Counts(support_gradients=T * B)
 
 
 @pytest.mark.parametrize(("chunk", "where"), [((1, 2), "task 1"), ((1, 4), "tasks 1 to 3")])
@@ -263,6 +286,48 @@ def test_what_the_users_code_raises_says_which_tasks_and_which_half(chunk, where
         with pytest.raises(KeyError) as caught:
             with_backend(call, backend(True), chunk).step(mp.GradientDescent(0.1), y, 0)
     assert f"metaprox: in {where}, support" in caught.value.__notes__
+
+
+def test_what_they_raise_where_gradients_of_what_does_not_adapt_are_taken_says_so_too():
+    fails, y = [], numbers(T, B, P)
+
+    def loss(params, data):
+        if fails:
+            raise KeyError("loss")
+        return (params["y"] ** 2).sum() * params["w"].sum()
+
+    for half, call in (
+        ("query", lambda gradients: gradients.query_both(y, 0)),
+        ("support", lambda gradients: gradients.support_shared(y, 0)),
+    ):
+        fails.clear()
+        with started(losses=(loss, loss)) as (_, gradients):
+            fails.append(True)
+            with pytest.raises(KeyError) as caught:
+                call(gradients)
+        assert f"metaprox: in tasks 1 to 3, {half}" in caught.value.__notes__
+
+
+def test_nothing_that_a_model_keeps_of_an_evaluation_outlives_it():
+    kept = []
+
+    class Keeps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.y = torch.nn.Parameter(X.clone())
+
+        def forward(self, data):
+            self.last = self.y - data
+            kept.append(weakref.ref(self.last))
+            return self.last
+
+    problem = mp.ProximalProblem.from_module(Keeps(), lambda model, data: model(data).square().sum(), lam=LAM)
+    with begun(problem, problem.live_parameters(), TaskBatch.of(TASKS), Choice("loop", None)) as call:
+        gradients = call.gradients(CHUNK)
+        for evaluate in (gradients.proximal, gradients.query):
+            kept.clear()
+            evaluate(numbers(T, B, P), 0)
+            assert [reference() for reference in kept] == [None] * T * B
 
 
 def test_the_value_of_a_query_loss_needs_no_parameters():

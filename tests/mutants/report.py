@@ -1,5 +1,6 @@
 """The kept results: every mutant in results.json, and a table of files and survivors."""
 
+import functools
 import json
 import tomllib
 from collections import Counter
@@ -45,10 +46,16 @@ def load(out: Path) -> list[Result]:
     return [Result(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
+@functools.cache
+def _there() -> Counter[str]:
+    """How many mutants each file has."""
+    return Counter(mutant.file for mutant in all_mutants(ALL))
+
+
 def table(results: Sequence[Result]) -> str:
     """Markdown: a row for each file that was begun with, then the survivors, with why they may."""
     reasons = accepted()
-    there = Counter(mutant.file for mutant in all_mutants(ALL))
+    there = _there()
     lines = ["| file | mutants | tried | killed | in time | survivors | killed, % |", "|---|---|---|---|---|---|---|"]
     files = list(dict.fromkeys(result.file for result in results))
     groups = [(file, [r for r in results if r.file == file]) for file in files]

@@ -162,7 +162,7 @@ class Gradients:
             return self.nothing(y)
         self.counts.support_gradients += y.shape[0] * y.shape[1]
         size = y.shape[-1]
-        inner = flat_loss(replace(self.inner, differentiable=False), self.parameters, writes=self.writes)
+        inner = flat_loss(self.inner, self.parameters, writes=self.writes)
 
         def at_fixed_y(z: Tensor, data: Any) -> tuple[Tensor, Metrics]:
             return inner(torch.cat([z[:size].detach(), z[size:]]), data)

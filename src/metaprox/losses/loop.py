@@ -161,13 +161,9 @@ def _differentiate(
         leaves = loss.leaves(point)
         value, metrics = loss.checked(loss.all_from(dict(leaves)), batch)
         learned = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}  # unless the loss has frozen it
-        _aim(learned, loss.structure.adapted.views(gradient), gradient.dtype, weight)
-        try:
-            value.backward(inputs=list(learned.values()))
-        except RuntimeError as error:
-            if "Checkpointing is not compatible" in str(error):
-                raise InputError(REENTRANT) from error
-            raise
+        if value.requires_grad:  # or else nothing is added, where only the value has to be one
+            _aim(learned, loss.structure.adapted.views(gradient), gradient.dtype, weight)
+            _backward(value, list(learned.values()))
     else:
         leaf = guarded(point).requires_grad_()
         value, metrics = loss(leaf, batch)
@@ -175,6 +171,15 @@ def _differentiate(
             (found,) = torch.autograd.grad(value, leaf)
             _add(gradient, found, weight)
     return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics) if metrics else metrics
+
+
+def _backward(value: Tensor, leaves: list[Tensor]) -> None:
+    try:
+        value.backward(inputs=leaves)
+    except RuntimeError as error:
+        if "Checkpointing is not compatible" in str(error):
+            raise InputError(REENTRANT) from error
+        raise
 
 
 def _aim(leaves: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dtype, weight: Tensor | None) -> None:
