@@ -104,6 +104,9 @@ def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) ->
     def value() -> Tensor:
         return loss(structure.merge(dict(leaves), w), batch)[0]
 
+    if isinstance(loss.loss, PrivateLoss):
+        with noise.of(LOOK_NOISE), torch.enable_grad():
+            loss.loss.watched(value, structure.names)
     with noise.of(LOOK_NOISE), torch.enable_grad():
         before = noise.state()
         first = value()

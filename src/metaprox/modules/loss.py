@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from metaprox.data.inference import normal
 from metaprox.errors import InputError, MetaproxError
 from metaprox.modules.replica import Replica, places
+from metaprox.modules.watch import Unwritten, WouldWriteError
 from metaprox.types import LossValue, Params
 
 ModelLoss = Callable[[nn.Module, Any], LossValue]
@@ -68,7 +69,7 @@ class PrivateLoss:
 
     Parameters that are not given, and buffers, are the model's own: aliases of them where a loss was seen to only read
     them, and else copies, fresh for every evaluation. ``written``: the names of those that are written on; None: not
-    known yet, so that all are copied.
+    known yet, so that all are copied, but for the frozen parameters that ``watched`` has seen to be only read.
     """
 
     def __init__(self, source: ModuleLoss, written: Collection[str] | None = None) -> None:
@@ -76,7 +77,8 @@ class PrivateLoss:
         self.written = written
         self.replica = Replica(source.model)
         self._live = {name: normal(_initialized(name, tensor).detach()) for name, tensor in source.state().items()}
-        self._known: Collection[str] | None = written  # what of ``written`` the next four rest on
+        self._read: Collection[str] = ()  # frozen parameters that are only read
+        self._known: Any = None  # what the next four rest on
         self._aliases: dict[str, Tensor] | None = None
         self._versions: dict[str, int] = {}
         self._own: dict[str, Tensor] = {}
@@ -91,6 +93,27 @@ class PrivateLoss:
         self.replica.hold(params)
         return self.source.loss(self.replica.module, batch)
 
+    def watched(self, evaluate: Callable[[], object], given: Collection[str]) -> None:
+        """Find out, by evaluations with the parameters ``given``, which of the others are only read.
+
+        So that a large frozen backbone is not copied to find out. Buffers, which batch norms write on without a word,
+        are copied all the same. One evaluation, and one more for each parameter that is written on; none where there
+        are no others. Where torch can't watch, all are copied.
+        """
+        frozen = {n: self._live[n] for n, _ in self.source.model.named_parameters() if n not in given}
+        self._read = set(frozen)
+        while self._read:
+            try:
+                with Unwritten({name: frozen[name] for name in self._read}):
+                    evaluate()
+                return
+            except WouldWriteError as error:
+                self._read = self._read - {error.name}
+            except Exception:  # also what the loss raises, which is said where it is not watched
+                self._read = ()
+            finally:
+                self.release()
+
     def release(self) -> None:
         """Let go of the tensors of the last evaluation, if there is one, whose graph is no longer needed.
 
@@ -100,6 +123,7 @@ class PrivateLoss:
             return
         self.replica.reset()
         self._holds = False
+        self._copies = {}
         for name, version in self._versions.items():
             if self._live[name]._version != version:
                 raise MetaproxError(
@@ -127,7 +151,9 @@ class PrivateLoss:
 
     def _others(self, params: Params) -> dict[str, Tensor]:
         """What is not given: copies of what is written on, and aliases."""
-        if self._aliases is None or self.written != self._known:
+        known = (self.written, self._read)
+        if self._aliases is None or known != self._known:
+            self._known = known
             self._split(params)
         assert self._aliases is not None
         if not self._own:
@@ -138,9 +164,9 @@ class PrivateLoss:
         return self._aliases | copies
 
     def _split(self, params: Params) -> None:
-        self._known = self.written
         others = {name: tensor for name, tensor in self._live.items() if name not in params}
-        self._own = {n: tensor for n, tensor in others.items() if self.written is None or n in self.written}
+        written = others.keys() - set(self._read) if self.written is None else self.written
+        self._own = {name: tensor for name, tensor in others.items() if name in written}
         self._aliases = {name: tensor for name, tensor in others.items() if name not in self._own}
         self._versions = {name: tensor._version for name, tensor in self._aliases.items()}
 
