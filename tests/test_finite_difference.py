@@ -167,3 +167,28 @@ def test_the_tolerance_of_branches_is_that_of_how_far_they_go():
         distance = gradients.displacement(y0).norm(dim=-1).flatten()
         *_, tol = meta._leave(AtBase.of(gradients, y0, measured=True)[0], gradients)
     same(tol, 0.05 * (1e-3 / distance).clamp(max=0.01 * LAM))
+
+
+def test_what_is_known_at_the_base():
+    """Gradients by autograd, and lengths where they are asked for; ||v|| / lam where all others are 0."""
+    y0 = numbers(T, 1, P)
+    with started() as (call, gradients):
+        at_base, query, _ = AtBase.of(gradients, y0, measured=False)
+        assert at_base.lengths is None
+        data, x = call.batch.many(0, T), call.parameters.x
+    for task in range(T):
+        with torch.enable_grad():
+            point = {"y": y0[task, 0].clone().requires_grad_()}
+            pull = loss(point, data.support[task]) + LAM / 2 * (point["y"] - x).square().sum()
+            value = 3 * loss(point, data.query[task])
+            (r,), (v,) = (torch.autograd.grad(each, point["y"]) for each in (pull, value))
+        same((at_base.residual[task, 0], at_base.v[task, 0]), (r, v))
+        same((at_base.norm_residual[task, 0, 0], at_base.norm_v[task, 0, 0]), (r.norm(), v.norm()))
+        same((query.grad[task].flatten(), query.value[task]), (v.norm()[None], value.detach()[None]))
+    still = mp.ProximalProblem(lambda p, data: p["y"].square().sum(), lambda p, data: (p["y"] * data).sum(), LAM)
+    rows = numbers(T, P)
+    zeros = torch.zeros(P, dtype=torch.float64)
+    with begun(still, {"y": zeros}, TaskBatch.of(mp.Task(rows, rows)), Choice("vmap", None)) as call:
+        lengths = AtBase.of(call.gradients((0, T)), zeros.expand(T, 1, P), measured=True)[0].lengths
+    same(lengths.moved.flatten(), rows.norm(dim=1) / LAM)
+    assert lengths.left.abs().max() == 0
