@@ -1,0 +1,70 @@
+"""What all estimators have in common: settings that are held as what they say, whatever they were given as."""
+
+import pytest
+import torch
+
+import metaprox as mp
+from metaprox.call import begun
+from metaprox.data.batch import TaskBatch
+from metaprox.estimators.branches import AtBase, Branches
+from metaprox.losses.choose import Choice
+
+SOLVER = mp.GradientDescent(0.1)
+METHODS = (mp.FOBMAML, mp.FOMAML, mp.Reptile, mp.IMAML, mp.Tangent)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_are_held_as_plain_numbers(method):
+    counted = method(SOLVER, torch.tensor(3), chunk_size=torch.tensor(2), compile=torch.tensor(False))
+    assert (counted.steps, counted.chunk_size, counted.compile) == (3, 2, False)
+    assert [type(value) for value in (counted.steps, counted.chunk_size, counted.compile)] == [int, int, bool]
+    until = method(SOLVER, tol=torch.tensor(0.5), max_steps=torch.tensor(4))
+    assert (until.tol, until.max_steps, type(until.tol), type(until.max_steps)) == (0.5, 4, float, int)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        *(({"steps": steps}, "steps") for steps in (0, 2.5)),
+        *(({"tol": tol, "max_steps": 3}, "tol") for tol in (0.0, "0.1")),
+        *(({"steps": 3, "chunk_size": size}, "chunk_size") for size in (0, "all")),
+        *(({"steps": 3, name: "yes"}, name) for name in ("compile", "backend", "on_nonfinite")),
+        ({"steps": 3, "solver": None}, "solver"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(method, settings, name):
+    with pytest.raises(mp.InputError, match=rf"{name}\b"):
+        method(**{"solver": SOLVER, **settings})
+
+
+def test_the_gradients_of_what_does_not_adapt_see_one_noise_at_both_ends_of_a_difference():
+    """Of <w, random numbers> they are the random numbers, wherever y is, and their difference is nothing."""
+    draw = lambda params, data: (params["w"] * torch.rand(2, dtype=torch.float64)).sum() + params["y"].sum()  # noqa: E731
+    params = {"y": torch.ones(4, dtype=torch.float64), "w": torch.ones(2, dtype=torch.float64)}
+    problem, rows = mp.ProximalProblem(draw, draw, 0.5, adapt="y"), torch.ones(3, 4, dtype=torch.float64)
+    with begun(problem, params, TaskBatch.of(mp.Task(rows, rows)), Choice("loop", None)) as call:
+        gradients = call.gradients((0, 3))
+        y, one = torch.ones(3, 1, 4, dtype=torch.float64), torch.ones(3, 1, 1, dtype=torch.float64)
+        at_base = AtBase.of(gradients, y, measured=False)[0]
+        for nodes, weights in (((1.0,), (1.0,)), ((-1.0, 1.0), (-0.5, 0.5))):
+            branches = Branches.of(at_base, nodes, weights, one, center=False, corrected=True)
+            found = branches.shared_difference(gradients, [y + n for n in nodes])
+            assert found.shape == (3, 1, 2)
+            assert found.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("meta", "count"),
+    [
+        *((method(SOLVER, 4), 1) for method in (mp.FOMAML, mp.Reptile)),
+        (mp.FOBMAML(SOLVER, 4), 2),
+        (mp.FOBMAML(SOLVER, 4, scheme="central6"), 6),
+        (mp.FOBMAML(SOLVER, 4, scheme="forward"), 2),
+        (mp.FOBMAML(SOLVER, 4, scheme="forward", residual_correction=True), 1),  # the base is the other point
+        *((method(SOLVER, 4), 3) for method in (mp.IMAML, mp.Tangent)),  # a gradient, its derivative, and both at once
+        (mp.MAML(SOLVER, 4), 9),  # of four steps a gradient and its derivative each, and the query
+    ],
+)
+def test_memory_is_told_by_how_many_evaluations_a_task_holds_at_once(meta, count):
+    assert meta._evaluations_at_once() == count
