@@ -68,3 +68,12 @@ def test_the_gradients_of_what_does_not_adapt_see_one_noise_at_both_ends_of_a_di
 )
 def test_memory_is_told_by_how_many_evaluations_a_task_holds_at_once(meta, count):
     assert meta._evaluations_at_once() == count
+
+
+def test_arguments_in_each_others_place_are_refused_by_name():
+    problem = mp.ProximalProblem(*(lambda params, data: params["y"].square().sum(),) * 2, 0.5)
+    params, tasks = {"y": torch.ones(3)}, mp.Task(torch.ones(2, 3), torch.ones(2, 3))
+    with pytest.raises(mp.InputError, match="problem"):
+        mp.FOMAML(SOLVER, 3)(params, problem, tasks)
+    with pytest.raises(mp.InputError, match="params"):
+        mp.FOMAML(SOLVER, 3)(problem, tasks, params)

@@ -10,7 +10,7 @@ import torch
 import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
-from metaprox.estimators.branches import AtBase
+from metaprox.estimators.branches import AtBase, Branches
 from metaprox.losses.choose import Choice
 from test_gradients import backend, with_backend
 from test_parts import LAM, P, T, estimate, numbers, same, solution
@@ -192,3 +192,31 @@ def test_what_is_known_at_the_base():
         lengths = AtBase.of(call.gradients((0, T)), zeros.expand(T, 1, P), measured=True)[0].lengths
     same(lengths.moved.flatten(), rows.norm(dim=1) / LAM)
     assert lengths.left.abs().max() == 0
+
+
+@pytest.mark.parametrize("perturb", ["center", "loss"])
+def test_the_default_step_far_from_a_solution(perturb):
+    """Twice as far as the base has moved; for "loss" nu ||v|| is no more than 0.175 ||grad fhat||."""
+    meta, y0 = mp.FOBMAML(SOLVER, 2, perturb=perturb), 9 * numbers(T, 1, P)
+    with started() as (_, gradients):
+        at_base, _, _ = AtBase.of(gradients, y0, measured=True)
+        moved = gradients.displacement(y0)
+        distance, slope = (each.norm(dim=-1) for each in (moved, at_base.residual - LAM * moved))
+        branches, *_ = meta._leave(at_base, gradients)
+    assert (slope > 100 * LAM * distance).all()
+    eps = torch.minimum(2 * distance, 0.175 * slope / LAM) if perturb == "loss" else 2 * distance
+    same(branches.nu[..., 0] * at_base.norm_v[..., 0], LAM * eps)
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_node_of_0_needs_no_gradient_of_the_query_loss(backend):
+    meta = mp.FOBMAML(SOLVER, K, branch_steps=J, scheme="forward", nu=0.1)
+    with started(backend) as (_, gradients):
+        counts = meta._estimate(gradients, keep_adapted=False).info.counts
+    assert counts == mp.Counts(support_gradients=T * (K + 1 + 2 * (J - 1)), query_gradients=T * (1 + J - 1))
+
+
+def test_no_gradient_is_taken_of_what_is_not_there():
+    one = torch.ones(T, 1, 1)
+    made = Branches.of(AtBase(one, one, one, one, one, None), (1.0,), (1.0,), one, center=True, corrected=True)
+    assert made.shared_difference(SimpleNamespace(shares=False), [one]).shape == (T, 1, 0)
