@@ -77,3 +77,74 @@ def test_arguments_in_each_others_place_are_refused_by_name():
         mp.FOMAML(SOLVER, 3)(params, problem, tasks)
     with pytest.raises(mp.InputError, match="params"):
         mp.FOMAML(SOLVER, 3)(problem, tasks, params)
+
+
+class Two(torch.autograd.Function):
+    """2; under vmap, wrongly, 0."""
+
+    @staticmethod
+    def forward(y):
+        return torch.full_like(y, 2.0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        return None
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad)
+
+    @staticmethod
+    def vmap(info, in_dims, y):
+        return torch.zeros_like(y), in_dims[0]
+
+
+def made_of(name, value, derivative):
+    """A function with its derivative."""
+
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    parts = {
+        "forward": value,
+        "setup_context": setup_context,
+        "backward": lambda ctx, g: g * derivative(*ctx.saved_tensors),
+    }
+    static = {part: staticmethod(function) for part, function in parts.items()}
+    return type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **static})
+
+
+Slope = made_of("Slope", lambda y: 2 * y, Two.apply)
+Square = made_of("Square", lambda y: y**2, Slope.apply)
+TWICE = (mp.IMAML, mp.Tangent, mp.MAML)
+
+
+@pytest.mark.parametrize("method", [*METHODS, mp.MAML])
+def test_second_derivatives_are_compared_with_the_loops_where_they_are_taken_and_nowhere_else(method):
+    loss = lambda params, data: (Square.apply(params["y"]) * data).sum()  # noqa: E731
+    tasks = mp.Task(torch.ones(2, 3), torch.ones(2, 3))
+    problem, params = mp.ProximalProblem(loss, loss, 0.5), {"y": torch.ones(3)}
+    if method in TWICE:
+        with pytest.raises(mp.InputError, match="second derivative differs from that of the loop"):
+            method(SOLVER, 3, backend="vmap")(problem, params, tasks)
+        return
+    one, other = (method(SOLVER, 3, backend=backend)(problem, params, tasks) for backend in ("vmap", "loop"))
+    torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_all_methods_see_the_same_noise_in_the_query_loss():
+    draw = lambda params, data: (params["y"] * torch.rand(3)).sum() + params["y"].square().sum()  # noqa: E731
+    still = lambda params, data: (params["y"] - data).square().sum()  # noqa: E731
+    problem, tasks = mp.ProximalProblem(still, draw, 0.5), mp.Task(torch.ones(2, 3), torch.ones(2, 3))
+    found = []
+    for method in (*METHODS, mp.MAML):
+        torch.manual_seed(0)
+        meta = method(SOLVER, 3, backend="loop")
+        found.append(meta(problem, {"y": torch.ones(3)}, tasks).query_loss)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+    assert found[0][0] != found[0][1]  # each task has its own
+
+
+def test_the_defaults_of_imaml():
+    assert mp.IMAML(SOLVER, 3) == mp.IMAML(SOLVER, 3, cg_steps=5, cg_tol=0.0, damping=0.0)
