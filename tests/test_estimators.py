@@ -1,5 +1,7 @@
 """What all estimators have in common: settings that are held as what they say, whatever they were given as."""
 
+import functools
+
 import pytest
 import torch
 
@@ -132,19 +134,69 @@ def test_second_derivatives_are_compared_with_the_loops_where_they_are_taken_and
     torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_all_methods_see_the_same_noise_in_the_query_loss():
-    draw = lambda params, data: (params["y"] * torch.rand(3)).sum() + params["y"].square().sum()  # noqa: E731
-    still = lambda params, data: (params["y"] - data).square().sum()  # noqa: E731
-    problem, tasks = mp.ProximalProblem(still, draw, 0.5), mp.Task(torch.ones(2, 3), torch.ones(2, 3))
-    found = []
+def test_all_methods_see_the_same_noise_on_the_way_to_the_base_and_there():
+    draw = lambda params, data: (params["y"] * torch.rand(3)).sum() + (params["y"] - data).square().sum()  # noqa: E731
+    problem, tasks = mp.ProximalProblem(draw, draw, 0.5), mp.Task(torch.ones(2, 3), torch.ones(2, 3))
+    losses, residuals = [], []
     for method in (*METHODS, mp.MAML):
         torch.manual_seed(0)
-        meta = method(SOLVER, 3, backend="loop")
-        found.append(meta(problem, {"y": torch.ones(3)}, tasks).query_loss)
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0])
-    assert found[0][0] != found[0][1]  # each task has its own
+        out = method(SOLVER, 3, backend="loop")(problem, {"y": torch.ones(3)}, tasks)
+        losses.append(out.query_loss)
+        if method in (mp.FOBMAML, mp.IMAML, mp.Tangent):
+            residuals.append(out.info.base_residual)
+    for found in (losses, residuals):
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0])
+        assert found[0][0] != found[0][1]  # each task has its own
+
+
+def test_tangent_differentiates_its_solver_unless_the_problem_of_the_branches_is_linear():
+    loss = lambda params, data: (params["y"] - data).square().sum()  # noqa: E731
+    problem, tasks = mp.ProximalProblem(loss, loss, 0.5), mp.Task(torch.ones(2, 3), 2 * torch.ones(2, 3))
+    sgd = mp.TorchOptimizer(functools.partial(torch.optim.SGD, lr=0.1))
+    with pytest.raises(mp.InputError, match="Tangent without residual correction"):
+        mp.Tangent(sgd, 3)
+    one, other = (
+        mp.Tangent(solver, 3, residual_correction=True)(problem, {"y": torch.zeros(3)}, tasks)
+        for solver in (sgd, SOLVER)
+    )
+    torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_the_defaults_of_imaml():
     assert mp.IMAML(SOLVER, 3) == mp.IMAML(SOLVER, 3, cg_steps=5, cg_tol=0.0, damping=0.0)
+
+
+@pytest.mark.parametrize("method", [mp.FOBMAML, mp.Tangent])
+def test_branches_take_a_step_at_least_unless_they_start_at_a_prediction(method):
+    assert method(SOLVER, 3, branch_steps=torch.tensor(1)).branch_steps == 1
+    assert method(SOLVER, 3, start="predictor", branch_steps=0).branch_steps == 0
+    for settings in ({"branch_steps": 0}, {"branch_steps": -1, "start": "predictor"}, {"branch_steps": 1.5}):
+        with pytest.raises(mp.InputError, match="branch_steps must be"):
+            method(SOLVER, 3, **settings)
+
+
+def test_what_differentiates_a_proximal_solve_needs_one():
+    loss = lambda params, data: (params["y"] - data).square().sum()  # noqa: E731
+    problem, tasks = mp.ProximalProblem(loss, loss, 0.0), mp.Task(torch.ones(2, 3), torch.ones(2, 3))
+    for method in (mp.FOBMAML, mp.Tangent, mp.IMAML):
+        with pytest.raises(mp.InputError, match=f"lam must be .*{method.__name__} differentiates a proximal solve"):
+            method(SOLVER, 3)(problem, {"y": torch.zeros(3)}, tasks)
+    for method in (mp.FOMAML, mp.Reptile, mp.MAML):
+        assert method(SOLVER, 3)(problem, {"y": torch.zeros(3)}, tasks).grad["y"].abs().min() > 0
+
+
+def test_the_solver_whose_steps_are_too_long_is_named():
+    """2 / 0.1 = 20 is the largest curvature, of which lam is one."""
+    loss = lambda params, data: params["y"].square().sum()  # noqa: E731
+    problem, short = mp.ProximalProblem(loss, loss, 30.0), mp.GradientDescent(0.01)
+    for method in (mp.FOBMAML, mp.Tangent):
+        for settings, name in (
+            ({"solver": SOLVER}, "solver"),
+            ({"solver": SOLVER, "branch_solver": short}, "solver"),
+            ({"solver": short, "branch_solver": SOLVER}, "branch_solver"),
+        ):
+            with pytest.raises(mp.InputError, match=rf"(^|\W){name}\b"):
+                method(steps=3, **settings).check(problem)
+        method(short, 3).check(problem)
+        assert [name for name, _, _ in method(short, 3)._solves()] == ["solver", "solver"]
