@@ -156,11 +156,21 @@ def test_tangent_differentiates_its_solver_unless_the_problem_of_the_branches_is
     sgd = mp.TorchOptimizer(functools.partial(torch.optim.SGD, lr=0.1))
     with pytest.raises(mp.InputError, match="Tangent without residual correction"):
         mp.Tangent(sgd, 3)
-    one, other = (
-        mp.Tangent(solver, 3, residual_correction=True)(problem, {"y": torch.zeros(3)}, tasks)
-        for solver in (sgd, SOLVER)
-    )
+    linear = [mp.Tangent(solver, 3, residual_correction=True, branch_steps=2) for solver in (sgd, SOLVER)]
+    one, other = (meta(problem, {"y": torch.zeros(3)}, tasks) for meta in linear)
     torch.testing.assert_close(one.grad, other.grad)
+    assert (one.info.base_steps.tolist(), one.info.branch_steps.tolist()) == ([3, 3], [2, 2])
+
+
+@pytest.mark.parametrize("correction", [False, True])
+@pytest.mark.parametrize("method", [mp.FOBMAML, mp.Tangent])
+def test_a_query_loss_without_a_number_is_named_before_branches_leave(method, correction):
+    inner = lambda params, data: (params["y"] - data).square().sum()  # noqa: E731
+    outer = lambda params, data: (params["y"] * data).log().sum()  # noqa: E731
+    problem = mp.ProximalProblem(inner, outer, 1.0)
+    tasks = mp.Task(torch.ones(3, 1), torch.tensor([[1.0], [0.0], [1.0]]))
+    with pytest.raises(mp.NonFiniteError, match="task 1: the loss or its gradient is not finite"):
+        method(SOLVER, 3, residual_correction=correction)(problem, {"y": torch.ones(1)}, tasks)
 
 
 def test_the_defaults_of_imaml():
