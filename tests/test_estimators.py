@@ -210,3 +210,22 @@ def test_the_solver_whose_steps_are_too_long_is_named():
                 method(steps=3, **settings).check(problem)
         method(short, 3).check(problem)
         assert [name for name, _, _ in method(short, 3)._solves()] == ["solver", "solver"]
+
+
+@pytest.mark.parametrize("correction", [False, True])
+def test_a_branch_of_tangent_that_diverges_is_named(correction):
+    loss = lambda params, data: 1e6 * (params["y"] - data).square().sum()  # noqa: E731
+    problem, tasks = mp.ProximalProblem(loss, loss, 1.0), mp.Task(torch.ones(2, 1), torch.zeros(2, 1))
+    settings = {"branch_steps": 20, "residual_correction": correction}
+    with pytest.raises(mp.NonFiniteError, match=r"task 0 .* of the branch solve became"):
+        mp.Tangent(mp.GradientDescent(1e-7), 3, branch_solver=SOLVER, **settings)(problem, {"y": torch.zeros(1)}, tasks)
+
+
+def test_tangent_of_one_parameter():
+    """y = (2 s + lam x) / (2 + lam) by Newton's step of 1 / (2 + lam), v = 2 (y - q), g = lam v / (2 + lam)."""
+    loss = lambda params, data: (params["y"] - data).square().sum()  # noqa: E731
+    problem, tasks = mp.ProximalProblem(loss, loss, 0.5), mp.Task(torch.ones(1, 1), torch.full((1, 1), 3.0))
+    out = mp.Tangent(mp.GradientDescent(0.4), 2)(problem, {"y": torch.zeros(1)}, tasks)
+    assert out.grad["y"].item() == pytest.approx(0.5 * 2 * (2 / 2.5 - 3) / 2.5)
+    assert (out.info.nu.tolist(), out.info.gradient_ratio.tolist()) == ([0.0], pytest.approx([0.2]))
+    assert out.info.base_residual.tolist() == pytest.approx([0.0], abs=1e-6)
