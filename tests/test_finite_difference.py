@@ -195,17 +195,18 @@ def test_what_is_known_at_the_base():
 
 
 @pytest.mark.parametrize("perturb", ["center", "loss"])
-def test_the_default_step_far_from_a_solution(perturb):
-    """Twice as far as the base has moved; for "loss" nu ||v|| is no more than 0.175 ||grad fhat||."""
-    meta, y0 = mp.FOBMAML(SOLVER, 2, perturb=perturb), 9 * numbers(T, 1, P)
+def test_the_default_step(perturb):
+    """As far from y_0 as the base has left to go; for "loss" nu ||v|| is no more than 0.175 ||grad fhat||."""
+    meta = mp.FOBMAML(SOLVER, 2, perturb=perturb)
     with started() as (_, gradients):
-        at_base, _, _ = AtBase.of(gradients, y0, measured=True)
-        moved = gradients.displacement(y0)
-        distance, slope = (each.norm(dim=-1) for each in (moved, at_base.residual - LAM * moved))
+        at_base, _, _ = AtBase.of(gradients, numbers(T, 1, P), measured=True)
+        moved = gradients.displacement(at_base.y0)
+        distance, left = moved.norm(dim=-1), at_base.residual.norm(dim=-1)
+        slope = (at_base.residual - LAM * moved).norm(dim=-1)
         branches, *_ = meta._leave(at_base, gradients)
-    assert (slope > 100 * LAM * distance).all()
-    eps = torch.minimum(2 * distance, 0.175 * slope / LAM) if perturb == "loss" else 2 * distance
-    same(branches.nu[..., 0] * at_base.norm_v[..., 0], LAM * eps)
+    eps, most = distance * (left / (LAM * distance)).sqrt().clamp(max=2), 0.175 * slope / LAM
+    assert (most < eps).any()
+    same(branches.nu[..., 0] * at_base.norm_v[..., 0], LAM * (torch.minimum(eps, most) if perturb == "loss" else eps))
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap"])
