@@ -229,3 +229,15 @@ def test_tangent_of_one_parameter():
     assert out.grad["y"].item() == pytest.approx(0.5 * 2 * (2 / 2.5 - 3) / 2.5)
     assert (out.info.nu.tolist(), out.info.gradient_ratio.tolist()) == ([0.0], pytest.approx([0.2]))
     assert out.info.base_residual.tolist() == pytest.approx([0.0], abs=1e-6)
+
+
+def test_what_maml_says_of_its_solve():
+    loss = lambda params, data: (data * params["y"].square()).sum()  # noqa: E731
+    problem, params = mp.ProximalProblem(loss, loss, 0.5), {"y": torch.ones(3)}
+    info = mp.MAML(SOLVER, 3)(problem, params, mp.Task(*(torch.ones(2, 3),) * 2)).info
+    assert (info.base_steps.tolist(), info.base_steps.dtype) == ([3, 3], torch.int64)
+    assert info.converged.tolist() == [True, True]  # nothing was asked for
+    torch.testing.assert_close(info.base_step_sizes, torch.full((2, 3), 0.1))
+    skipping, tasks = mp.MAML(SOLVER, 3, on_nonfinite="skip"), mp.Task(torch.full((2, 3), 1e30), torch.ones(2, 3))
+    with pytest.raises(mp.NonFiniteError, match=r"all 2 tasks diverged.*base solve became non-finite at step 1 of 3"):
+        skipping(problem, params, tasks)
