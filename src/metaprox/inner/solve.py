@@ -135,8 +135,8 @@ def solve_parts(
             grad = known.pop(0) if known else gradient(y, step, where) if taken is None else taken.grad
             slope = norm(grad).squeeze(-1) if taken is None else taken.norm
             progress.record(grad, slope, where)
-            if progress.stopped:
-                break
+            if progress.stopped:  # before this step is taken
+                break  # of the parts
             if taken is None:
                 with _without_autocast(y.device.type):
                     new, states[index] = take_step(solver, grad, y, states[index])
