@@ -108,6 +108,7 @@ def _result(outcome, after="b", file="solve.py"):
 
 
 def test_survivors_without_a_reason_and_too_few_killed_are_faults(monkeypatch):
+    monkeypatch.setattr(report, "HELD", ("solve.py",))
     monkeypatch.setattr(report, "accepted", lambda: {("solve.py", "f", "a", "b"): "faster, and no different"})
     killed = [_result("killed", f"b{i}") for i in range(18)] + [_result("timeout", "late")]
     assert report.verdict([*killed, _result("survived")]) == []
