@@ -10,7 +10,7 @@ import torch
 import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
-from metaprox.estimators.branches import AtBase
+from metaprox.estimators.branches import AtBase, Branches
 from metaprox.losses.choose import Choice
 from test_gradients import backend, with_backend
 from test_parts import LAM, P, T, estimate, numbers, same, solution
@@ -167,3 +167,57 @@ def test_the_tolerance_of_branches_is_that_of_how_far_they_go():
         distance = gradients.displacement(y0).norm(dim=-1).flatten()
         *_, tol = meta._leave(AtBase.of(gradients, y0, measured=True)[0], gradients)
     same(tol, 0.05 * (1e-3 / distance).clamp(max=0.01 * LAM))
+
+
+def test_what_is_known_at_the_base():
+    """Gradients by autograd, and lengths where they are asked for; ||v|| / lam where all others are 0."""
+    y0 = numbers(T, 1, P)
+    with started() as (call, gradients):
+        at_base, query, _ = AtBase.of(gradients, y0, measured=False)
+        assert at_base.lengths is None
+        data, x = call.batch.many(0, T), call.parameters.x
+    for task in range(T):
+        with torch.enable_grad():
+            point = {"y": y0[task, 0].clone().requires_grad_()}
+            pull = loss(point, data.support[task]) + LAM / 2 * (point["y"] - x).square().sum()
+            value = 3 * loss(point, data.query[task])
+            (r,), (v,) = (torch.autograd.grad(each, point["y"]) for each in (pull, value))
+        same((at_base.residual[task, 0], at_base.v[task, 0]), (r, v))
+        same((at_base.norm_residual[task, 0, 0], at_base.norm_v[task, 0, 0]), (r.norm(), v.norm()))
+        same((query.grad[task].flatten(), query.value[task]), (v.norm()[None], value.detach()[None]))
+    still = mp.ProximalProblem(lambda p, data: p["y"].square().sum(), lambda p, data: (p["y"] * data).sum(), LAM)
+    rows = numbers(T, P)
+    zeros = torch.zeros(P, dtype=torch.float64)
+    with begun(still, {"y": zeros}, TaskBatch.of(mp.Task(rows, rows)), Choice("vmap", None)) as call:
+        lengths = AtBase.of(call.gradients((0, T)), zeros.expand(T, 1, P), measured=True)[0].lengths
+    same(lengths.moved.flatten(), rows.norm(dim=1) / LAM)
+    assert lengths.left.abs().max() == 0
+
+
+@pytest.mark.parametrize("perturb", ["center", "loss"])
+def test_the_default_step(perturb):
+    """As far from y_0 as the base has left to go; for "loss" nu ||v|| is no more than 0.175 ||grad fhat||."""
+    meta = mp.FOBMAML(SOLVER, 2, perturb=perturb)
+    with started() as (_, gradients):
+        at_base, _, _ = AtBase.of(gradients, numbers(T, 1, P), measured=True)
+        moved = gradients.displacement(at_base.y0)
+        distance, left = moved.norm(dim=-1), at_base.residual.norm(dim=-1)
+        slope = (at_base.residual - LAM * moved).norm(dim=-1)
+        branches, *_ = meta._leave(at_base, gradients)
+    eps, most = distance * (left / (LAM * distance)).sqrt().clamp(max=2), 0.175 * slope / LAM
+    assert (most < eps).any()
+    same(branches.nu[..., 0] * at_base.norm_v[..., 0], LAM * (torch.minimum(eps, most) if perturb == "loss" else eps))
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+def test_a_node_of_0_needs_no_gradient_of_the_query_loss(backend):
+    meta = mp.FOBMAML(SOLVER, K, branch_steps=J, scheme="forward", nu=0.1)
+    with started(backend) as (_, gradients):
+        counts = meta._estimate(gradients, keep_adapted=False).info.counts
+    assert counts == mp.Counts(support_gradients=T * (K + 1 + 2 * (J - 1)), query_gradients=T * (1 + J - 1))
+
+
+def test_no_gradient_is_taken_of_what_is_not_there():
+    one = torch.ones(T, 1, 1)
+    made = Branches.of(AtBase(one, one, one, one, one, None), (1.0,), (1.0,), one, center=True, corrected=True)
+    assert made.shared_difference(SimpleNamespace(shares=False), [one]).shape == (T, 1, 0)

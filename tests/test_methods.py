@@ -1,6 +1,7 @@
 """What is known of the compared methods: their agreement where they should agree, their bias where they should not."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -204,8 +205,11 @@ def test_what_does_not_adapt_meets_the_reference(meta, tolerance):
         assert relative_error(out.grad[name], grad) < tolerance, name
 
 
-def test_imaml_sees_the_same_noise_in_all_that_is_taken_at_the_solution():
-    """The residual there, the products of the system, and the mixed one are of one function."""
+@pytest.mark.parametrize(
+    "method", [partial(mp.IMAML, cg_steps=2), partial(mp.Tangent, residual_correction=True, branch_steps=3)]
+)
+def test_all_that_is_taken_at_the_solution_sees_the_same_noise(method):
+    """The residual there, the products of the system, two of them, and the mixed one are of one function."""
     draws = []
 
     def noisy(params, data):
@@ -215,13 +219,13 @@ def test_imaml_sees_the_same_noise_in_all_that_is_taken_at_the_solution():
     outer = lambda params, data: ((params["y"] - data) ** 2).sum() * params["w"].sum()  # noqa: E731
     problem = mp.ProximalProblem(noisy, outer, lam=1.0, adapt="y")
     params = {"y": torch.ones(3), "w": torch.ones(1)}
-    meta = mp.IMAML(mp.GradientDescent(0.1), 4, cg_steps=2, backend="loop")
+    meta = method(mp.GradientDescent(0.1), 4, backend="loop")
     tasks = mp.Task(torch.ones(1, 3), torch.tensor([[1.0, 2.0, 3.0]]))
     meta(problem, params, tasks)  # the first time the losses are looked at as well
     draws.clear()
     out = meta(problem, params, tasks)
     after = draws[4:]
-    assert len(after) == 1 + out.info.counts.hessian_vector_products
+    assert len(after) == 1 + out.info.counts.hessian_vector_products == 4
     assert len(set(after)) == 1
     assert len(set(draws)) == 5
 

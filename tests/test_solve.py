@@ -190,6 +190,21 @@ def test_a_step_that_comes_with_its_gradient_is_taken_as_it_is(tol):
     assert out.steps.tolist() == plain.steps.tolist()
 
 
+def test_a_gradient_that_is_known_is_not_asked_for_alone_or_with_its_step():
+    asked = []
+
+    def fused(y, step, branches):
+        asked.append(step)
+        slope = gradient(y, step)
+        return Step(y - 0.9 * slope, slope, slope.norm(dim=-1))
+
+    first, solver = [gradient(ones(), 0)], mp.GradientDescent(0.9)
+    out = solve_parts(lambda *_: pytest.fail("asked"), [ones()], solver, 5, first=first, fused=fused)
+    assert asked == [1, 2, 3, 4]
+    assert first == []  # taken over
+    torch.testing.assert_close(out.y, solve(gradient, ones(), solver, 5).y)
+
+
 def test_a_solve_that_starts_at_its_solution_takes_no_step():
     out = solve(gradient, 0 * ones(), mp.GradientDescent(0.9), 50, tol=torch.full((3,), 1e-12, dtype=torch.float64))
     assert out.steps.tolist() == [0, 0, 0]

@@ -253,3 +253,12 @@ def test_any_object_with_init_and_step_is_a_solver(quadratic):
 def test_lr_must_be_a_positive_number(cls, lr):
     with pytest.raises(mp.InputError, match="lr must be a finite number > 0, got"):
         cls(lr)
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.7])
+def test_nesterov_with_constant_momentum_converges_up_to_the_curvature_that_it_says(beta):
+    solver = mp.Nesterov(0.1, beta)
+    limit = solver.largest_curvature(2000)
+    for share, less in ((0.99, True), (1.01, False)):
+        end = solve(lambda y, step: share * limit * y, torch.ones(1, 1, 1, dtype=torch.float64), solver, 2000)  # noqa: B023
+        assert (end.y.abs().max() < 1e-3) == less
