@@ -1,5 +1,6 @@
 """Each inner solver against what is known of it."""
 
+import functools
 from dataclasses import dataclass
 
 import pytest
@@ -262,3 +263,14 @@ def test_nesterov_with_constant_momentum_converges_up_to_the_curvature_that_it_s
     for share, less in ((0.99, True), (1.01, False)):
         end = solve(lambda y, step: share * limit * y, torch.ones(1, 1, 1, dtype=torch.float64), solver, 2000)  # noqa: B023
         assert (end.y.abs().max() < 1e-3) == less
+
+
+def test_half_a_solver_and_how_to_make_an_optimizer_are_refused_by_name():
+    class Half:
+        def step(self, grad, y, state):
+            return y, state
+
+    with pytest.raises(mp.InputError, match=r"any with init\(y\) and step\(grad, y, state\)"):
+        mp.FOMAML(Half(), 3)
+    with pytest.raises(mp.InputError, match=r"mp.TorchOptimizer\(functools.partial\(torch.optim.Adam"):
+        mp.FOMAML(functools.partial(torch.optim.Adam, lr=0.1), 3)
