@@ -149,6 +149,7 @@ def first(tasks):
     return pytree.tree_map(lambda leaf: leaf[0], tasks)
 
 
+@pytest.mark.filterwarnings("ignore:one task with a support of shapes")
 def test_two_calls_that_contradict_each_other_are_both_named_whichever_comes_first():
     """A batch by hand, and a model that takes any rank: nothing tells that the first ``adapt`` is wrong."""
     tasks = waves()
@@ -215,6 +216,7 @@ def test_a_batch_of_quadratics_is_refused_as_one_task():
         mp.adapt(family.problem(0.5), family.batch([0, 1]).support, GD, 2, params={"y": torch.zeros(3).double()})
 
 
+@pytest.mark.filterwarnings("ignore:one task with a support of shapes")
 def test_what_is_computed_from_a_stack_is_no_stack():
     """Copies, parts and joined tasks; nor is a tensor in the place of one that is gone."""
     batch = mp.Task.stack([first(waves()) for _ in range(3)])
@@ -299,3 +301,40 @@ def test_the_callers_grad_mode_changes_nothing(mode):
         adapted = mp.adapt(problem, pieces, GD, 3)
         assert mp.evaluate(problem, lambda ids: own, range(3), GD, 3).loss.n == 3
     adapted["weight"].mul_(1.0).requires_grad_().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch"),
+    [
+        (cross_entropy, (torch.randn(4, 5, 8), torch.arange(20).view(4, 5) % 5)),
+        (mean_squared_error, (torch.randn(4, 6, 8), torch.randn(4, 6, 5))),
+    ],
+)
+def test_what_may_be_a_batch_as_well_as_one_task_is_told_of(loss, batch):
+    """Of a model that takes any rank: a batch of tasks made by hand, the first that the problem is given."""
+    own = loss if loss is mean_squared_error else lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1])
+    for given in ("adapt", "list"):
+        problem = mp.ProximalProblem.from_module(nn.Linear(8, 5), own, lam=0.5)
+        if given == "adapt":
+            call = partial(mp.adapt, problem, batch, mp.GradientDescent(0.1), steps=2)
+        else:
+            meta = mp.FOMAML(mp.GradientDescent(0.1), 2)
+            call = partial(meta, problem, problem.live_parameters(), [mp.Task(batch, batch)])
+        with pytest.warns(UserWarning, match=r"of shapes \(4, [56], 8\).*looks like a batch of 4 tasks just as well"):
+            call()
+
+
+def test_one_task_is_not_told_of():
+    """Vectors with labels, sequences with a label each, images: warnings are errors in these tests."""
+    sequences = nn.Sequential(nn.Linear(8, 4), nn.Flatten(), nn.Linear(12, 5))
+    images = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 5))
+    labels = torch.arange(6) % 5
+    for model, inputs in (
+        (nn.Linear(8, 5), torch.randn(6, 8)),
+        (sequences, torch.randn(6, 3, 8)),
+        (images, torch.randn(6, 1, 4, 4)),
+    ):
+        problem = mp.ProximalProblem.from_module(model, cross_entropy, lam=0.5)
+        mp.adapt(problem, (inputs, labels), mp.GradientDescent(0.1), steps=2)
+    problem = mp.ProximalProblem.from_module(mlp([2, 4, 1]), mean_squared_error, lam=0.5)
+    mp.adapt(problem, (torch.randn(6, 2), torch.randn(6, 1)), mp.GradientDescent(0.1), steps=2)

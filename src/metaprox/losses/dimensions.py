@@ -1,6 +1,7 @@
 """One task for many, and many for one: what the shapes of the data, and what a model sees of them, tell apart."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,34 @@ def remember_dimensions(problem: ProximalProblem, task: Task, count: int | None)
 
 
 @contextmanager
+def batches_told_of(loss: Any, task: Task) -> Iterator[None]:
+    """Around an evaluation on ``task``, a single one: a warning where it looks like T tasks of N examples just as well.
+
+    That is: all tensors are [T, N, ...] alike, and a linear layer gets one of them, which has vectors in it.
+    """
+    leaves, _ = _support(task)
+    alike = len({leaf.shape[:2] for leaf in leaves}) == 1 and all(leaf.dim() >= 2 for leaf in leaves)
+    if not isinstance(loss, PrivateLoss) or not alike:
+        yield
+        return
+    shapes, seen = {leaf.shape for leaf in leaves if leaf.dim() == 3}, []
+
+    def see(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].shape in shapes:
+            seen.append(inputs[0].shape)
+
+    with _hooked(loss, (nn.Linear, nn.Bilinear), see):
+        yield
+    if seen:
+        warnings.warn(
+            f"one task with a support of shapes {_shapes(leaves)} looks like a batch of {len(leaves[0])} tasks just as "
+            "well: if it is one, give one task's, such as leaf[0] of every tensor; a batch goes to an estimator or to "
+            "evaluate as it is, without a list around it",
+            stacklevel=2,
+        )
+
+
+@contextmanager
 def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task, count: int) -> Iterator[None]:
     """Around an evaluation on ``task``, one of ``count``: InputError where a layer gets a tensor of it alone."""
     if not isinstance(loss, PrivateLoss):
@@ -120,7 +149,15 @@ def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task, cou
                 f"input of shape {tuple(data.shape)}, one example without a batch of them. {ONE_TASK}"
             )
 
-    kinds = tuple(kind for kind, _ in UNBATCHED)
+    with _hooked(loss, tuple(kind for kind, _ in UNBATCHED), see):
+        yield
+
+
+@contextmanager
+def _hooked(
+    loss: PrivateLoss, kinds: tuple[type[nn.Module], ...], see: Callable[[nn.Module, tuple[Any, ...]], None]
+) -> Iterator[None]:
+    """``see`` is called with each layer of these kinds, and its inputs, before it is."""
     watched = [module for module in loss.replica.module.modules() if isinstance(module, kinds)]
     hooks = [
         module.register_forward_pre_hook(see) for module in watched if not isinstance(module, torch.jit.ScriptModule)

@@ -5,7 +5,6 @@ name; what is unusual is remembered.
 """
 
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +20,12 @@ from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.dimensions import check_dimensions, remember_dimensions, single_examples_refused
+from metaprox.losses.dimensions import (
+    batches_told_of,
+    check_dimensions,
+    remember_dimensions,
+    single_examples_refused,
+)
 from metaprox.losses.loop import REENTRANT
 from metaprox.losses.noise import Noise
 from metaprox.modules.loss import PrivateLoss
@@ -74,7 +78,8 @@ def look_at(
 def _look_at_both(
     problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, query: Query, count: int | None
 ) -> Look:
-    with nullcontext() if count is None else single_examples_refused(problem, problem.inner_loss, task, count):
+    loss = problem.inner_loss
+    with batches_told_of(loss, task) if count is None else single_examples_refused(problem, loss, task, count):
         seen = [_look(CheckedLoss(problem.inner_loss, "inner_loss"), parameters, task.support, noise)]
     if query != "nothing":
         outer = CheckedLoss(problem.outer_loss, "outer_loss", differentiable=query == "gradient")
