@@ -210,11 +210,11 @@ def test_what_does_not_adapt_meets_the_reference(meta, tolerance):
 )
 def test_all_that_is_taken_at_the_solution_sees_the_same_noise(method):
     """The residual there, the products of the system, two of them, and the mixed one are of one function."""
-    draws = []
+    draws, curvature = [], torch.tensor([1.0, 2.0, 3.0])  # which two steps of conjugate gradients do not solve
 
     def noisy(params, data):
         draws.append(float(torch.rand(())))
-        return (params["y"] ** 2).sum() * (1 + draws[-1]) * params["w"].sum()
+        return (params["y"] ** 2 * curvature).sum() * (1 + draws[-1]) * params["w"].sum()
 
     outer = lambda params, data: ((params["y"] - data) ** 2).sum() * params["w"].sum()  # noqa: E731
     problem = mp.ProximalProblem(noisy, outer, lam=1.0, adapt="y")

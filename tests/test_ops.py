@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{what}")
     for what in (
         "There is a performance drop",  # of vmap, where torch goes one by one
+        "one task with a support of shapes",  # of sequences, with a target at each place
         "Using padding='same' with even kernel",
         "Sparse CSR tensor support is in beta",
         "`torch.nn.utils.weight_norm` is deprecated",

@@ -105,10 +105,12 @@ def remember_dimensions(problem: ProximalProblem, task: Task, count: int | None)
 def batches_told_of(loss: Any, task: Task) -> Iterator[None]:
     """Around an evaluation on ``task``, a single one: a warning where it looks like T tasks of N examples just as well.
 
-    That is: all tensors are [T, N, ...] alike, and a linear layer gets one of them, which has vectors in it.
+    That is: several tensors are [T, N, ...] alike, and a linear layer gets one of them, which has vectors in it.
     """
     leaves, _ = _support(task)
-    alike = len({leaf.shape[:2] for leaf in leaves}) == 1 and all(leaf.dim() >= 2 for leaf in leaves)
+    alike = (
+        len({leaf.shape[:2] for leaf in leaves}) == 1 and all(leaf.dim() >= 2 for leaf in leaves) and len(leaves) > 1
+    )
     if not isinstance(loss, PrivateLoss) or not alike:
         yield
         return
