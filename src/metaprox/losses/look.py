@@ -1,7 +1,7 @@
 """A first look at a user's losses, on one task: what they are, before anything rests on it.
 
-Each loss is evaluated once more, at x, the first time that a problem meets tasks of a kind. What is wrong is refused by
-name; what is unusual is remembered.
+Each loss is evaluated twice more, at x, the first time that a problem meets tasks of a kind; three times where the
+model has frozen parameters. What is wrong is refused by name; what is unusual is remembered.
 """
 
 import warnings
@@ -26,6 +26,7 @@ from metaprox.losses.dimensions import (
     remember_dimensions,
     single_examples_refused,
 )
+from metaprox.losses.graph import nodes
 from metaprox.losses.loop import REENTRANT
 from metaprox.losses.noise import Noise
 from metaprox.modules.loss import PrivateLoss
@@ -80,7 +81,7 @@ def _look_at_both(
 ) -> Look:
     loss = problem.inner_loss
     with batches_told_of(loss, task) if count is None else single_examples_refused(problem, loss, task, count):
-        seen = [_look(CheckedLoss(problem.inner_loss, "inner_loss"), parameters, task.support, noise)]
+        seen = [_look(CheckedLoss(loss, "inner_loss"), parameters, task.support, noise)]
     if query != "nothing":
         outer = CheckedLoss(problem.outer_loss, "outer_loss", differentiable=query == "gradient")
         seen.append(_look(outer, parameters, task.query, noise))
@@ -172,16 +173,10 @@ def _refuse_lasting(loss: CheckedLoss, strange: list[Tensor], again: list[Tensor
 def _strange_leaves(value: Tensor, known: set[int]) -> list[Tensor]:
     """Leaves of the graph of ``value`` that are not known. Raises InputError where a node of it hides some."""
     found: list[Tensor] = []
-    seen, left = set(), [value.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes(value.grad_fn):
         if node.name() == "CheckpointFunctionBackward":
             raise InputError(REENTRANT)
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in known:
             found.append(leaf)
-        left += [parent for parent, _ in node.next_functions]
     return found

@@ -15,6 +15,7 @@ from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Seed, Step
+from metaprox.losses.graph import nodes
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.types import Metrics
 from metaprox.vectors.terms import ProximalTerm
@@ -99,19 +100,13 @@ def _require_second_derivatives(value: Tensor, gradient: Tensor, y: Tensor) -> N
     nothing where all that such a function gets in the backward pass is constant. A term of the second derivative would
     be missing, and nobody told.
     """
-    start = y.grad_fn
-    seen, left, marked = {start}, [value.grad_fn, gradient.grad_fn], []
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
+    marked = []
+    for node in nodes(value.grad_fn, gradient.grad_fn, end=y.grad_fn):
         if node.name() == "torch::autograd::Error":  # what torch leaves in place of the second derivative
             raise RuntimeError(ONCE)
-        seen.add(node)
-        left += [parent for parent, _ in node.next_functions]
         if _once_differentiable(node):
             marked.append(node)
-    if any(_leads_to(node, start) for node in marked):
+    if any(found is y.grad_fn for node in marked for found in nodes(node)):
         raise RuntimeError(ONCE)
 
 
@@ -119,18 +114,6 @@ def _once_differentiable(node: Any) -> bool:
     """Whether a node of the graph is of a function of the user's with that mark."""
     backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
     return getattr(backward, "__code__", None) is _MARK
-
-
-def _leads_to(node: Any, end: Any) -> bool:
-    seen, left = set(), [node]
-    while left:
-        node = left.pop()
-        if node is end:
-            return True
-        if node is not None and node not in seen:
-            seen.add(node)
-            left += [parent for parent, _ in node.next_functions]
-    return False
 
 
 def _stack(results: list[Any]) -> Any:
