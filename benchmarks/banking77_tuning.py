@@ -12,18 +12,17 @@ stopped goes on with the parts it had finished. Needs METAPROX_DATA; half an hou
 
 import argparse
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from metaprox.comparison import Plan, measure
 from metaprox.experiments.base import Remember
 from metaprox.experiments.search import best_candidates, validation_accuracy
-from metaprox.training import Plan, TrainConfig, style
-from metaprox.training.cost import measure
-from metaprox.training.methods import read_variants
+from metaprox.reports import style
+from metaprox.training import Settings, read_variants
 
 VARIANTS = read_variants(Path(__file__).with_name("banking77_variants.json"))
 CASES: dict[str, dict[str, Any]] = {
@@ -44,14 +43,16 @@ def methods(case: str) -> dict[str, dict[str, Any]]:
 
 def search(case: str, remember: Remember) -> list[dict[str, Any]]:
     """A row for each method and length: meta-steps and validation accuracy."""
-    shared = TrainConfig(tasks="banking77", meta_steps=META_STEPS[case], eval_tasks=TASKS[case])
+    shared = Settings("banking77", meta_steps=META_STEPS[case], eval_tasks=TASKS[case])
     plan = Plan.of(shared, methods(case), (SEED,), "gradients")
+    plan = plan.with_equal_gradients(measure(plan.contenders, SEED, rounds=1))
     rows = []
-    for label, seed, config in plan.with_equal_gradients(measure(plan.configs, rounds=1)).runs():
+    for label, own in methods(case).items():
+        meta_steps = plan.contenders[label].pace.meta_steps
         for length in LENGTHS[case]:
-            one = replace(config, seed=seed, lr=length)
+            one = shared.variant(own).but(seed=SEED, lr=length, meta_steps=meta_steps).composition()
             found = remember(f"{case}_{label}_{length}", partial(validation_accuracy, one))
-            row = {"method": label, "lr": length, "meta_steps": config.meta_steps, "validation_accuracy": found}
+            row = {"method": label, "lr": length, "meta_steps": meta_steps, "validation_accuracy": found}
             print(case, row, flush=True)
             rows.append(row)
     return rows

@@ -42,7 +42,7 @@ from hand_methods import plain_gradients
 from measures import processor_seconds, provenance, relative_error
 from metaprox.data.batch import TaskBatch
 from metaprox.losses.second_order import flat_losses
-from metaprox.training import style
+from metaprox.reports import style
 from metaprox.vectors.parameters import Parameters
 from workloads import LAM, STEPS, Workload
 

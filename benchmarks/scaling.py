@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 import metaprox as mp
 from measures import processor_seconds, provenance
+from metaprox.reports import style
 from metaprox.tasks import Sinusoid
-from metaprox.training import style
 from workloads import LAM, workload
 
 STEPS, TASKS = (1, 2, 5, 10, 20, 50, 100), (1, 2, 5, 10, 20, 50, 100)

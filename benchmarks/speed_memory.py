@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from metaprox.training.cost import peak_memory
+from metaprox.comparison import peak_memory
 from speed_rows import COMPILED, ROWS
 from workloads import workload
 

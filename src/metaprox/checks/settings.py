@@ -82,6 +82,11 @@ def tuple_of(name: str, value: Any, check: Callable[..., Any], length: int | Non
     return tuple(check(f"{name}[{index}]", one) for index, one in enumerate(values))
 
 
+def counts(name: str, value: Any) -> tuple[int, ...]:
+    """``value`` holds integers >= 1, in order."""
+    return tuple_of(name, value, count)
+
+
 def text(name: str, value: Any) -> str:
     """``value`` is a string."""
     if not isinstance(value, str):

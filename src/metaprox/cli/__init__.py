@@ -2,47 +2,105 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
-from metaprox.errors import InputError, MetaproxError, needs_extra
+from metaprox.errors import InputError, MetaproxError, NonFiniteError, UnstableError, needs_extra
 
 with needs_extra("the command line"):
     import tyro
     from rich.console import Console
 
-    from metaprox.cli.check import Check
+    from metaprox.cli.check import Check, CheckRun
     from metaprox.cli.compare import Compare, Recount
     from metaprox.cli.evaluate import Evaluate
+    from metaprox.cli.options import is_family, with_options
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
+    from metaprox.tasks import families
 
-Command = Train | Resume | Check | Evaluate | Compare | Recount | Reproduce
-COMMANDS: dict[str, Callable[..., Command]] = {
-    "train": Train,
-    "resume": Resume,
-    "check": Check,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "recount": Recount,
-    "reproduce": Reproduce,
-}
+OF_A_FAMILY: dict[str, type] = {"train": Train, "check": Check, "compare": Compare}
+OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
+ORDER = ("train", "resume", "check", "evaluate", "compare", "recount", "reproduce")
+# Options that a command has in another form, and defaults of its own.
+WITHOUT: dict[str, tuple[str, ...]] = {"compare": ("method", "seed")}
+SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
+ADVICE = (
+    "on the command line: lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam, nu --nu, and "
+    "mp.AdaptiveGradientDescent --solver adaptive"
+)
+
+
+class Command(Protocol):
+    """What the arguments ask for."""
+
+    def run(self, console: Console) -> None:
+        """Do it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. An error of metaprox ends it with one message and status 1, or 2 for bad input."""
+    sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
-        parse(arguments).run(Console())
+        parse(sys.argv[1:] if arguments is None else arguments).run(Console())
     except MetaproxError as error:
-        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
-        print(f"metaprox: error: {error}{notes}", file=sys.stderr)
+        solve = isinstance(error, NonFiniteError) and (error.task is not None or isinstance(error, UnstableError))
+        notes = [*getattr(error, "__notes__", ()), *([ADVICE] if solve else ())]
+        print("\n  ".join([f"metaprox: error: {error}", *notes]), file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    finally:
+        sys.path.remove("")
 
 
-def parse(arguments: Sequence[str] | None) -> Command:
-    """The command that the arguments (of this process, if None) ask for."""
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that the arguments ask for. Raises InputError where they lack a family, or name a part that isn't."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", arguments)
+    commands: dict[str, Callable[..., Command]] = {key: (OF_A_FAMILY | OTHERS)[key] for key in ORDER}
+    shown = list(arguments)
+    if name in OF_A_FAMILY:
+        if rest and is_family(rest[0]):
+            commands[name] = with_options(OF_A_FAMILY[name], rest, WITHOUT.get(name, ()), **SHOWN.get(name, {}))
+            shown = [name, *rest[1:]]
+        elif name == "check" and rest and not rest[0].startswith("-"):
+            _refuse_settings(rest)
+            commands[name] = CheckRun
+        else:
+            _ask_for_a_family(name, rest)
     return tyro.extras.subcommand_cli_from_dict(
-        COMMANDS,
+        commands,
         prog="metaprox",
         description="Meta-learn the parameters of PyTorch models with first derivatives only (FO-B-MAML).",
-        args=arguments,
+        args=shown,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _refuse_settings(words: Sequence[str]) -> None:
+    """Raise InputError where there are settings beside a run folder."""
+    odd = [word for word in words[1:] if word.startswith("--") and word.split("=")[0] not in ("--ids", "--help")]
+    if odd:
+        raise InputError(
+            f"{words[0]} is no family of tasks ({', '.join(families())}), and a run folder has settings of its own: "
+            f"give a run folder or a family with settings, not both; {odd[0]} is a setting"
+        )
+
+
+def _ask_for_a_family(name: str, rest: Sequence[str]) -> None:
+    """Say how the command is used, and which families there are; ends the process."""
+    known = {kind: (family.__doc__ or "").split("\n")[0] for kind, family in families().items()}
+    lines = [
+        f"usage: metaprox {name} FAMILY [OPTIONS]",
+        "",
+        *((OF_A_FAMILY[name].__doc__ or "").split("\n")[0:1]),
+        "",
+        "families of tasks:",
+        *(f"  {kind:12} {text}" for kind, text in known.items()),
+        "  or one of your own, package.module:Class, a subclass of metaprox.tasks.Family",
+        "",
+        f"metaprox {name} {next(iter(known))} --help shows the options there are with it.",
+    ]
+    asked = any(word in ("-h", "--help") for word in rest)
+    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    if not asked:
+        got = f", got {rest[0]!r}" if rest else ""
+        raise InputError(f"metaprox {name} needs a family of tasks first: {', '.join(known)}{got}")
+    sys.exit(0)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from metaprox import training
+from metaprox import comparison, reports, training
+from metaprox.cli.options import WithSettings
 
 
-@dataclass(frozen=True)
-class Compare:
+@dataclass(frozen=True, kw_only=True)
+class Compare(WithSettings):
     """Meta-train several methods on the same tasks from the same initial points: table, paired differences, figure.
 
     Settings are shared by all methods. A comparison that was stopped goes on where it was when given again.
@@ -23,9 +24,6 @@ class Compare:
 
     out: Path
     """Folder of the comparison. Runs with the same settings that it holds already are kept or continued."""
-    config: tyro.conf.OmitArgPrefixes[training.TrainConfig] = field(
-        default_factory=lambda: training.TrainConfig(eval_split="test")
-    )
     methods: tuple[str, ...] = ("fobmaml", "maml", "imaml", "fomaml", "reptile")
     """Methods by name; differences are to the first. Also: fobmaml-center, fobmaml-forward, fobmaml-forward-center,
     tangent, and the names in --variants."""
@@ -34,7 +32,7 @@ class Compare:
     knows takes its settings from here; each is merged into the shared settings."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of weights and tasks. Every method runs with each; fewer than five are no ground for preferring one."""
-    budget: training.Budget = "steps"
+    budget: comparison.Budget = "steps"
     """What is equal for all. steps: inner and outer steps; gradients: gradient evaluations (those of the first method),
     a Hessian-vector product counted as two."""
     jobs: int = 1
@@ -42,8 +40,10 @@ class Compare:
 
     def run(self, console: Console) -> None:
         """Run what is missing, and write the report."""
-        plan = training.Plan.of(self.config, self._variants(), self.seeds, self.budget)
-        results = training.compare(plan, self.out, self.jobs, lambda line: print(line, flush=True))
+        shared = self.settings()
+        shared = shared if "eval_split" in shared.given else shared.but(eval_split="test")
+        plan = comparison.Plan.of(shared, self._variants(), self.seeds, self.budget)
+        results = comparison.compare(plan, self.out, self.jobs, lambda line: print(line, flush=True))
         _show_comparison(results, self.out, console)
 
     def _variants(self) -> dict[str, dict[str, Any]]:
@@ -60,24 +60,24 @@ class Recount:
 
     def run(self, console: Console) -> None:
         """Read the runs, and write the report."""
-        results = training.recount(training.read_comparison(self.out), self.out)
+        results = comparison.recount(comparison.read(self.out), self.out)
         training.RunFolder(self.out).write_text("comparison.json", json.dumps(results, indent=2) + "\n")
         _show_comparison(results, self.out, console)
 
 
 def _show_comparison(results: dict[str, Any], out: Path, console: Console) -> None:
     """Write table, figure and page, and print the columns that fit a terminal."""
-    report = training.write_comparison(results, out)
+    report = reports.write_comparison(results, out)
     tasks = next(iter(results["methods"].values()))["settings"]["tasks"]
     title = f"{tasks}, seeds {', '.join(map(str, results['seeds']))}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for key in training.IN_A_TERMINAL:
-        table.add_column(training.COLUMNS[key], justify="left" if key == "method" else "right")
-    for row in training.comparison_table(results):
-        cells = (row[key] for key in training.IN_A_TERMINAL)
+    for key in reports.IN_A_TERMINAL:
+        table.add_column(reports.COLUMNS[key], justify="left" if key == "method" else "right")
+    for row in reports.comparison_table(results):
+        cells = (row[key] for key in reports.IN_A_TERMINAL)
         table.add_row(
             *(re.sub(" (?=[±%]|[0-9n])", "\N{NO-BREAK SPACE}", cell) if "±" in cell else cell for cell in cells)
         )
     console.print(table)
-    console.print(training.legend(results), highlight=False)
+    console.print(reports.legend(results), highlight=False)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)

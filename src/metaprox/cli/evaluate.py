@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from metaprox import training
+from metaprox.reports import show
 from metaprox.tasks import Split
-from metaprox.training.report import show
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,15 @@ class Evaluate:
     def run(self, console: Console) -> None:
         """Print the statistics."""
         folder = training.RunFolder.open(self.run_folder)
-        setup = training.build(folder.config())
-        training.load_weights(folder, setup)
-        result = setup.evaluate(self.split, self.count)
+        trainer = training.trainer_of(folder)
+        trainer.load_weights(folder)
+        result = trainer.evaluate(self.split, self.count)
         statistics = {name: asdict(value) for name, value in ({"loss": result.loss} | result.metrics).items()}
         if self.as_json:
             print(json.dumps({"split": self.split, "transductive": result.transductive, **statistics}))
             return
-        table = Table(
-            title=f"{self.count} {self.split} tasks, after {setup.config.steps} inner steps", title_justify="left"
-        )
+        steps = f" of {trainer.estimator.steps} inner steps" if trainer.estimator.steps else ""
+        table = Table(title=f"{self.count} {self.split} tasks, after adaptation{steps}", title_justify="left")
         for column in ("quantity", "mean and 95 % interval over tasks", "std between tasks"):
             table.add_column(column)
         for name, value in statistics.items():

@@ -7,23 +7,22 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from metaprox import training
+from metaprox import reports, training
+from metaprox.cli.options import WithSettings
 from metaprox.cli.progress import shown_progress
-from metaprox.training.report import final_table
 
 
-@dataclass(frozen=True)
-class Train:
+@dataclass(frozen=True, kw_only=True)
+class Train(WithSettings):
     """Meta-train on a family of tasks, evaluate on unseen ones, write figures and a report."""
 
     out: Path
     """Run folder; must be missing or empty."""
-    config: tyro.conf.OmitArgPrefixes[training.TrainConfig]
 
     def run(self, console: Console) -> None:
         """Train from the start."""
         with shown_progress(console) as watch:
-            folder = training.train(self.config, self.out, watch)
+            folder = training.train(self.settings(), self.out, watch)
         _finish(folder, console)
 
 
@@ -42,11 +41,11 @@ class Resume:
 
 
 def _finish(folder: training.RunFolder, console: Console) -> None:
-    report = training.write_report(folder)
+    report = reports.write_report(folder)
     table = Table(title="Unseen test tasks", title_justify="left")
     for column in ("quantity", "before meta-training", "after meta-training", "tasks"):
         table.add_column(column)
-    for row in final_table(folder.read_metrics()):
+    for row in reports.final_table(folder.read_metrics()):
         table.add_row(row["quantity"], row["before"], row["after"], row["n"])
     console.print(table)
     console.print(f"report: {report}", soft_wrap=True, highlight=False)

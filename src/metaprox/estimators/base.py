@@ -36,7 +36,9 @@ class Estimator(ABC):
 
     Args:
         solver: the inner solver of the base solve.
-        steps: base steps K. Or ``tol`` with ``max_steps``: each task stops once its gradient norm is <= tol.
+        steps: base steps K. Or ``tol`` with ``max_steps``.
+        tol: in place of ``steps``: each task stops once its gradient norm is <= tol.
+        max_steps: the most steps that are taken with ``tol``.
         backend: "vmap", all tasks at once; "loop", one after another, for any model; "auto", vmap for small models
             that it can take and for tasks of equal shapes, and the loop else. "auto" evaluates the losses on the
             first task to find out, once for each problem and shape of the data; the choice does not depend on time.

@@ -18,7 +18,15 @@ from metaprox.solvers.protocol import InnerSolver, check_solver
 
 @dataclass(frozen=True)
 class Branched(Estimator):
-    """Settings of the branches. The subclasses' docstrings say what they do."""
+    """Settings of the branches. The subclasses' docstrings say more of what they do.
+
+    Args:
+        perturb: where nu enters, the query loss or the centre of the proximal term.
+        branch_solver: solver of the branches (default: ``solver``).
+        branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
+        residual_correction: make y_0 exactly stationary for the branches.
+        start: where branches start: "base", y_0, or "predictor", the solution to first order where fhat is flat.
+    """
 
     _: KW_ONLY
     perturb: Literal["loss", "center"] = "loss"

@@ -2,6 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from metaprox.estimators.branched import Branched
 from metaprox.estimators.branches import AtBase, Branches
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
-from metaprox.estimators.stencil import STENCILS, Stencil, stencil
+from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
@@ -42,20 +43,23 @@ class FOBMAML(Branched):
     it is P numbers and an evaluation's memory for each task and branch of the chunk at hand. With forward and symmetric
     differences of exact solves the error is O(nu) and O(nu^2); see ``scheme``.
 
+    Where neither nu nor eps is given, eps = D min(2, (||r|| / (lam D))^(1/order)) for each task, with D = ||y_0 - x||
+    and r the gradient left at y_0, so that the truncation is of the order of the base's own error, and nu = lam eps /
+    ||v||. For "loss" nu ||v|| is at most 0.175 ||grad fhat(y_0)||; where a branch at -nu goes astray all the same (the
+    task's gradient ratio is above 2), the task is differentiated anew by "center". eps is no less than what balances
+    rounding. No change of units changes it; docs/method.md, (5), has the details.
+
     Args:
         solver: the inner solver of the base solve.
-        steps: base steps K. Or ``tol`` with ``max_steps``: each task stops once its gradient norm is <= tol
-            (and its branches once theirs are <= nu tol, because the difference is divided by nu).
+        steps: base steps K. Or ``tol`` with ``max_steps``.
+        tol: in place of ``steps``: each task stops once its gradient norm is <= tol (and its branches once theirs are
+            <= nu tol, because the difference is divided by nu).
         scheme: "forward", "symmetric", "central4", "central6", of order 1, 2, 4, 6 in nu. With "loss", nodes below 0
             need lam + min eig(Hess fhat) > |n_j| nu max eig(Hess f).
-        perturb: where nu enters, as above. "center" needs the query gradient once a task, "loss" at every step.
+        perturb: where nu enters, the query loss or the centre of the proximal term. "center" needs the query gradient
+            once a task, "loss" at every step.
         nu: weight of the query loss at a node of 1, for perturb="loss".
         eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
-        Where neither is given, eps = D min(2, (||r|| / (lam D))^(1/order)) for each task, with D = ||y_0 - x|| and r
-            the gradient left at y_0, so that the truncation is of the order of the base's own error, and nu =
-            lam eps / ||v||. For "loss" nu ||v|| is at most 0.175 ||grad fhat(y_0)||; where a branch at -nu goes astray
-            all the same (the task's gradient ratio is above 2), the task is differentiated anew by "center". eps is no
-            less than what balances rounding. No change of units changes it; docs/method.md, (5), has the details.
         branch_solver: solver of the branches (default: ``solver``). ``mp.Anderson`` needs the fewest steps.
         branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
         residual_correction: subtract the gradient left at y_0 from every branch's gradient, so that y_0 is
@@ -65,8 +69,8 @@ class FOBMAML(Branched):
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
         estimate_error: whether to compute ``info.error_estimate``. Without it the loop backend saves a vector.
-        backend, chunk_size, compile: as for every estimator: "auto", "vmap" or "loop"; "auto", None or a number;
-            whether vmapped gradients are compiled.
+
+    ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
     Cost per task, with B branches (forward with residual correction: 1) and J branch steps, from y_0:
     K + 1 + B (J - 1) support gradients, and 1 query gradient ("center") or 1 + B (J - 1) ("loss", without the branch of
@@ -90,18 +94,22 @@ class FOBMAML(Branched):
     """
 
     _: KW_ONLY
-    scheme: str = "symmetric"
+    scheme: Scheme = "symmetric"
     nu: float | None = None
     eps: float | None = None
     estimate_error: bool = True
+
+    # Where each of the two steps has a meaning.
+    step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
         checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, estimate_error=checks.switch)
-        for name, value, goes_with in (("nu", self.nu, "loss"), ("eps", self.eps, "center")):
-            if value is not None and self.perturb != goes_with:
-                raise InputError(f"{name}={value!r} is the step of perturb={goes_with!r}, but perturb={self.perturb!r}")
+        for name, perturb in self.step_of.items():
+            value = getattr(self, name)
+            if value is not None and self.perturb != perturb:
+                raise InputError(f"{name}={value!r} is the step of perturb={perturb!r}, but perturb={self.perturb!r}")
 
     def _evaluations_at_once(self) -> int:
         return len(self._table(stencil(self.scheme))[0])

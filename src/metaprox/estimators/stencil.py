@@ -8,8 +8,11 @@ which holds when sum_j weights[j] nodes[j]^m is 1 for m = 1 and 0 for every othe
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from metaprox import checks
+
+Scheme = Literal["forward", "symmetric", "central4", "central6"]
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,22 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from metaprox.comparison import Plan, compare
 from metaprox.experiments import tuning
 from metaprox.experiments.base import Experiment, Remember, Size
-from metaprox.training import Plan, TrainConfig, compare, comparison_table, legend, style
-from metaprox.training.comparison import report
+from metaprox.reports import comparison as report
+from metaprox.reports import comparison_table, legend, style
+from metaprox.training import Settings
 
 QUICK = ("fobmaml", "maml", "fomaml", "reptile")
 SEEDS = {"full": 5, "quick": 2}
 
 
 def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
-    shared = TrainConfig(tasks="mnist1d", eval_split="test", meta_steps=400, eval_every=50)
+    shared = Settings("mnist1d", eval_split="test", meta_steps=400, eval_every=50)
     variants = tuning.chosen(remember.folder.parent / tuning.EXPERIMENT.name / "results.json")
     if size == "quick":
-        shared = TrainConfig(tasks="mnist1d", eval_split="test", meta_steps=20, eval_every=10, eval_tasks=100)
+        shared = Settings("mnist1d", eval_split="test", meta_steps=20, eval_every=10, eval_tasks=100)
         variants = {label: variants[label] for label in QUICK}
     plan = Plan.of(shared, variants, range(seed, seed + SEEDS[size]), "steps")
     return compare(plan, remember.folder / f"runs_{size}", jobs=os.cpu_count() or 1)

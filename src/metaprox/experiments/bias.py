@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import metaprox as mp
-from metaprox.estimators.stencil import STENCILS, Stencil
+from metaprox.estimators.stencil import STENCILS, Scheme, Stencil
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.experiments.problems import LOGISTIC_LAM as LAM
 from metaprox.experiments.problems import logistic_loss, logistic_tasks
-from metaprox.training import style
+from metaprox.reports import style
 from metaprox.types import Params
 
 COLORS = {"forward": style.LIGHT_BLUE, "symmetric": style.BLUE, "central4": style.PURPLE, "central6": style.GREEN}
@@ -71,7 +71,7 @@ def _independent(rule: Stencil, x: dict[str, Tensor], tasks: mp.Task, draws: int
     return rows
 
 
-def _coupled(scheme: str, x: dict[str, Tensor], tasks: mp.Task, steps: range) -> list[dict[str, float]]:
+def _coupled(scheme: Scheme, x: dict[str, Tensor], tasks: mp.Task, steps: range) -> list[dict[str, float]]:
     exact, solution = _exact(x, tasks), _perturbed(x, tasks, 0.0)
     rows = []
     for count in steps:

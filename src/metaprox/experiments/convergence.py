@@ -32,10 +32,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import metaprox as mp
+from metaprox.comparison import gradient_evaluations
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.experiments.convergence_families import Setting, levels, nonconvex, quadratic
-from metaprox.training import style
-from metaprox.training.cost import gradient_evaluations
+from metaprox.reports import style
 
 SYMMETRIC, FORWARD = "fobmaml", "fobmaml-forward"
 TIGHT = ("maml", "imaml", FORWARD, "fomaml", "reptile")  # Run with the largest K alone.

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metaprox.experiments.defaults_settings import BRANCH_STEPS, FAMILIES, OF_SOLVERS, OF_STEPS, STEPS, TRAINED, Setting
-from metaprox.training import style
+from metaprox.reports import style
 
 Results = dict[str, Any]
 LOOKS = {

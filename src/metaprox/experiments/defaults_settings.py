@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import metaprox as mp
-from metaprox.estimators.stencil import stencil
+from metaprox.estimators.stencil import Scheme, stencil
 from metaprox.solvers import InnerSolver
 
 Step = float | Literal["rounding", "rule"]
@@ -20,7 +20,7 @@ SOLVERS: dict[str, Any] = {
 class Setting:
     """step: nu or eps; "rounding" is precision^(1/(p+1)), "rule" what FOBMAML takes if neither is given."""
 
-    scheme: str
+    scheme: Scheme
     perturb: Literal["loss", "center"]
     step: Step
     corrected: bool = False

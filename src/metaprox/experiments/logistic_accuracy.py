@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 import metaprox as mp
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.experiments.problems import LOGISTIC_LAM, logistic_loss, logistic_tasks
-from metaprox.training import style
+from metaprox.reports import style
 
 GD, NESTEROV, ANDERSON = mp.GradientDescent(1.1), mp.Nesterov(1.0), mp.Anderson(1.0)
 CENTER: dict[str, Any] = {"perturb": "center", "eps": 0.05}

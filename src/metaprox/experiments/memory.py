@@ -39,7 +39,7 @@ from matplotlib.figure import Figure
 
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.experiments.memory_jobs import PLAIN, Job, Row, fresh_process, model_of, parameters
-from metaprox.training import style
+from metaprox.reports import style
 
 STEPS = 10
 METHODS = ("maml", "imaml", "fomaml", "fobmaml")

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import metaprox as mp
+from metaprox.comparison import peak_memory
 from metaprox.errors import MetaproxError
 from metaprox.models import cross_entropy
 from metaprox.text import minilm_classifier
-from metaprox.training.cost import peak_memory
-from metaprox.training.methods import CLASSES
+from metaprox.training.names import METHODS
 
 WAYS, QUERIES, LR, LAM = 5, 15, 0.01, 0.5
 IMAGE, BLOCKS = 28, 4
@@ -101,7 +101,7 @@ def _train_plainly(model: nn.Module, tasks: mp.Task, job: Job) -> None:
 
 def _meta_gradient(model: nn.Module, tasks: mp.Task, job: Job) -> None:
     problem = mp.ProximalProblem.from_module(model, cross_entropy, LAM)
-    CLASSES[job.method](mp.GradientDescent(LR), job.steps, backend="loop").backward(problem, tasks)
+    METHODS.of(job.method)(mp.GradientDescent(LR), job.steps, backend="loop").backward(problem, tasks)
 
 
 def model_of(name: str, width: int, seed: int) -> nn.Module:

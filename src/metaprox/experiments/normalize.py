@@ -31,8 +31,8 @@ from torch.optim.optimizer import Optimizer
 import metaprox as mp
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.models import mean_squared_error, mlp
+from metaprox.reports import style
 from metaprox.tasks import Sinusoid
-from metaprox.training import style
 
 OPTIMIZERS: dict[str, Callable[[Iterable[Tensor], float], Optimizer]] = {
     "plain SGD": lambda params, lr: torch.optim.SGD(params, lr),

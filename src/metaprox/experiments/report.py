@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaprox.experiments.base import Outcome
+from metaprox.reports.page import data_url, render
 from metaprox.training import RunFolder
-from metaprox.training.report import data_url, render
 
 
 def write_summary(outcomes: Sequence[Outcome], out: Path) -> Path:

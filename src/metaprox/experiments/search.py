@@ -8,19 +8,18 @@ whole run, so that the last rung is the run that the comparison makes. Source: J
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.quasirandom import SobolEngine
 
+from metaprox.comparison import gradient_evaluations, train_or_resume
 from metaprox.errors import NonFiniteError
 from metaprox.experiments.base import Remember
 from metaprox.losses.gradients import Counts
-from metaprox.training import Progress, RunFolder, TrainConfig
-from metaprox.training.comparison.runs import train_or_resume
-from metaprox.training.cost import gradient_evaluations
+from metaprox.training import Composition, Progress, RunFolder, Settings
 
 Interval = tuple[float, float]
 Row = dict[str, Any]
@@ -94,18 +93,18 @@ class Halving:
         begun = (0, *self.rungs)
         return sum(count * (rung - before) for count, rung, before in zip(self.counts, self.rungs, begun, strict=False))
 
-    def search(self, label: str, space: Space, shared: TrainConfig, remember: Remember) -> list[Row]:
+    def search(self, label: str, space: Space, shared: Settings, remember: Remember) -> list[Row]:
         """A row for every candidate of a method: its settings, and what was found after each rung that it ran to."""
         often = self.rungs[0]
-        shared = replace(shared, meta_steps=self.rungs[-1], eval_every=often, checkpoint_every=often)
+        shared = shared.but(meta_steps=self.rungs[-1], eval_every=often, checkpoint_every=often)
         rows: list[Row] = [
             {"method": label, "settings": settings, "rungs": []}
-            for settings in space.candidates(self.counts[0], shared.seed)
+            for settings in space.candidates(self.counts[0], shared.given.get("seed", 0))
         ]
         for count, rung in zip(self.counts, self.rungs, strict=True):
             for row in best(rows, count):
                 name = f"{label}_{rows.index(row)}"
-                config = shared.variant(row["settings"])
+                config = shared.variant(row["settings"]).composition()
                 run = remember.folder / "parts" / f"{remember.run}_{name}"
                 row["rungs"].append(remember(f"{name}_{rung}", partial(judge, config, run, rung)))
         return rows
@@ -125,11 +124,11 @@ class _ReachedError(Exception):
     """A candidate is at the end of its rung."""
 
 
-def judge(config: TrainConfig, path: Path, rung: int) -> dict[str, float]:
-    """Accuracy on ``config.eval_tasks`` validation tasks, and cost, after ``rung`` meta-steps of the run in ``path``.
+def judge(config: Composition, path: Path, rung: int) -> dict[str, float]:
+    """Accuracy on ``eval_tasks`` validation tasks, and cost, after ``rung`` meta-steps of the run in ``path``.
 
     The run is begun, or goes on from its last checkpoint, and stays there; ``rung`` is a multiple of
-    ``config.eval_every`` and ``config.checkpoint_every``. A run that diverged has accuracy 0, and the cost until then.
+    ``eval_every`` and ``checkpoint_every``. A run that diverged has accuracy 0, and the cost until then.
     """
 
     def stop(now: Progress) -> None:
@@ -137,9 +136,9 @@ def judge(config: TrainConfig, path: Path, rung: int) -> dict[str, float]:
             raise _ReachedError
 
     if "validation_accuracy" not in _found(path, rung):
-        config = replace(config, eval_split="validation", test_tasks=1)
+        config = config.but(eval_split="validation", test_tasks=1)
         try:
-            train_or_resume(config, path, stop)
+            train_or_resume(config.trainer(), path, stop)
         except _ReachedError:
             pass
         except NonFiniteError:
@@ -163,11 +162,10 @@ def _found(path: Path, rung: int) -> dict[str, float]:
     return cost | ({"validation_accuracy": float(judged[-1])} if judged else {})
 
 
-def validation_accuracy(config: TrainConfig) -> float:
-    """On ``config.eval_tasks`` validation tasks at the end of a run, which leaves nothing; 0 for one that diverged."""
-    meta_steps = config.resolved().meta_steps
-    assert meta_steps is not None  # resolved
-    config = replace(config, eval_every=meta_steps, checkpoint_every=meta_steps)
+def validation_accuracy(config: Composition) -> float:
+    """On ``eval_tasks`` validation tasks at the end of a run, which leaves nothing; 0 for one that diverged."""
+    meta_steps = config.pace.meta_steps
+    config = config.but(eval_every=meta_steps, checkpoint_every=meta_steps)
     with tempfile.TemporaryDirectory() as folder:
         return judge(config, Path(folder) / "run", meta_steps)["validation_accuracy"]
 

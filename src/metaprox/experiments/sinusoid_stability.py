@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 import metaprox as mp
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.models import mean_squared_error, mlp
+from metaprox.reports import style
 from metaprox.tasks import Sinusoid
-from metaprox.training import style
 
 BATCH, INNER_STEPS, LOGGED = 25, 10, 10
 SOLVERS: dict[str, mp.InnerSolver] = {

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 import metaprox as mp
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.models import cross_entropy, mean_squared_error, mlp
-from metaprox.tasks import MNIST1D, Sinusoid, TaskFamily
-from metaprox.training import style
+from metaprox.reports import style
+from metaprox.tasks import MNIST1D, Sinusoid, TaskSource
 from metaprox.types import LossValue, Params
 
 META_STEPS: dict[Size, int] = {"full": 150, "quick": 36}
@@ -50,7 +50,7 @@ ENDS = (0.025, 0.975)
 class Setting:
     """One panel of the figure. batch: tasks of a meta-step; fixed: tasks that g is measured on; both by size."""
 
-    tasks: Callable[[int], TaskFamily]
+    tasks: Callable[[int], TaskSource]
     widths: tuple[int, ...]
     loss: Callable[[nn.Module, Any], LossValue]
     solver: mp.InnerSolver

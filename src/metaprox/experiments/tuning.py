@@ -19,7 +19,6 @@ for each core at once; takes half an hour on one core (quick: one minute).
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from importlib import resources
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,8 +30,8 @@ from matplotlib.ticker import NullFormatter
 
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.experiments.search import Halving, Row, Space, accuracy, best
-from metaprox.training import TrainConfig, style
-from metaprox.training.methods import PRESETS
+from metaprox.reports import style
+from metaprox.training import PRESETS, Settings
 
 REPTILE = PRESETS["reptile"] | {"solver": "adam0", "train_shots": 20}
 SPACES = {
@@ -52,12 +51,12 @@ SPACES = {
 }
 SEARCH = {"full": Halving((24, 6, 2), (50, 150, 400)), "quick": Halving((3, 1), (2, 4))}
 
-SHARED = TrainConfig(tasks="mnist1d", eval_tasks=300)
+SHARED = Settings("mnist1d", eval_tasks=300)
 AXES = {"inner_lr": "inner step", "lam": "lam", "lr": "outer step"}
 
 
 def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
-    halving, shared = SEARCH[size], replace(SHARED, seed=10 + seed)
+    halving, shared = SEARCH[size], SHARED.but(seed=10 + seed)
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         searches = [pool.submit(halving.search, label, space, shared, remember) for label, space in SPACES.items()]
         rows = [row for search in searches for row in search.result()]

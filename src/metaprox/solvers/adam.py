@@ -25,6 +25,11 @@ class Adam:
     The step does not shrink with the gradient, so it does not converge to a minimizer at a fixed lr; and since
     it is not linear in the gradient, branches need as many steps as any other solver's, not fewer.
 
+    Args:
+        lr: step size.
+        betas: decay of the two running means, a step.
+        eps: added to the root, against division by 0.
+
     Source: Kingma & Ba, arXiv 1412.6980, algorithm 1.
     """
 

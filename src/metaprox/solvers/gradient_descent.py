@@ -13,6 +13,9 @@ class GradientDescent:
     """y <- y - lr grad.
 
     Converges for lr < 2 / L, with L the largest curvature of the proximal objective (lam included).
+
+    Args:
+        lr: step size.
     """
 
     lr: float

@@ -3,22 +3,35 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.tasks.base import SPLITS, Split, generator, stacked
-from metaprox.text import check_tokens, minilm_features, tokenize
+from metaprox.models import cross_entropy
+from metaprox.tasks.base import SPLITS, Family, Picture, Split, generator, shots_of, stacked
+from metaprox.tasks.pictures import probabilities
+from metaprox.text import (
+    LEARNED,
+    EncoderClassifier,
+    Learned,
+    check_tokens,
+    head_classifier,
+    minilm_classifier,
+    minilm_features,
+    nearest_mean_accuracy,
+    tokenize,
+)
 
 # 47, 15 and 15 intents: all names, sorted, in the order of numpy.random.default_rng(77).permutation(77).
 INTENTS: dict[Split, list[str]] = json.loads(
@@ -30,21 +43,31 @@ DATA_VARIABLE = "METAPROX_DATA"
 
 
 @dataclass(frozen=True)
-class BANKING77:
-    """Tasks of ``ways`` intents with ``shots`` support and ``queries`` query questions each.
+class BANKING77(Family):
+    """Few-shot classification of bank customers' questions by intent, with a pretrained sentence encoder.
 
-    The 77 intents are split into 47 for training, 15 for validation and 15 for the test, by fixed lists. An intent's
-    questions are those of both files of the data set, repeated ones left out. Labels are 0..ways-1 in a random
-    order in each task.
+    Tasks of ``ways`` intents with ``shots`` support and ``queries`` query questions each. The 77 intents are split into
+    47 for training, 15 for validation and 15 for the test, by fixed lists. An intent's questions are those of both
+    files of the data set, repeated ones left out. Labels are 0..ways-1 in a random order in each task.
 
     Support is ({"input_ids", "attention_mask"} [T, ways * shots, tokens], labels [T, ways * shots]), questions in
-    random order and tokenized for MiniLM; query likewise. Files are read and tokenized once in a process.
+    random order and tokenized for MiniLM; query likewise. Files are read and tokenized once in a process. With a frozen
+    encoder there are MiniLM's features of the questions, [T, ways * shots, width], in place of their tokens; they
+    are computed once in a process, in half a minute for all splits. The loss is cross-entropy. Evaluations report the
+    accuracy of the nearest mean of the encoder's features beside that after adaptation.
 
     Args:
-        path: folder with train.csv and test.csv. None: banking77 in the folder that METAPROX_DATA names.
+        data: folder with train.csv and test.csv. None: banking77 in the folder that METAPROX_DATA names.
+        ways: intents of a task.
+        shots: support questions of each intent.
+        queries: query questions of each intent.
+        train_shots: support questions of each intent in training tasks, where they are not as many.
         tokens: length of all token sequences; longer questions are cut.
-        embedded: MiniLM's features of the questions, [T, ways * shots, width], in place of their tokens, for models
-            that leave the encoder as it is. They are computed once in a process, in half a minute for all splits.
+        encoder: what of the encoder is meta-learned: nothing, LoRA adapters, or all its weights. The head starts every
+            task at 0; with a frozen encoder its start is what is learned.
+        adapt: what adapts to a task: the head alone, or also what of the encoder is meta-learned.
+        seed: of the tasks and of the adapters.
+        split: which intents.
 
     Raises:
         InputError: the files are missing or are not those of BANKING77, or have too few intents or questions.
@@ -52,37 +75,50 @@ class BANKING77:
     Source: Casanueva et al., Efficient Intent Detection with Dual Sentence Encoders, arXiv 2003.04807.
     """
 
-    path: str | Path | None = None
+    data: str | Path | None = None
     ways: int = 5
     shots: int = 1
     queries: int = 5
-    seed: int = 0
-    split: Split = "train"
+    train_shots: int | None = None
     tokens: int = 32
-    embedded: bool = False
+    encoder: Learned = "lora"
+    adapt: Literal["head", "all"] = "head"
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "meta_batch": 4,
+        "meta_steps": 100,
+        "inner_lr": 0.3,
+        "lam": 0.5,
+        "nu": 0.1,
+        "eps": 0.1,
+        "lr": 0.1,
+    }
+    loss = staticmethod(cross_entropy)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
-        checks.settle(self, seed=checks.seed, split=checks.one_of(*SPLITS), path=checks.optional(checks.path))
-        checks.settle(self, tokens=check_tokens, embedded=checks.switch)
+        checks.settle(self, data=checks.optional(checks.path), train_shots=checks.optional(checks.count))
+        checks.settle(self, tokens=check_tokens, encoder=checks.one_of(*LEARNED), adapt=checks.one_of("head", "all"))
         intents = INTENTS[self.split]
         if self.ways > len(intents):
             raise InputError(
                 f"{self.ways}-way tasks need {self.ways} intents, but the {self.split} split has {len(intents)}"
             )
-        needed = self.shots + self.queries
+        shots = shots_of(self)
+        needed = shots + self.queries
         fewest = min(intents, key=lambda intent: len(questions(self.folder)[intent]))
         if needed > len(questions(self.folder)[fewest]):
             raise InputError(
-                f"{self.shots} shots and {self.queries} queries need {needed} questions of an intent, but {fewest} has "
+                f"{shots} shots and {self.queries} queries need {needed} questions of an intent, but {fewest} has "
                 f"{len(questions(self.folder)[fewest])}"
             )
 
     @property
     def folder(self) -> Path:
         """Where the files are."""
-        if self.path is not None:
-            return Path(self.path)
+        if self.data is not None:
+            return Path(self.data)
         if not os.environ.get(DATA_VARIABLE):
             raise InputError(
                 f"BANKING77 needs its files {' and '.join(FILES)} ({SOURCE}): give their folder (--data), or put them "
@@ -94,15 +130,42 @@ class BANKING77:
         """Tasks in int64; features in float32."""
         return stacked(self._task, ids)
 
+    def model(self) -> nn.Module:
+        if self.encoder == "frozen":
+            return head_classifier(self.ways)
+        return minilm_classifier(self.ways, self.encoder, seed=self.seed)
+
+    @property
+    def adapts(self) -> str | None:
+        return "head.*" if self.adapt == "head" and self.encoder != "frozen" else None  # frozen: there is only a head
+
+    def learned(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """All but the head, where there is more to learn.
+
+        The head starts every task at 0: labels are permuted from task to task, so that by symmetry its expected
+        meta-gradient prefers no class, and what a batch of tasks says of it is noise that outweighs the rest.
+        """
+        assert isinstance(model, EncoderClassifier)
+        return super().learned(model if self.encoder == "frozen" else model.encoder)
+
+    def baseline(self, model: nn.Module, tasks: Task) -> dict[str, Tensor]:
+        """The accuracy of the nearest mean of the encoder's features as they are."""
+        assert isinstance(model, EncoderClassifier)
+        return {"nearest-mean accuracy": nearest_mean_accuracy(model.encoder, tasks)}
+
+    def picture(self) -> Picture:
+        return probabilities("Intents of an unseen task, after adaptation")
+
     def _task(self, task_id: int) -> Task:
+        shots = shots_of(self)
         rng = generator(self.seed, self.split, task_id)
         which = self.folder, self.split, self.tokens
         tokenized, ranges = _tokenized(*which)
-        pool = _embedded(*which) if self.embedded else tokenized
+        pool = _embedded(*which) if self.encoder == "frozen" else tokenized
         intents = rng.choice(len(ranges), self.ways, replace=False)
-        count = self.shots + self.queries
+        count = shots + self.queries
         rows = np.stack([rng.choice(np.arange(*ranges[i]), count, replace=False) for i in intents])
-        return Task(_shuffled(pool, rows[:, : self.shots], rng), _shuffled(pool, rows[:, self.shots :], rng))
+        return Task(_shuffled(pool, rows[:, :shots], rng), _shuffled(pool, rows[:, shots:], rng))
 
 
 Inputs = dict[str, Tensor] | Tensor

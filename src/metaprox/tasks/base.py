@@ -1,24 +1,105 @@
-"""What a family of tasks is: a pure function from (seed, id) to a task."""
+"""What a family of tasks is: tasks that are a pure function of (seed, split, id), and all that a run on them needs."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.errors import InputError
+from metaprox.modules.loss import ModelLoss
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
-class TaskFamily(Protocol):
+class TaskSource(Protocol):
     """Tasks by number. Task i is the same on every machine and after every restart."""
 
     def batch(self, ids: Sequence[int]) -> Task:
         """The tasks of these ids, stacked along a leading dimension."""
+
+
+class Picture(NamedTuple):
+    """How a task is drawn: a title, and ``draw(axes, task, before, after)`` on axes of matplotlib.
+
+    ``task`` is a single one; ``before`` and ``after`` are the model before and after adaptation to it, as functions of
+    inputs.
+    """
+
+    title: str
+    draw: Callable[[Any, Task, Callable[[Any], Tensor], Callable[[Any], Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Family(ABC):
+    """Tasks by split, a model, a loss and defaults: a file of ``metaprox.tasks``, or a class of your own.
+
+    A subclass is a frozen dataclass. Its fields are the settings of the family, each with a default and, in the
+    docstring or below the field, a sentence of help; they become options of the command line. Own ones are named as
+    ``package.module:Class`` there.
+
+    Args:
+        seed: of the tasks and of the model's weights.
+        split: which tasks ``batch`` makes: classes, or whatever a task is made of, are not shared between splits.
+    """
+
+    _: KW_ONLY
+    seed: int = 0
+    split: Split = "train"
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Values of options of the command line that suit this family. ``lr`` goes with the optimizer "normalized"."""
+    compiles: ClassVar[bool] = False
+    """Whether the losses are those of a small network, which long runs compile."""
+
+    def __post_init__(self) -> None:
+        checks.settle(self, seed=checks.seed, split=checks.one_of(*SPLITS))
+
+    @abstractmethod
+    def batch(self, ids: Sequence[int]) -> Task:
+        """The tasks of these ids of ``split``, stacked along a leading dimension; on the CPU."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """A model before meta-training, a function of the settings and ``seed``; on the CPU."""
+
+    @property
+    @abstractmethod
+    def loss(self) -> ModelLoss:
+        """``loss(model, batch)`` on a task's support and query: a scalar, or (scalar, {name: scalar})."""
+
+    @property
+    def adapts(self) -> str | Sequence[str] | None:
+        """Names or patterns of the parameters that adapt to a task. None: all that require gradients."""
+        return None
+
+    def learned(self, model: nn.Module) -> Iterable[nn.Parameter]:
+        """The parameters that the outer optimizer moves."""
+        return (p for p in model.parameters() if p.requires_grad)
+
+    def baseline(self, model: nn.Module, tasks: Task) -> dict[str, Tensor]:
+        """Name -> a number for each task [T]: what can be had without adaptation, to be reported beside it."""
+        return {}
+
+    def picture(self) -> Picture | None:
+        """How a task is drawn in reports."""
+        return None
+
+    def of_split(self, split: Split) -> Self:
+        """The same family for the tasks of another split."""
+        return replace(self, split=split)
+
+
+def shots_of(family: Any) -> int:
+    """Support examples in the tasks of the family's split: ``train_shots``, where given, in those of training."""
+    some: int | None = family.train_shots if family.split == "train" else None
+    return family.shots if some is None else some
 
 
 def in_float64(tasks: Task) -> Task:

@@ -6,29 +6,44 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.errors import InputError, needs_extra
-from metaprox.tasks.base import SPLITS, Split, generator, stacked
+from metaprox.models import cross_entropy, mlp
+from metaprox.tasks.base import Family, Picture, Split, generator, shots_of, stacked
+from metaprox.tasks.pictures import probabilities
 
 CLASSES: dict[Split, int] = {"train": 200, "validation": 20, "test": 10}
 EXAMPLES = 100
+LENGTH = 40
 
 
 @dataclass(frozen=True)
-class MNIST1D:
-    """Tasks of ``ways`` classes with ``shots`` support and ``queries`` query examples each.
+class MNIST1D(Family):
+    """Few-shot classification of signals of 40 numbers: ``ways`` classes with ``shots`` and ``queries`` examples each.
 
     The classes of the test split are the ten digits of MNIST-1D; those of the train and validation splits (200 and
     20) come from random templates put through the same generator, so that no digit is ever trained on. Every
     class has 100 examples of 40 numbers. Labels are 0..ways-1 in a random order in each task.
 
-    Support is (inputs [T, ways * shots, 40], labels [T, ways * shots]), examples in random order; query likewise.
+    Support is (inputs [T, ways * shots, 40], labels [T, ways * shots]), examples in random order; query likewise. The
+    model is an MLP, the loss cross-entropy.
+
+    Args:
+        ways: classes of a task.
+        shots: support examples of each class.
+        queries: query examples of each class.
+        train_shots: support examples of each class in training tasks, where they are not as many (for Reptile, whose
+            authors train with more examples than they test with, because it learns from support examples only).
+        hidden: widths of the hidden layers of the MLP.
+        seed: of the classes, tasks and weights.
+        split: which classes.
 
     Source: Greydanus & Kobak, Scaling down deep learning with MNIST-1D, arXiv 2011.14439.
     """
@@ -36,19 +51,33 @@ class MNIST1D:
     ways: int = 5
     shots: int = 5
     queries: int = 15
-    seed: int = 0
-    split: Split = "train"
+    train_shots: int | None = None
+    hidden: tuple[int, ...] = (128, 128)
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "meta_batch": 16,
+        "meta_steps": 1000,
+        "inner_lr": 0.1,
+        "lam": 0.1,
+        "nu": 0.1,
+        "eps": 1.0,
+        "lr": 0.4,
+    }
+    compiles: ClassVar[bool] = True
+    loss = staticmethod(cross_entropy)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
-        checks.settle(self, seed=checks.seed, split=checks.one_of(*SPLITS))
+        checks.settle(self, train_shots=checks.optional(checks.count), hidden=checks.counts)
         if self.ways > CLASSES[self.split]:
             raise InputError(
                 f"{self.ways}-way tasks need {self.ways} classes, but the {self.split} split has {CLASSES[self.split]}"
             )
-        if self.shots + self.queries > EXAMPLES:
+        shots = shots_of(self)
+        if shots + self.queries > EXAMPLES:
             raise InputError(
-                f"{self.shots} shots and {self.queries} queries need {self.shots + self.queries} examples of a class, "
+                f"{shots} shots and {self.queries} queries need {shots + self.queries} examples of a class, "
                 f"but there are {EXAMPLES}"
             )
 
@@ -56,16 +85,20 @@ class MNIST1D:
         """Tasks in float32, labels in int64."""
         return stacked(self._task, ids)
 
+    def model(self) -> nn.Module:
+        return mlp([LENGTH, *self.hidden, self.ways], self.seed)
+
+    def picture(self) -> Picture:
+        return probabilities("Classes of an unseen task, after adaptation")
+
     def _task(self, task_id: int) -> Task:
+        shots = shots_of(self)
         rng = generator(self.seed, self.split, task_id)
         pool = examples(self.split, self.seed)
         classes = rng.choice(len(pool), self.ways, replace=False)
-        rows = np.stack([rng.choice(EXAMPLES, self.shots + self.queries, replace=False) for _ in classes])
+        rows = np.stack([rng.choice(EXAMPLES, shots + self.queries, replace=False) for _ in classes])
         chosen = pool[classes[:, None], rows]  # [ways, shots + queries, 40]
-        return Task(
-            _shuffled(chosen[:, : self.shots], rng),
-            _shuffled(chosen[:, self.shots :], rng),
-        )
+        return Task(_shuffled(chosen[:, :shots], rng), _shuffled(chosen[:, shots:], rng))
 
 
 def _shuffled(chosen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -1,39 +1,35 @@
-"""Meta-training runs: configuration, loop, checkpoints, figures, report. Needs the extra ``metaprox[experiments]``."""
+"""Meta-training runs: their parts, the trainer, checkpoints, folders. Needs the extra ``metaprox[experiments]``."""
 
-from metaprox.training.checking import check_run, refuse_wrong
-from metaprox.training.comparison import Budget, Plan, compare
-from metaprox.training.comparison.report import COLUMNS, IN_A_TERMINAL, comparison_table, legend, write_comparison
-from metaprox.training.comparison.results import read as read_comparison
-from metaprox.training.comparison.results import recount
-from metaprox.training.config import TrainConfig
-from metaprox.training.folder import RunFolder
-from metaprox.training.loop import Progress, load_weights, resume, train
-from metaprox.training.methods import preset, read_variants
-from metaprox.training.report import write_report
-from metaprox.training.setup import Setup, build
+from metaprox.errors import needs_extra
+
+with needs_extra("metaprox.training"):
+    from metaprox.training.checking import check_run
+    from metaprox.training.composition import Composition
+    from metaprox.training.doors import composed, composition_of, configuration_of, latest, resume, train, trainer_of
+    from metaprox.training.folder import RunFolder
+    from metaprox.training.outer import Outer
+    from metaprox.training.pace import Pace
+    from metaprox.training.presets import PRESETS, preset, read_variants
+    from metaprox.training.settings import Settings
+    from metaprox.training.trainer import Progress, Trainer
 
 __all__ = [
-    "COLUMNS",
-    "IN_A_TERMINAL",
-    "Budget",
-    "Plan",
+    "PRESETS",
+    "Composition",
+    "Outer",
+    "Pace",
     "Progress",
     "RunFolder",
-    "Setup",
-    "TrainConfig",
-    "build",
+    "Settings",
+    "Trainer",
     "check_run",
-    "compare",
-    "comparison_table",
-    "legend",
-    "load_weights",
+    "composed",
+    "composition_of",
+    "configuration_of",
+    "latest",
     "preset",
-    "read_comparison",
     "read_variants",
-    "recount",
-    "refuse_wrong",
     "resume",
     "train",
-    "write_comparison",
-    "write_report",
+    "trainer_of",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaprox import checks
 from metaprox.errors import InputError, RunFolderError
-from metaprox.training.config import TrainConfig
+from metaprox.training.stored import parsed
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RunFolder:
         checks.settle(self, path=checks.path)
 
     @classmethod
-    def create(cls, path: str | Path, config: TrainConfig) -> "RunFolder":
+    def create(cls, path: str | Path, configuration: Mapping[str, Any]) -> "RunFolder":
         """A new run in a folder that is missing or empty. Raises RunFolderError, and touches nothing, otherwise."""
         path = checks.path("path", path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -31,7 +31,7 @@ class RunFolder:
                 f"metaprox resume {path}"
             )
         folder = cls(path).made()
-        folder.write_text("config.json", config.to_json())
+        folder.write_text("config.json", json.dumps(configuration, indent=2) + "\n")
         return folder
 
     @classmethod
@@ -50,12 +50,12 @@ class RunFolder:
             raise RunFolderError(f"{self.path} can't be made: {error.strerror}; choose another --out") from error
         return self
 
-    def config(self) -> TrainConfig:
-        """The resolved configuration of the run."""
+    def configuration(self) -> dict[str, Any]:
+        """What config.json holds. Raises RunFolderError where it is damaged, or of a newer version."""
         place = self.path / "config.json"
         try:
-            return TrainConfig.from_json(place.read_text(encoding="utf-8"))
-        except (InputError, TypeError, UnicodeDecodeError) as error:
+            return parsed(place.read_text(encoding="utf-8"))
+        except (InputError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{place}: {error}") from error
 
     @property
@@ -95,6 +95,9 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
+        """Every line, up to now."""
+        if not self.metrics.exists():
+            return []
         return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
     def tasks_skipped(self) -> int:

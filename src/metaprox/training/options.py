@@ -1,86 +1,158 @@
-"""Which settings a method or a family of tasks has, and what they are where they are not given."""
+"""The options of a run: the fields of the parts that are chosen, by name. No table of them is kept."""
 
-import importlib.util
-import os
-import shutil
-import sys
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, get_type_hints
 
-from metaprox import checks
+import docstring_parser
 
-# The settings that only some methods have.
-METHOD_OPTIONS: dict[str, tuple[str, ...]] = {
-    "fobmaml": ("scheme", "perturb", "nu", "eps", "branch_solver", "branch_lr", "branch_steps", "residual_correction"),
-    "tangent": ("perturb", "branch_solver", "branch_lr", "branch_steps", "residual_correction"),
-    "imaml": ("cg_steps", "damping"),
-    "maml": (),
-    "fomaml": (),
-    "reptile": (),
+from metaprox.errors import InputError
+from metaprox.estimators import Estimator
+from metaprox.tasks import Family
+from metaprox.training.names import FAMILIES, METHODS, OPTIMIZERS, SOLVERS, Parts
+from metaprox.training.outer import Outer
+from metaprox.training.pace import Pace
+
+Group = Literal["data", "method", "outer step", "run"]
+GROUPS: tuple[Group, ...] = ("data", "method", "outer step", "run")
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a run has beside the settings of its parts."""
+
+    method: str = "fobmaml"
+    """Estimator of the meta-gradient. All take the same tasks, inner solves and outer steps."""
+    lam: float = 0.5
+    """Weight of the proximal term that holds adapted parameters near the meta-parameters."""
+    solver: str = "gd"
+    """Inner solver. adam0: Adam with beta1 = 0, as Reptile's authors take it. adaptive: gradient descent with a
+    safeguarded step of its own for each task."""
+    inner_batch: int | None = None
+    """Support examples that an inner step of training sees, drawn anew for each step (Reptile learns little without).
+    Default: all. Evaluation takes all."""
+    branch_solver: str | None = None
+    """Solver of the perturbed branches. Default: the same as --solver."""
+    optimizer: str = "normalized"
+    """Outer optimizer: normalized SGD with momentum, clipped SGD, Adam, or plain SGD, which for Reptile is the
+    interpolation of its authors. Its step decays linearly to 0."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the vmapped steps: takes a minute, then they are twice as fast. auto: small models, 1000 meta-steps."""
+    device: str = "cpu"
+    """Device of the model and the tasks, such as cpu or cuda:0."""
+
+
+CHOICES: dict[str, Parts] = {
+    "tasks": FAMILIES,
+    "method": METHODS,
+    "solver": SOLVERS,
+    "branch_solver": SOLVERS,
+    "optimizer": OPTIMIZERS,
 }
-
-# The settings that only some families of tasks have.
-FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
-    "mnist1d": ("hidden", "inner_batch"),
-    "sinusoid": ("hidden", "inner_batch"),
-    "banking77": ("data", "encoder", "adapt"),
-}
-
-# What depends on the family of tasks. Each is a setting of its own; these are the values it takes if not given.
-FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "mnist1d": {
-        "shots": 5,
-        "queries": 15,
-        "hidden": (128, 128),
-        "meta_batch": 16,
-        "meta_steps": 1000,
-        "inner_lr": 0.1,
-        "lam": 0.1,
-        "nu": 0.1,
-        "eps": 1.0,
-    },
-    "sinusoid": {
-        "shots": 10,
-        "queries": 10,
-        "hidden": (40, 40),
-        "meta_batch": 25,
-        "meta_steps": 4000,
-        "inner_lr": 0.01,
-        "lam": 0.5,
-        "nu": 0.05,
-    },
-    "banking77": {
-        "shots": 1,
-        "queries": 5,
-        "encoder": "lora",
-        "adapt": "head",
-        "meta_batch": 4,
-        "meta_steps": 100,
-        "inner_lr": 0.3,
-        "lam": 0.5,
-        "nu": 0.1,
-        "eps": 0.1,
-    },
-}
-# Outer step of normalized SGD.
-LENGTHS = {"mnist1d": 0.4, "sinusoid": 0.1, "banking77": 0.1}
-OUTER_STEPS = {"clipped": 0.1, "adam": 0.001, "sgd": 1.0}
+PREFIXES = {"solver": "inner_", "branch_solver": "branch_"}
+# Fields that are parts of a run themselves, or settled elsewhere.
+NOT_OPTIONS = {"tasks": {"seed", "split"}, "method": {"solver", "branch_solver", "compile"}}
+OF_THE_RUN = {"compile", "device", "backend", "chunk_size", "on_nonfinite"}
 
 
-def has_compiler(device: str) -> bool:
-    """Whether torch.compile finds what it needs: a C++ compiler on the CPU, Triton elsewhere."""
-    if device.startswith("cpu"):
-        return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
-    return importlib.util.find_spec("triton") is not None
+@dataclass(frozen=True)
+class Option:
+    """A setting by the name that it has among all of a run; ``part`` and ``field``: what it sets."""
+
+    name: str
+    group: Group
+    part: str
+    field: str
+    hint: Any
+    default: Any
+    help: str
 
 
-def foreign_options(method: str) -> tuple[str, ...]:
-    """The settings of other methods that this one does not have. Raises InputError for an unknown method."""
-    checks.choice("method", method, METHOD_OPTIONS)
-    return foreign(METHOD_OPTIONS, method)
+@dataclass(frozen=True)
+class Chosen:
+    """The classes of a run's parts. branch_solver: None where the method has no branches."""
+
+    tasks: type[Family]
+    method: type[Estimator]
+    solver: type
+    branch_solver: type | None
+    optimizer: type[Outer]
+
+    @classmethod
+    def by(cls, given: Mapping[str, Any]) -> "Chosen":
+        """Those that ``given`` names, and the default ones. Raises InputError where there is no such part."""
+        family: type[Family] = FAMILIES.of(given.get("tasks"))
+        own = {name: given.get(name, family.defaults.get(name, default)) for name, default in DEFAULTS_OF_OWN.items()}
+        method: type[Estimator] = METHODS.of(own["method"])
+        branched = "branch_solver" in {field.name for field in fields(method)}
+        solver = SOLVERS.of(own["solver"])
+        branch = SOLVERS.of(own["branch_solver"]) if own["branch_solver"] is not None else solver
+        return cls(family, method, solver, branch if branched else None, OPTIMIZERS.of(own["optimizer"]))
+
+    def options(self) -> dict[str, Option]:
+        """Every option there is with these parts, with its default."""
+        own = {option.name: option for option in _options("own", Own)}
+        listed: list[Option] = []
+        for part, kind in vars(self).items():  # each choice before what it brings
+            listed += [own.pop(part)] if part in own else []
+            listed += _options(part, kind) if kind else ()
+        found: dict[str, Option] = {}
+        for option in [*listed, *_options("run", Pace), *own.values()]:
+            if option.name in found:
+                raise InputError(
+                    f"the field {option.field!r} of the {option.part} and that of the {found[option.name].part} are "
+                    f"both the option {option.name}: give your own another name"
+                )
+            found[option.name] = option
+        if self.branch_solver is None:
+            del found["branch_solver"]
+        return found
 
 
-def foreign(options: Mapping[str, tuple[str, ...]], chosen: str) -> tuple[str, ...]:
-    """The settings in ``options`` that ``chosen`` does not have."""
-    every = dict.fromkeys(name for own in options.values() for name in own)
-    return tuple(name for name in every if name not in options[chosen])
+def _options(part: str, kind: type) -> Iterable[Option]:
+    """The options of one part."""
+    hints, helps, prefix = get_type_hints(kind), help_of(kind), PREFIXES.get(part, "")
+    for field in fields(kind):
+        if not field.init or field.name in NOT_OPTIONS.get(part, ()):
+            continue
+        default = None if field.default is MISSING else field.default
+        name = f"{prefix}{field.name}"
+        text = " ".join(helps.get(field.name, "").replace("``", "").split())
+        text = text[:1].upper() + text[1:]
+        yield Option(name, _group(part, field.name), part, field.name, hints[field.name], default, text)
+
+
+def _group(part: str, field: str) -> Group:
+    if part == "tasks":
+        return "data"
+    if part == "run" or (part in ("own", "method") and field in OF_THE_RUN):
+        return "run"
+    return "outer step" if part == "optimizer" or field == "optimizer" else "method"
+
+
+@lru_cache(maxsize=64)
+def help_of(kind: type) -> dict[str, str]:
+    """Field -> what the docstring of the class, or of one that it inherits from, says of it.
+
+    A line of its own goes before one for several fields together.
+    """
+    alone: dict[str, str] = {}
+    together: dict[str, str] = {}
+    for base in kind.__mro__:
+        for param in docstring_parser.parse_from_object(base).params if _has_source(base) else ():
+            names = [name.strip() for name in param.arg_name.split(",")]
+            for name in names:
+                (alone if len(names) == 1 else together).setdefault(name, param.description or "")
+    return together | alone
+
+
+def _has_source(kind: type) -> bool:
+    try:
+        return kind is not object and bool(inspect.getsource(kind))
+    except (OSError, TypeError):
+        return False
+
+
+DEFAULTS_OF_OWN = {field.name: field.default for field in fields(Own)}

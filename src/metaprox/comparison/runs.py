@@ -3,19 +3,17 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from metaprox import checks
+from metaprox.comparison.cost import measure
+from metaprox.comparison.plan import Contender, Plan, run_path
+from metaprox.comparison.results import collect
 from metaprox.errors import InputError, NonFiniteError, RunFolderError
-from metaprox.training import loop
-from metaprox.training.comparison.plan import Plan, run_path
-from metaprox.training.comparison.results import collect
-from metaprox.training.config import TrainConfig
-from metaprox.training.cost import measure
-from metaprox.training.folder import RunFolder
+from metaprox.training import Progress, RunFolder, Trainer, configuration_of
+from metaprox.training.stored import different
 
 
 def compare(
@@ -34,14 +32,14 @@ def compare(
         RunFolderError: ``out`` holds something else, such as runs with other settings; nothing is touched.
     """
     if not isinstance(plan, Plan):
-        raise InputError(f"plan must be a training.Plan, got {checks.shown(plan)}")
+        raise InputError(f"plan must be a comparison.Plan, got {checks.shown(plan)}")
     jobs, out = checks.count("jobs", jobs), checks.path("out", out)
     _refuse_strangers(plan, out)
-    costs = measure(plan.configs)
+    costs = measure(plan.contenders, plan.seeds[0])
     if plan.budget == "gradients":
         plan = plan.with_equal_gradients(costs)
     _refuse_other_settings(plan, out)
-    failures: dict[str, dict[int, str]] = {label: {} for label in plan.configs}
+    failures: dict[str, dict[int, str]] = {label: {} for label in plan.contenders}
     runs = plan.runs()
     for done, (label, seed, failure) in enumerate(_run_all(runs, out, jobs), start=1):
         if failure:
@@ -53,53 +51,52 @@ def compare(
 
 
 def _refuse_strangers(plan: Plan, out: Path) -> None:
-    known = {"comparison.json", "report.html", "table.md", "figures", *plan.configs}
+    known = {"comparison.json", "report.html", "table.md", "figures", *plan.contenders}
     strange = sorted(path.name for path in out.iterdir() if path.name not in known) if out.exists() else []
     if strange:
         raise RunFolderError(f"{out} holds {', '.join(strange)}, which is not of this comparison: choose another --out")
 
 
 def _refuse_other_settings(plan: Plan, out: Path) -> None:
-    for label, seed, config in plan.runs():
+    for label, seed, contender in plan.runs():
         path = run_path(out, label, seed)
         if not (path / "config.json").exists():
             continue
-        there = asdict(RunFolder.open(path).config())
-        odd = [f"{n}: {there[n]!r} there, {v!r} here" for n, v in asdict(config).items() if there[n] != v]
-        if odd:
+        if odd := different(configuration_of(RunFolder.open(path)), contender.configuration(seed)):
             raise RunFolderError(f"{path} is a run with other settings ({'; '.join(odd)}): choose another --out")
 
 
-def _run_all(runs: list[tuple[str, int, TrainConfig]], out: Path, jobs: int) -> Iterator[tuple[str, int, str | None]]:
+def _run_all(runs: list[tuple[str, int, Contender]], out: Path, jobs: int) -> Iterator[tuple[str, int, str | None]]:
     """(label, seed, failure) of each run as it ends."""
     if jobs == 1:
-        for label, seed, config in runs:
-            yield label, seed, _run(config, run_path(out, label, seed))
+        for label, seed, contender in runs:
+            yield label, seed, _run(contender, seed, run_path(out, label, seed))
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_run, config, run_path(out, label, seed)): (label, seed) for label, seed, config in runs}
+        futures = {
+            pool.submit(_run, contender, seed, run_path(out, label, seed)): (label, seed)
+            for label, seed, contender in runs
+        }
         for future in as_completed(futures):
             yield (*futures[future], future.result())
 
 
-def _run(config: TrainConfig, path: Path) -> str | None:
+def _run(contender: Contender, seed: int, path: Path) -> str | None:
     """Start a run, or go on with it; returns why it failed, if it did."""
     try:
-        train_or_resume(config, path)
+        train_or_resume(contender.trainer(seed), path)
     except NonFiniteError as error:
         return " ".join([str(error), *getattr(error, "__notes__", ())])
     return None
 
 
-def train_or_resume(
-    config: TrainConfig, path: Path, watch: Callable[[loop.Progress], None] = lambda progress: None
-) -> None:
+def train_or_resume(trainer: Trainer, path: Path, watch: Callable[[Progress], None] = lambda progress: None) -> None:
     """Go on with the run in ``path`` from its last checkpoint, or start it where there is none."""
     if (path / "checkpoint.safetensors").exists():
-        loop.resume(path, watch)
+        trainer.resume(path, watch)
     else:
         _forget_a_run_without_checkpoint(path)
-        loop.train(config, path, watch)
+        trainer.train(path, watch)
 
 
 def _forget_a_run_without_checkpoint(path: Path) -> None:

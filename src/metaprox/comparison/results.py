@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.comparison.cost import Cost
+from metaprox.comparison.plan import Contender, Plan, per_meta_step, run_path
+from metaprox.comparison.statistics import Estimate, OfSeed
 from metaprox.errors import RunFolderError
-from metaprox.training.comparison.plan import Plan, per_meta_step, run_path
-from metaprox.training.comparison.statistics import Estimate, OfSeed
-from metaprox.training.config import TrainConfig
-from metaprox.training.cost import Cost
-from metaprox.training.folder import RunFolder
+from metaprox.training import RunFolder
+from metaprox.training.stored import flat
 
 Failures = Mapping[str, Mapping[int, str]]  # label -> seed -> why the run diverged
 
@@ -45,20 +45,20 @@ class Runs:
 
 def collect(plan: Plan, costs: Mapping[str, Cost], failures: Failures, out: Path) -> dict[str, Any]:
     """What comparison.json holds."""
-    labels = list(plan.configs)
-    metric = "loss" if next(iter(plan.configs.values())).tasks == "sinusoid" else "accuracy"
+    labels = list(plan.contenders)
+    metric = _metric(plan, out)
     runs = {label: _runs(plan, label, failures[label], metric, out) for label in labels}
     methods = {
         label: {
-            "settings": asdict(config),
-            "meta_steps": config.meta_steps,
+            "settings": flat(contender.configuration(plan.seeds[0])),
+            "meta_steps": contender.pace.meta_steps,
             "failures": {str(seed): why for seed, why in failures[label].items()},
             **statistics(runs[label], runs[labels[0]] if label != labels[0] else None, metric),
             "cost": _cost(plan, label, costs),
             "curve": _curve(plan, label, failures[label], metric, out),
             "tasks_skipped": _skipped(plan, label, failures[label], out),
         }
-        for label, config in plan.configs.items()
+        for label, contender in plan.contenders.items()
     }
     return {
         "metric": metric,
@@ -67,6 +67,13 @@ def collect(plan: Plan, costs: Mapping[str, Cost], failures: Failures, out: Path
         "torch": torch.__version__,
         "methods": methods,
     }
+
+
+def _metric(plan: Plan, out: Path) -> str:
+    """What is compared: accuracy, where the runs have that, and else the loss."""
+    folders = (RunFolder(run_path(out, label, seed)) for label, seed, _ in plan.runs())
+    known = next((records[0] for folder in folders if (records := folder.read_metrics())), {})
+    return "accuracy" if "accuracy" in known else "loss"
 
 
 def recount(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -148,7 +155,7 @@ def _values(out: Path, label: str, seed: int, metric: str) -> Tensor:
 def _before(path: Path, metric: str) -> float | None:
     """The mean over the test tasks before meta-training, with which a run begins its log; None where that diverged."""
     folder = RunFolder.open(path)
-    records = folder.read_metrics() if folder.metrics.exists() else []
+    records = folder.read_metrics()
     found = [record[metric]["mean"] for record in records if record["kind"] == "evaluation" and record["step"] == 0]
     return float(found[0]) if found else None
 
@@ -157,13 +164,13 @@ def _cost(plan: Plan, label: str, costs: Mapping[str, Cost]) -> dict[str, Any] |
     """Of a meta-step and of a whole run; None for a method that diverges at the first meta-step."""
     if label not in costs:
         return None
-    config, cost, first = plan.configs[label], costs[label], next(iter(plan.configs))
+    one, cost, first = plan.contenders[label], costs[label], next(iter(plan.contenders))
     return {
         "per_task_and_meta_step": asdict(cost.counts),
-        "gradient_evaluations": per_meta_step(config, cost) * (config.meta_steps or 0),
+        "gradient_evaluations": per_meta_step(one.pace, cost) * one.pace.meta_steps,
         "peak_bytes": cost.peak_bytes,
         "meta_step_seconds": cost.seconds,
-        "time_to_first": _seconds(config, cost) / _seconds(plan.configs[first], costs[first])
+        "time_to_first": _seconds(one, cost) / _seconds(plan.contenders[first], costs[first])
         if first in costs
         else None,
     }
@@ -175,8 +182,8 @@ def _skipped(plan: Plan, label: str, failures: Mapping[int, str], out: Path) -> 
     return sum(RunFolder.open(run_path(out, label, seed)).tasks_skipped() for seed in finished)
 
 
-def _seconds(config: TrainConfig, cost: Cost) -> float:
-    return cost.seconds * (config.meta_steps or 0)
+def _seconds(one: Contender, cost: Cost) -> float:
+    return cost.seconds * one.pace.meta_steps
 
 
 def _curve(plan: Plan, label: str, failures: Mapping[int, str], metric: str, out: Path) -> list[dict[str, float]]:
@@ -186,6 +193,6 @@ def _curve(plan: Plan, label: str, failures: Mapping[int, str], metric: str, out
         if seed not in failures:
             records = RunFolder.open(run_path(out, label, seed)).read_metrics()
             evaluations = [r for r in records if r["kind"] == "evaluation"][:-1]  # the last is the final test
-            for record in [r for r in evaluations if r["split"] == plan.configs[label].eval_split]:
+            for record in [r for r in evaluations if r["split"] == plan.contenders[label].pace.eval_split]:
                 rows.setdefault(record["step"], []).append(record[metric]["mean"])
     return [{"step": step, metric: sum(values) / len(values)} for step, values in sorted(rows.items())]

@@ -1,46 +1,58 @@
 """One self-contained HTML page about a run."""
 
-import base64
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from metaprox.checks import shown as shown_value
 from metaprox.errors import InputError
 from metaprox.losses.gradients import Counts
-from metaprox.training.figures import draw
-from metaprox.training.folder import RunFolder
-from metaprox.training.loop import load_weights
-from metaprox.training.methods import NAMES
-from metaprox.training.setup import build
+from metaprox.reports import style
+from metaprox.reports.figures import draw
+from metaprox.reports.page import data_url, render, shown
+from metaprox.training import RunFolder, Trainer, configuration_of, trainer_of
+from metaprox.training.script import SCRIPT
+from metaprox.training.stored import flat
 
 
-def write_report(folder: RunFolder) -> Path:
-    """Draw the figures of a finished run and write report.html with them and the final table."""
+def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
+    """Draw the figures of a finished run and write report.html with them and the final table.
+
+    ``trainer``: of a script's run, for the picture of a task, if there is one: a fresh one, with the weights from
+    before training; it gets those from after it. A run by settings is made again from its folder.
+    """
     if not isinstance(folder, RunFolder):
         raise InputError(f"folder must be a training.RunFolder, got {shown_value(folder)}: RunFolder.open(path)")
-    config = folder.config()
-    setup = build(config)
-    initial = {name: p.detach().clone() for name, p in setup.model.named_parameters()}
-    load_weights(folder, setup)
-    figures = draw(folder, setup, initial)
-    records = folder.read_metrics()
+    configuration = configuration_of(folder)
+    if trainer is None and configuration.get("made_by") != SCRIPT:
+        trainer = trainer_of(folder)
+    settings, records = flat(configuration), folder.read_metrics()
     steps = [r for r in records if r["kind"] == "step"]
+    figures = draw(folder, records, trainer)
     page = render(
         "run.html.jinja",
-        config=config,
-        settings={name: shown(value) for name, value in vars(config).items()},
+        tasks=settings["tasks"],
+        pace=configuration["run"],
+        steps=settings["steps"],
+        perturb=_perturbation(settings),
+        settings={name: shown(value) for name, value in settings.items()},
         table=final_table(records),
         transductive=next(r for r in records if r["kind"] == "evaluation")["transductive"],
         figures={caption: data_url(path) for caption, path in figures.items()},
         minutes=f"{steps[-1]['seconds'] / 60:.1f}",
-        method=NAMES[config.method],
-        cost=_cost(steps[-1], config.meta_batch or 1),
+        method=style.method_name(settings["method"].lower()),
+        cost=_cost(steps[-1], configuration["run"]["meta_batch"]),
         skipped=folder.tasks_skipped(),
     )
     return folder.write_text("report.html", page)
+
+
+def _perturbation(settings: dict[str, Any]) -> str:
+    """What the page says of the difference, where the method has one."""
+    if "scheme" not in settings:
+        return ""
+    corrected = ", residual correction" if settings["residual_correction"] else ""
+    return f"; scheme {settings['scheme']}, perturbation of the {settings['perturb']}{corrected}"
 
 
 def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -66,30 +78,7 @@ def show(name: str, statistic: dict[str, float]) -> str:
     return f"{statistic['mean']:.3f} ± {statistic['ci95']:.3f}"
 
 
-def shown(value: object) -> str:
-    """A setting as text."""
-    if value is None:
-        return "default"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _cost(step: dict[str, Any], tasks: int) -> str:
     """What one task of a meta-step costs: ``29 support gradients, 19 query gradients``."""
     names = [field.name for field in fields(Counts) if step[field.name]]
     return ", ".join(f"{step[name] // tasks} {name.replace('_', ' ')}" for name in names)
-
-
-def render(template: str, **values: Any) -> str:
-    """An HTML page from one of the templates; every value is escaped, and a missing one is an error."""
-    environment = Environment(
-        loader=PackageLoader("metaprox.training"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
-
-
-def data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

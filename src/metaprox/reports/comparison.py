@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from metaprox.training import style
-from metaprox.training.comparison.statistics import ENOUGH_SEEDS
-from metaprox.training.folder import RunFolder
-from metaprox.training.options import foreign_options
-from metaprox.training.report import data_url, render, shown
+from metaprox.comparison.statistics import ENOUGH_SEEDS
+from metaprox.reports import style
+from metaprox.reports.page import data_url, render, shown
+from metaprox.training import RunFolder
 
 COLUMNS = {
     "method": "method",
@@ -200,11 +199,9 @@ def _name(results: dict[str, Any], label: str) -> str:
 def _differing_settings(results: dict[str, Any]) -> dict[str, dict[str, str]]:
     """label -> the settings that are not the same for all methods; nothing where a method does not have one."""
     settings = {label: method["settings"] for label, method in results["methods"].items()}
-    names = next(iter(settings.values()))
-    differing = [name for name in names if len({str(own[name]) for own in settings.values()}) > 1]
+    names = dict.fromkeys(name for own in settings.values() for name in own)
+    differing = [name for name in names if len({str(own.get(name, "")) for own in settings.values()}) > 1]
     return {
-        style.method_name(label): {
-            name: "" if name in foreign_options(own["method"]) else shown(own[name]) for name in differing
-        }
+        style.method_name(label): {name: shown(own[name]) if name in own else "" for name in differing}
         for label, own in settings.items()
     }

@@ -1,33 +1,35 @@
-"""Figures of a run: the learning curve, the health of the inner solves and, for sinusoid, an adaptation."""
+"""Figures of a run: the learning curve, the health of the inner solves and, where there is one, a task."""
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
+from metaprox.data.task import Task
 from metaprox.evaluation import adapt
-from metaprox.training import style
-from metaprox.training.folder import RunFolder
-from metaprox.training.setup import Setup
+from metaprox.reports import style
+from metaprox.tasks.pictures import AFTER as VALIDATION
+from metaprox.tasks.pictures import GIVEN as TRAIN
+from metaprox.training import RunFolder, Trainer
 
-TRAIN, VALIDATION, BEFORE, AFTER = "#9aa5b1", "#0b6e99", "#c2571a", "#0b6e99"
 
+def draw(folder: RunFolder, records: list[dict[str, Any]], trainer: Trainer | None) -> dict[str, Path]:
+    """Write every figure of the run as PNG; returns caption -> file.
 
-def draw(folder: RunFolder, setup: Setup, initial: dict[str, Tensor]) -> dict[str, Path]:
-    """Write every figure of the run as PNG; returns caption -> file. ``initial``: weights before meta-training."""
-    records = folder.read_metrics()
+    ``trainer``: with the weights before meta-training, for the picture of a task; it gets those after.
+    """
     folder.figures.mkdir(exist_ok=True)
     figures: dict[str, tuple[str, Figure | None]] = {
         "Learning curve": ("learning_curve.png", _learning_curve(records)),
         "Health of the inner solves": ("inner_solves.png", _inner_solves(records)),
     }
-    if setup.config.tasks == "sinusoid":
-        figures["Adaptation to an unseen wave"] = ("adaptation.png", _adaptation(setup, initial))
+    if trainer is not None and trainer.picture is not None:
+        figures[trainer.picture.title] = ("adaptation.png", _adaptation(folder, trainer))
     paths = {}
     for caption, (name, figure) in figures.items():
         if figure is not None:
@@ -39,7 +41,7 @@ def draw(folder: RunFolder, setup: Setup, initial: dict[str, Tensor]) -> dict[st
 def _learning_curve(records: list[dict[str, Any]]) -> Figure:
     steps = [r for r in records if r["kind"] == "step"]
     held_out = [r for r in records if r["kind"] == "evaluation"][1:-1]  # the first and the last are the final table's
-    name, label = ("accuracy", "accuracy") if "accuracy" in steps[0] else ("loss", "mean squared error")
+    name, label = ("accuracy", "accuracy") if "accuracy" in steps[0] else ("loss", "loss")
     figure, axes = style.canvas(f"Query {label} after adaptation, while meta-training")
     axes.plot(
         [r["step"] for r in steps],
@@ -96,37 +98,34 @@ def _inner_solves(records: list[dict[str, Any]]) -> Figure | None:
     return figure
 
 
-def _adaptation(setup: Setup, initial: dict[str, Tensor]) -> Figure:
-    """One test task: the predictions before and after K inner steps, from the initial and the meta-learned weights."""
-    tasks = setup.batch("test", [0])
-    inputs, targets = (leaf[0] for leaf in tasks.support)
-    grid = torch.linspace(-5, 5, 200, device=inputs.device, dtype=inputs.dtype)[:, None]
-    order = tasks.query[0][0].flatten().argsort()
+def _adaptation(folder: RunFolder, trainer: Trainer) -> Figure:
+    """The first test task, adapted to from the initial and from the meta-learned weights."""
+    assert trainer.picture is not None
+    first = trainer.batch("test", [0])
+    task = pytree.tree_map(lambda leaf: leaf[0], first) if isinstance(first, Task) else first[0]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    learned = {name: p.detach() for name, p in setup.model.named_parameters()}
-    for axes, (title, x) in zip(
-        figure.subplots(1, 2, sharey=True),
-        (("From random weights", initial), ("From meta-learned weights", learned)),
-        strict=True,
-    ):
-        y = adapt(setup.problem, (inputs, targets), setup.solver, setup.config.steps, params=x)
-        predict: Callable[[dict[str, Tensor]], Tensor] = lambda p: functional_call(setup.model, p, (grid,)).detach()  # noqa: E731
-        axes.plot(grid.cpu(), predict(x).cpu(), color=BEFORE, linestyle="--", label="before adaptation")
-        axes.plot(grid.cpu(), predict(y).cpu(), color=AFTER, label=f"after {setup.config.steps} inner steps")
-        axes.plot(
-            tasks.query[0][0][order].cpu(),
-            tasks.query[1][0][order].cpu(),
-            "o",
-            color=TRAIN,
-            markersize=4,
-            label="query",
-        )
-        axes.plot(inputs.cpu(), targets.cpu(), "x", color="black", label="support")
-        axes.set_xlabel("input")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, title in ((left, "From random weights"), (right, "From meta-learned weights")):
+        if axes is right:
+            trainer.load_weights(folder)
+        before, after = _predictors(trainer, task)
+        trainer.picture.draw(axes, task, before, after)
+        axes.label_outer()
         style.tidy(axes, title)
-    figure.axes[0].set_ylabel("output")
-    figure.axes[1].legend(frameon=False, fontsize="small")
+    if right.get_legend_handles_labels()[0]:
+        right.legend(frameon=False, fontsize="small")
     return figure
+
+
+def _predictors(trainer: Trainer, task: Task) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+    """The model before and after adaptation to ``task``, as functions of inputs."""
+    one, problem = trainer.estimator, trainer.evaluated or trainer.problem
+    y = adapt(problem, task.support, one.solver, one.steps, tol=one.tol, max_steps=one.max_steps)
+    x = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if name in y}
+    model = trainer.model
+    before = lambda inputs: functional_call(model, x, (inputs,)).detach()  # noqa: E731
+    after = lambda inputs: functional_call(model, y, (inputs,)).detach()  # noqa: E731
+    return before, after
 
 
 def _smooth(values: Sequence[float], window: int = 25) -> list[float]:

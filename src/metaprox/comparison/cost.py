@@ -3,23 +3,30 @@
 import gc
 import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from metaprox.errors import MetaproxError, NonFiniteError
 from metaprox.losses.gradients import Counts
-from metaprox.training.config import TrainConfig
-from metaprox.training.setup import Setup, build
+from metaprox.training import Trainer
 
 PRODUCT_COST = 2  # A Hessian-vector product is a gradient and a backward pass through it.
+
+
+class Makes(Protocol):
+    """What is measured."""
+
+    def trainer(self, seed: int) -> Trainer:
+        """The run of a seed."""
 
 
 @dataclass(frozen=True)
@@ -67,71 +74,76 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
-def measure(configs: Mapping[str, TrainConfig], rounds: int = 7) -> dict[str, Cost]:
-    """The cost of one meta-step of each configuration, on the first training tasks of each; none for one that diverges.
+def measure(contenders: Mapping[str, Makes], seed: int = 0, rounds: int = 7) -> dict[str, Cost]:
+    """The cost of one meta-step of each contender, on the first training tasks of each; none for one that diverges.
 
-    Runs in a fresh process, which is left alone with the machine only if the caller sees to that. Times are medians
-    over ``rounds``, in each of which every configuration has its turn, so that their ratios hold while speed drifts.
+    In a fresh process, which is left alone with the machine only if the caller sees to that, or in this one where what
+    a script made can't be sent to another. Times are medians over ``rounds``, in each of which every contender has its
+    turn, so that their ratios hold while speed drifts.
 
     Raises:
         MetaproxError: the process failed; the message ends with what it said.
     """
-    job = {"rounds": rounds, "configs": {label: asdict(config) for label, config in configs.items()}}
+    try:
+        job = pickle.dumps((dict(contenders), seed, rounds))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return _measure_here(contenders, seed, rounds)
     done = subprocess.run(
-        [sys.executable, "-m", "metaprox.training.cost"],
-        input=json.dumps(job),
+        [sys.executable, "-c", CODE.format(path=sys.path)],
+        input=job,
         env=os.environ | {"KINETO_LOG_LEVEL": "99"},  # torch's profiler prints on its own
         capture_output=True,
-        text=True,
         check=False,
     )
     if done.returncode != 0:
-        raise MetaproxError(f"measuring the cost of a meta-step failed:\n{done.stderr.strip()}")
-    return {label: Cost(Counts(**cost.pop("counts")), **cost) for label, cost in json.loads(done.stdout).items()}
+        raise MetaproxError(f"measuring the cost of a meta-step failed:\n{done.stderr.decode().strip()}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {label: Cost(Counts(**cost.pop("counts")), **cost) for label, cost in found.items()}
 
 
-def _measure_here(configs: dict[str, TrainConfig], rounds: int) -> dict[str, dict[str, Any]]:
-    setups = {label: build(config) for label, config in configs.items()}
-    steps = {label: _meta_step(setup) for label, setup in setups.items()}
-    results: dict[str, dict[str, Any]] = {}
+CODE = "import sys; sys.path[:] = {path!r}; from metaprox.comparison import cost; cost.main()"
+
+
+def _measure_here(contenders: Mapping[str, Makes], seed: int, rounds: int) -> dict[str, Cost]:
+    trainers = {label: one.trainer(seed) for label, one in contenders.items()}
+    steps = {label: _meta_step(trainer) for label, trainer in trainers.items()}
+    found: dict[str, tuple[Counts, int]] = {}
     for label, step in list(steps.items()):
         try:
             counts = step()
         except NonFiniteError:
             del steps[label]
             continue
-        tasks = setups[label].config.meta_batch or 1
-        per_task = {name: value // tasks for name, value in asdict(counts).items()}
-        results[label] = {"counts": per_task, "peak_bytes": peak_memory(step, torch.device(configs[label].device))}
+        tasks = trainers[label].pace.meta_batch
+        per_task = Counts(**{name: value // tasks for name, value in asdict(counts).items()})
+        found[label] = per_task, peak_memory(step, trainers[label].device)
     seconds: dict[str, list[float]] = {label: [] for label in steps}
+    threads = torch.get_num_threads()
     for _ in range(rounds):
         for label, step in steps.items():
-            torch.set_num_threads(configs[label].threads)
+            torch.set_num_threads(trainers[label].pace.threads)
             began = time.perf_counter()
             step()
             seconds[label].append(time.perf_counter() - began)
-    return {label: result | {"seconds": statistics.median(seconds[label])} for label, result in results.items()}
+    torch.set_num_threads(threads)
+    return {label: Cost(*found[label], statistics.median(seconds[label])) for label in steps}
 
 
-def _meta_step(setup: Setup) -> Callable[[], Counts]:
-    tasks = setup.batch("train", range(setup.config.meta_batch or 1))
+def _meta_step(trainer: Trainer) -> Callable[[], Counts]:
+    tasks = trainer.batch("train", range(trainer.pace.meta_batch))
 
     def step() -> Counts:
-        setup.model.zero_grad()
-        counts = setup.estimator.backward(setup.trained, tasks).info.counts
-        if setup.config.device != "cpu":
-            torch.get_device_module(setup.config.device).synchronize(setup.config.device)
+        trainer.model.zero_grad()
+        counts = trainer.estimator.backward(trainer.problem, tasks).info.counts
+        if trainer.device.type != "cpu":
+            torch.get_device_module(trainer.device).synchronize(trainer.device)
         return counts
 
     return step
 
 
 def main() -> None:
-    """Read a job from standard input, write the costs to standard output, both as JSON."""
-    job = json.load(sys.stdin)
-    configs = {label: TrainConfig.from_json(json.dumps(config)) for label, config in job["configs"].items()}
-    json.dump(_measure_here(configs, job["rounds"]), sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    """Read a job from standard input, and write the costs to standard output as JSON."""
+    contenders, seed, rounds = pickle.load(sys.stdin.buffer)  # from the process that started this one
+    costs = _measure_here(contenders, seed, rounds)
+    print(json.dumps({label: asdict(cost) for label, cost in costs.items()}))

@@ -8,8 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from metaprox.training.methods import NAMES
-
 BLUE, LIGHT_BLUE, BLACK, GREEN, ORANGE, GREY, PURPLE = (
     "#0b6e99",
     "#55b3d9",
@@ -19,6 +17,20 @@ BLUE, LIGHT_BLUE, BLACK, GREEN, ORANGE, GREY, PURPLE = (
     "#9aa5b1",
     "#7b4fa3",
 )
+
+
+# How a method or a variant of it is called in tables and figures; others by their own names.
+NAMES = {
+    "fobmaml": "FO-B-MAML",
+    "fobmaml-center": "FO-B-MAML, center",
+    "fobmaml-forward": "FO-B-MAML, forward",
+    "fobmaml-forward-center": "FO-B-MAML, forward, center",
+    "tangent": "Tangent",
+    "imaml": "iMAML",
+    "maml": "MAML",
+    "fomaml": "FO-MAML",
+    "reptile": "Reptile",
+}
 
 
 def _look(color: str, linestyle: str, marker: str, fillstyle: str = "full") -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""Options of a run on the command line: those of the family, method and other parts that are named, and no others."""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import tyro
+
+from metaprox.errors import InputError
+from metaprox.training import Settings
+from metaprox.training.names import FAMILIES
+from metaprox.training.options import CHOICES, GROUPS, Option
+from metaprox.training.settings import owner
+
+
+@dataclass(frozen=True)
+class WithSettings:
+    """A command that takes a family of tasks and its settings; ``with_options`` gives it a field for each group."""
+
+    def settings(self) -> Settings:
+        """What was given."""
+        groups = [vars(getattr(self, _field(group))) for group in GROUPS]
+        given = {name: value for group in groups for name, value in group.items()}
+        defaults = {name: one.default for name, one in self.known.items()}  # type: ignore[attr-defined]
+        kept = {name: v for name, v in given.items() if not (isinstance(v, bool) and v == defaults[name])}
+        return Settings(self.family, **kept)  # type: ignore[attr-defined]
+
+
+def is_family(word: str) -> bool:
+    """Whether the word names a family, and not a folder."""
+    return word in FAMILIES.names() or (":" in word and "/" not in word)
+
+
+def with_options(command: type, arguments: Sequence[str], without: Iterable[str] = (), **shown: Any) -> type:
+    """``command`` with the options of what ``arguments`` name: a family first, then perhaps a method and other parts.
+
+    ``without``: options that it does not have; ``shown``: defaults of its own.
+    """
+    family, rest = arguments[0], arguments[1:]
+    settings = Settings(family, **_choices(rest))
+    options = {name: one for name, one in settings.options().items() if name not in without}
+    _refuse_foreign(rest, settings, options, command)
+    defaults = settings.defaults() | shown
+    groups: list[Any] = []
+    for group in GROUPS:
+        kind: Any = _group(group, options, defaults)
+        hint: Any = Annotated[tyro.conf.OmitArgPrefixes[kind], tyro.conf.arg(name=group.replace(" ", "-"))]
+        groups.append((_field(group), hint, field(default_factory=kind)))
+    made = make_dataclass(command.__name__, groups, bases=(command,), frozen=True, kw_only=True)
+    made.__doc__ = command.__doc__
+    made.family, made.known = family, options  # type: ignore[attr-defined]
+    return made
+
+
+def _field(group: str) -> str:
+    return f"{group.replace(' ', '_')}_group"
+
+
+def _choices(arguments: Sequence[str]) -> dict[str, str]:
+    """The parts that the arguments name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in CHOICES.keys() - {"tasks"}:
+        parser.add_argument(*dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")), dest=name)
+    try:
+        found, _ = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:  # an option without its value, of which the real parser will tell
+        return {}
+    return {name: value for name, value in vars(found).items() if value is not None}
+
+
+def _refuse_foreign(arguments: Sequence[str], settings: Settings, options: Mapping[str, Option], command: type) -> None:
+    """Raise InputError where an option is one of another method, solver, optimizer or family, and say of which."""
+    own = set(command.__dataclass_fields__)  # type: ignore[attr-defined]
+    for word in arguments:
+        name = word.removeprefix("--").split("=")[0].replace("-", "_")
+        known = name in options or name in own or name.removeprefix("no_") in options
+        if word.startswith("--") and not known and (why := owner(name, settings.given)):
+            raise InputError(f"{word.split('=')[0]} is a setting of {why}")
+
+
+def _group(group: str, options: Mapping[str, Option], defaults: Mapping[str, Any]) -> type:
+    """The options of one group as a dataclass; None is what is not given."""
+    fields = []
+    for name, option in options.items():
+        if option.group != group:
+            continue
+        hint, default = option.hint, None
+        if hint is bool:
+            default = option.default
+        elif name in CHOICES:
+            hint = str
+        about = tyro.conf.arg(
+            help=option.help or f"Setting {option.field} of the {option.part}.",
+            metavar=None if hint is bool else _metavar(name, hint),
+            help_behavior_hint=_shown(defaults.get(name)),
+        )
+        kind = hint if hint is bool else hint | None
+        fields.append((name, Annotated[kind, about], field(default=default)))
+    return make_dataclass(group.title().replace(" ", ""), fields, frozen=True)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return f"(default: {'on' if value else 'off'})"
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"(default: {text})"
+
+
+def _metavar(name: str, hint: Any) -> str:
+    if name in CHOICES:
+        return f"{{{','.join(CHOICES[name].names())},MODULE:CLASS}}"
+    if get_origin(hint) in (Union, UnionType):
+        return "|".join(dict.fromkeys(_metavar("", one) for one in get_args(hint) if one is not type(None)))
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(map(str, get_args(hint)))}}}"
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        one = _metavar("", kinds[0])
+        return f"{one} [{one} ...]" if kinds[-1] is Ellipsis else " ".join(_metavar("", kind) for kind in kinds)
+    return "PATH" if hint is Path else {int: "INT", float: "FLOAT"}.get(hint, "TEXT")

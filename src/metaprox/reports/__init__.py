@@ -1,0 +1,15 @@
+"""Runs and comparisons for people: figures, tables, pages. Needs the extra ``metaprox[experiments]``."""
+
+from metaprox.reports.comparison import COLUMNS, IN_A_TERMINAL, comparison_table, legend, write_comparison
+from metaprox.reports.run import final_table, show, write_report
+
+__all__ = [
+    "COLUMNS",
+    "IN_A_TERMINAL",
+    "comparison_table",
+    "final_table",
+    "legend",
+    "show",
+    "write_comparison",
+    "write_report",
+]

@@ -1,0 +1,147 @@
+"""A run as the objects that it is made of."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LinearLR
+from torch.utils import _pytree as pytree
+
+from metaprox import checks
+from metaprox.errors import InputError
+from metaprox.estimators import Estimator
+from metaprox.problem import ProximalProblem
+from metaprox.tasks import Family
+from metaprox.tasks.base import SPLITS
+from metaprox.training.names import FAMILIES, METHODS, OPTIMIZERS, SOLVERS
+from metaprox.training.outer import Outer
+from metaprox.training.pace import Pace
+from metaprox.training.stored import VERSION, described, flat, made
+from metaprox.training.trainer import Source, Trainer
+
+
+@dataclass(frozen=True)
+class DrawnExamples:
+    """``loss`` on ``count`` examples of the batch, drawn without repetition, or on all where there are no more."""
+
+    loss: Callable[[nn.Module, Any], Any]
+    count: int
+
+    def __call__(self, model: nn.Module, batch: Any) -> Any:
+        first = pytree.tree_leaves(batch)[0]
+        chosen = torch.randperm(len(first), device=first.device)[: self.count]
+        return self.loss(model, pytree.tree_map(lambda leaf: leaf[chosen], batch))
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A run as its parts: a family of tasks, an estimator with its solvers, an outer optimizer, a pace.
+
+    ``trainer()`` makes the model and trains it. On disk it is each part's class and settings, under a version.
+
+    Args:
+        lam: weight of the proximal term.
+        inner_batch: support examples that an inner step of training sees, drawn anew for each step. None: all.
+        device: of the model and the tasks.
+    """
+
+    family: Family
+    estimator: Estimator
+    lam: float
+    optimizer: Outer
+    pace: Pace
+    inner_batch: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("family", Family), ("estimator", Estimator), ("optimizer", Outer), ("pace", Pace)):
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name} must be a {kind.__name__}, got {checks.shown(getattr(self, name))}")
+        checks.settle(self, lam=checks.nonnegative, inner_batch=checks.optional(checks.count), device=checks.text)
+        if self.family.seed != self.pace.seed or self.family.split != "train":
+            object.__setattr__(self, "family", replace(self.family, seed=self.pace.seed, split="train"))
+
+    def but(self, **changes: Any) -> "Composition":
+        """The same with other numbers of its pace."""
+        return replace(self, pace=replace(self.pace, **changes))
+
+    def trainer(self) -> Trainer:
+        """Everything that the run needs. Raises InputError for whatever can't be, before any work is done."""
+        family, pace = self.family, self.pace
+        tasks: dict[str, Source] = {split: family.of_split(split) for split in SPLITS}
+        model = family.model().to(_device(self.device))
+        optimizer = self.optimizer.of(family.learned(model))
+        problem = evaluated = ProximalProblem.from_module(model, family.loss, self.lam, adapt=family.adapts)
+        if self.inner_batch:
+            drawn = DrawnExamples(family.loss, self.inner_batch)
+            problem = ProximalProblem.from_module(model, drawn, self.lam, outer_loss=family.loss, adapt=family.adapts)
+        return Trainer(
+            problem,
+            self.estimator,
+            optimizer,
+            tasks,
+            pace,
+            schedule=LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=pace.meta_steps),
+            evaluated=evaluated,
+            baseline=family.baseline,
+            picture=family.picture(),
+            configuration=self.configuration(),
+        )
+
+    def configuration(self) -> dict[str, Any]:
+        """The parts as JSON holds them."""
+        return {
+            "version": VERSION,
+            "tasks": described(self.family, FAMILIES.name_of, ("seed", "split")),
+            "method": described(self.estimator, _name_of),
+            "lam": self.lam,
+            "inner_batch": self.inner_batch,
+            "optimizer": described(self.optimizer, OPTIMIZERS.name_of),
+            "run": asdict(self.pace),
+            "device": self.device,
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """The same as options by name."""
+        return flat(self.configuration())
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Composition":
+        """What ``configuration`` gave; classes of one's own are imported. Raises InputError for anything else."""
+        parts = {"tasks", "method", "lam", "inner_batch", "optimizer", "run", "device"}
+        if odd := sorted(values.keys() ^ (parts | {"version"})):
+            raise InputError(f"not the configuration of a run of this version of metaprox: odd {', '.join(odd)}")
+        try:
+            pace = made({"class": "run", **values["run"]}, lambda name: Pace)
+            method = dict(values["method"])
+            for name in ("solver", "branch_solver"):
+                if method.get(name) is not None:
+                    method[name] = made(method[name], SOLVERS.of)
+            return cls(
+                made(values["tasks"], FAMILIES.of, seed=pace.seed),
+                made(method, METHODS.of),
+                values["lam"],
+                made(values["optimizer"], OPTIMIZERS.of),
+                pace,
+                values["inner_batch"],
+                values["device"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"not the configuration of a run: {type(error).__name__}: {error}") from error
+
+
+def _name_of(kind: type) -> str:
+    return METHODS.name_of(kind) if issubclass(kind, Estimator) else SOLVERS.name_of(kind)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} can't be used here: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise InputError("device 'meta' can't be used here: its tensors have no values")
+    return device

@@ -1,0 +1,72 @@
+"""Runs by settings and by folder; a script with objects of its own uses ``Trainer``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaprox import checks
+from metaprox.errors import InputError, RunFolderError
+from metaprox.training import checkpoint
+from metaprox.training.composition import Composition
+from metaprox.training.folder import RunFolder
+from metaprox.training.script import SCRIPT
+from metaprox.training.settings import Settings
+from metaprox.training.trainer import Trainer, Watch
+
+
+def train(run: Settings | Composition, out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+    """Train what ``run`` describes in the new folder ``out``. Raises what ``Trainer.train`` raises."""
+    return composed(run).trainer().train(checks.path("out", out), watch)
+
+
+def resume(out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+    """Go on with the run in ``out`` from its last checkpoint, as ``Trainer.resume``; a finished one stays as it is."""
+    folder = RunFolder.open(checks.path("out", out))
+    return folder if folder.weights.exists() else trainer_of(folder).resume(out, watch)
+
+
+def composed(run: Settings | Composition) -> Composition:
+    """The run as its parts."""
+    if isinstance(run, Settings):
+        return run.composition()
+    if not isinstance(run, Composition):
+        raise InputError(f"a run is described by training.Settings or a Composition, got {checks.shown(run)}")
+    return run
+
+
+def composition_of(folder: RunFolder) -> Composition:
+    """The parts of the run in a folder; those of version 1 are read too.
+
+    Raises RunFolderError where the run is that of a script, whose parts are in the script alone.
+    """
+    values, place = folder.configuration(), folder.path / "config.json"
+    if values.get("made_by") == SCRIPT:
+        raise RunFolderError(
+            f"{folder.path} is the run of a script, with a model and tasks of its own: go on with it, evaluate it and "
+            "report on it there, by its training.Trainer"
+        )
+    try:
+        return Composition.of(values) if "version" in values else Settings.of_version_1(values).composition()
+    except InputError as error:
+        raise RunFolderError(f"{place}: {error}") from error
+
+
+def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
+    """What the run in a folder says of itself, as this version would."""
+    values = folder.configuration()
+    return values if "version" in values else composition_of(folder).configuration()
+
+
+def trainer_of(folder: RunFolder) -> Trainer:
+    """The run in a folder, with its initial weights. Raises RunFolderError as ``composition_of``."""
+    return composition_of(folder).trainer()
+
+
+def latest(folder: RunFolder) -> Trainer:
+    """The run in a folder with its final weights, or those of its last checkpoint."""
+    trainer = trainer_of(folder)
+    if folder.weights.exists():
+        trainer.load_weights(folder)
+    else:
+        checkpoint.load_weights(folder, trainer)
+    return trainer

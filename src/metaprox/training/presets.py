@@ -1,0 +1,39 @@
+"""The named variants that ``metaprox compare`` knows, and those of a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from metaprox import checks
+from metaprox.errors import InputError
+from metaprox.training.names import METHODS
+
+# Each method by its name, and the variants of FO-B-MAML: changes to the shared settings.
+PRESETS: dict[str, dict[str, Any]] = {
+    **{name: {"method": name} for name in METHODS.names()},
+    "fobmaml": {"method": "fobmaml", "scheme": "symmetric", "perturb": "loss"},
+    "fobmaml-center": {"method": "fobmaml", "scheme": "symmetric", "perturb": "center"},
+    "fobmaml-forward": {"method": "fobmaml", "scheme": "forward", "perturb": "loss"},
+    "fobmaml-forward-center": {"method": "fobmaml", "scheme": "forward", "perturb": "center"},
+}
+
+
+def preset(label: str) -> dict[str, Any]:
+    """The settings of a named variant. Raises InputError, listing the known ones, for any other name."""
+    if not isinstance(label, str) or label not in PRESETS:
+        raise InputError(
+            f"unknown method {checks.shown(label)}; known: {', '.join(PRESETS)}; others go into --variants FILE"
+        )
+    return PRESETS[label]
+
+
+def read_variants(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Named variants from a JSON file. Raises InputError unless it holds an object of objects."""
+    path = checks.path("path", path)
+    try:
+        variants = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"--variants {path}: {error}") from error
+    if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
+        raise InputError(f'--variants {path} must hold {{"name": {{"setting": value, ...}}, ...}}')
+    return variants

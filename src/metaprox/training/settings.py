@@ -1,0 +1,167 @@
+"""What a person sets of a run: a family of tasks, and options by name. All else follows from the family."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from metaprox import checks
+from metaprox.errors import InputError
+from metaprox.tasks import Family
+from metaprox.training.compile import worth_compiling
+from metaprox.training.composition import Composition
+from metaprox.training.names import FAMILIES, SOLVERS
+from metaprox.training.options import CHOICES, DEFAULTS_OF_OWN, PREFIXES, Chosen, Option
+from metaprox.training.pace import Pace
+
+# Settings that a part had in version 1, whether it was chosen or not.
+VERSION_1 = {"ways", "scheme", "perturb", "residual_correction", "cg_steps", "damping", "momentum", "gamma"}
+OPTIMIZER = DEFAULTS_OF_OWN["optimizer"]
+STEPS = 10  # Inner steps where neither a number nor a tolerance is given.
+
+
+@dataclass(frozen=True, init=False)
+class Settings:
+    """Options of a run by name, as on the command line: ``Settings("mnist1d", ways=3, method="maml", lam=0.1)``.
+
+    Which options there are depends on the family, the method, the solvers and the optimizer: their settings are the
+    options, those of the inner solver with ``inner_`` before them and those of the branches' with ``branch_``.
+    ``composition()`` makes the objects of the run; what is not given, or None, is as the family has it, or else as the
+    part has it.
+
+    Raises:
+        InputError: the choice of parts does not have an option; the message says which does.
+    """
+
+    given: dict[str, Any]
+
+    def __init__(self, tasks: str | type[Family], **given: Any) -> None:
+        name = FAMILIES.name_of(tasks) if isinstance(tasks, type) else tasks
+        values = {"tasks": name, **{key: value for key, value in given.items() if value is not None}}
+        object.__setattr__(self, "given", values)
+        known = self.options()
+        for key in values.keys() - {"tasks"} - known.keys():
+            raise InputError(_foreign(key, values))
+
+    @classmethod
+    def of_version_1(cls, values: Mapping[str, Any]) -> "Settings":
+        """Of a configuration in which every setting of every part had a place, null where it had no meaning."""
+        given = {name: value for name, value in values.items() if value is not None}
+        known = {"tasks", *Chosen.by(given).options()}
+        if odd := sorted(given.keys() - known - VERSION_1):
+            raise InputError(f"not the configuration of a run of metaprox: unknown {', '.join(odd)}")
+        return cls(**{name: value for name, value in given.items() if name in known})
+
+    def options(self) -> dict[str, Option]:
+        """Every option of these parts, with its default as far as the parts say it."""
+        return Chosen.by(self.given).options()
+
+    def but(self, **changes: Any) -> "Settings":
+        """The same with ``changes``; None takes back what was given."""
+        return Settings(**{**self.given, **changes})
+
+    def variant(self, changes: Mapping[str, Any]) -> "Settings":
+        """The same with ``changes``, without what the parts chosen by these do not have."""
+        if not isinstance(changes, Mapping):
+            raise InputError(f"changes must be a dict of settings, got {checks.shown(changes)}")
+        values = self.given | dict(changes)
+        known = Chosen.by(values).options()
+        for name in self.given.keys() - changes.keys() - {"tasks"}:
+            if name not in known or not _has_meaning(known[name], values):
+                del values[name]
+        return Settings(**values)
+
+    def defaults(self) -> dict[str, Any]:
+        """Every option of these parts with the value that it has where it is not given."""
+        chosen, known = Chosen.by(self.given), self.options()
+        own = dict(chosen.tasks.defaults)
+        if self.given.get("optimizer", OPTIMIZER) != own.get("optimizer", OPTIMIZER):
+            own.pop("lr", None)  # the family's is for another
+        found = {name: option.default for name, option in known.items()}
+        found |= _of_preset("solver", self.given.get("solver", own.get("solver")))
+        found |= {name: one for name, one in own.items() if name in known and _has_meaning(known[name], self.given)}
+        if self.given.get("tol") is None:
+            found["steps"] = own.get("steps", STEPS)
+        alike = [field.name for field in fields(chosen.solver)] if chosen.branch_solver is chosen.solver else ["lr"]
+        for name in alike:  # as the inner solver, where nothing else is said
+            if f"branch_{name}" in known:
+                found[f"branch_{name}"] = self.given.get(f"inner_{name}", found.get(f"inner_{name}"))
+        return found | _of_preset("branch_solver", self.given.get("branch_solver"))
+
+    def composition(self) -> Composition:
+        """The parts of the run, made and checked. Raises InputError where a value is not one that its option takes."""
+        chosen, known = Chosen.by(self.given), self.options()
+        values = self.defaults() | {name: value for name, value in self.given.items() if name != "tasks"}
+        part: dict[str, dict[str, Any]] = {name: {} for name in (*vars(chosen), "own", "run")}
+        for name, option in known.items():
+            part[option.part][option.field] = values[name]
+        own = part["own"]
+        pace: Pace = _made(Pace, part["run"])
+        family = _made(chosen.tasks, part["tasks"] | {"seed": pace.seed})
+        compiled = _compiled(own["compile"], chosen, values)
+        solvers = {"solver": _made(chosen.solver, part["solver"], "inner_")}
+        if chosen.branch_solver is not None:
+            branch = _made(chosen.branch_solver, part["branch_solver"], "branch_")
+            solvers["branch_solver"] = None if branch == solvers["solver"] else branch
+        estimator = _made(chosen.method, part["method"] | solvers | {"compile": compiled})
+        optimizer = _made(chosen.optimizer, part["optimizer"])
+        return Composition(family, estimator, own["lam"], optimizer, pace, own["inner_batch"], own["device"])
+
+
+def _of_preset(part: str, name: str | None) -> dict[str, Any]:
+    """What comes with the name of a solver."""
+    return {f"{PREFIXES[part]}{field}": value for field, value in SOLVERS.preset(name).items()} if name else {}
+
+
+def _made(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A part of these settings. Where one is wrong, it is named as the option is."""
+    missing = {field.name: field.default for field in fields(kind)}
+    given = {name: value for name, value in values.items() if value is not None or missing[name] is None}
+    try:
+        return kind(**given)
+    except InputError as error:
+        named = str(error).split(" ")[0].split("[")[0].split("=")[0] in missing
+        raise type(error)(f"{prefix}{error}" if named else str(error)) from error
+
+
+def _has_meaning(option: Option, given: Mapping[str, Any]) -> bool:
+    """Whether the option has a meaning beside the others that are given: of a step of FO-B-MAML, its perturbation."""
+    if option.part != "method":
+        return True
+    method = Chosen.by(given).method
+    steps: dict[str, str] = getattr(method, "step_of", {})
+    return option.field not in steps or given.get("perturb", getattr(method, "perturb", None)) == steps[option.field]
+
+
+def _compiled(wanted: Any, chosen: Chosen, values: Mapping[str, Any]) -> bool:
+    if isinstance(wanted, bool):
+        return wanted
+    if checks.choice("compile", wanted, ("auto", "on", "off")) != "auto":
+        return wanted == "on"
+    return chosen.tasks.compiles and worth_compiling(chosen.method, values)
+
+
+def owner(name: str, given: Mapping[str, Any]) -> str | None:
+    """Which parts have the option that those chosen by ``given`` do not: ``imaml, but method='fobmaml'``."""
+    chosen = Chosen.by(given)
+    for part, parts in CHOICES.items():
+        owners = [one for one in parts.known() if name in _names(part, one, given)]
+        if owners:
+            one = getattr(chosen, part) or chosen.solver
+            return f"{' and '.join(owners)}, but {part}={parts.name_of(one)!r}"
+    return None
+
+
+def _foreign(name: str, given: Mapping[str, Any]) -> str:
+    """Why there is no option of this name."""
+    if why := owner(name, given):
+        return f"{name}={checks.shown(given[name])} is a setting of {why}"
+    known = ", ".join(["tasks", *Chosen.by(given).options()])
+    return f"unknown setting {name!r}; known: {known}"
+
+
+def _names(part: str, one: str, given: Mapping[str, Any]) -> set[str]:
+    """The options that there would be with another part."""
+    try:
+        return set(Chosen.by({**given, part: one}).options())
+    except InputError:
+        return set()

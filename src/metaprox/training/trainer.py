@@ -1,0 +1,275 @@
+"""Meta-training, top to bottom."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import Optimizer
+from torch.utils import _pytree as pytree
+
+from metaprox import checks
+from metaprox.data.task import Task
+from metaprox.errors import InputError, NonFiniteError, RunFolderError
+from metaprox.estimators import Estimator, MetaGradient
+from metaprox.evaluation import Evaluation, evaluate
+from metaprox.modules.loss import ModuleLoss
+from metaprox.problem import ProximalProblem
+from metaprox.tasks import Picture, TaskSource
+from metaprox.training import checkpoint, weights
+from metaprox.training.folder import RunFolder
+from metaprox.training.pace import Pace
+from metaprox.training.records import evaluation_record, means, step_record
+from metaprox.training.script import configuration_of_script
+from metaprox.training.stored import different
+
+Source = TaskSource | Callable[[Sequence[int]], Task]
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher sees after each meta-step: steps done, loss and metrics on the query sets of the batch.
+
+    Both are means over the tasks that were not skipped.
+    """
+
+    step: int
+    total: int
+    loss: float
+    metrics: dict[str, float]
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Meta-trains a model and leaves a run folder: configuration, metrics, checkpoints, weights.
+
+    The command line makes one from settings; a script gives its own objects and gets the same.
+
+    Args:
+        problem: from ``ProximalProblem.from_module``; its model is trained in place, on the device where it is.
+        estimator: of the meta-gradient. Evaluation adapts by its ``solver`` and as many of its steps.
+        optimizer: any optimizer of torch on parameters of the model.
+        tasks: by split, "train", "test" and ``pace.eval_split``: a function of ids, or an object with ``batch(ids)``.
+            Meta-step i takes the tasks of ids i * meta_batch and on; a task is to be a function of its id alone, or a
+            resumed run is another. Tensors are moved to the model's device.
+        pace: how long, how often, and the seed of what is random in training.
+        schedule: a scheduler of ``optimizer``, stepped after each meta-step. None: steps stay as they are.
+        evaluated: the problem as evaluation has it, on the same model, where it is another.
+        baseline: (model, tasks) -> {name: a number for each task [T]}, reported beside the results of adaptation.
+        picture: how a task is drawn in the report.
+        configuration: what config.json holds; of a script's own objects what they say of themselves.
+
+    Raises:
+        InputError: a part is missing or another thing, before anything is done.
+
+    Example:
+        >>> import tempfile, torch, metaprox as mp
+        >>> from metaprox.models import mean_squared_error, mlp
+        >>> from metaprox.tasks import Sinusoid
+        >>> from metaprox.training import Pace, Trainer
+        >>> model = mlp([1, 8, 1])
+        >>> trainer = Trainer(
+        ...     mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5),
+        ...     mp.FOBMAML(mp.GradientDescent(lr=0.01), steps=2),
+        ...     mp.optim.NormalizedSGD(model.parameters(), lr=0.1),
+        ...     {split: Sinusoid(split=split) for split in ("train", "validation", "test")},
+        ...     Pace(meta_steps=2, meta_batch=2, eval_tasks=2, test_tasks=2),
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     len(trainer.train(folder).read_metrics())  # two steps, an evaluation, and the tests before and after
+        5
+    """
+
+    problem: ProximalProblem
+    estimator: Estimator
+    optimizer: Optimizer
+    tasks: Mapping[str, Source]
+    pace: Pace = field(default_factory=Pace)
+    schedule: LRScheduler | None = None
+    evaluated: ProximalProblem | None = None
+    baseline: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None
+    picture: Picture | None = None
+    configuration: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        kinds = {
+            "problem": ProximalProblem,
+            "estimator": Estimator,
+            "optimizer": Optimizer,
+            "tasks": Mapping,
+            "pace": Pace,
+        }
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name} must be a {kind.__name__}, got {checks.shown(getattr(self, name))}")
+        if not isinstance(self.problem.inner_loss, ModuleLoss):
+            raise InputError("problem must be of a model, whose weights are kept: ProximalProblem.from_module(...)")
+        for split in ("train", self.pace.eval_split, "test"):
+            source = self.tasks.get(split)
+            if source is None or not (callable(source) or callable(getattr(source, "batch", None))):
+                raise InputError(
+                    f"tasks[{split!r}] must be a function of ids, or an object with batch(ids), got "
+                    f"{checks.shown(source)}"
+                )
+        self._refuse_strangers()
+        self.estimator.check(self.problem)
+        checkpoint.check(self)
+        if self.configuration is None:
+            object.__setattr__(self, "configuration", configuration_of_script(self))
+
+    def _refuse_strangers(self) -> None:
+        """Raise InputError where parts do not belong to each other."""
+        own = {id(p) for p in self.model.parameters()}
+        moved = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if not all(id(p) in own for p in moved):
+            raise InputError("optimizer moves parameters that are not those of the problem's model: make it of these")
+        if self.schedule is not None and getattr(self.schedule, "optimizer", None) is not self.optimizer:
+            raise InputError(f"schedule {checks.shown(self.schedule)} is not one of the optimizer: make it of this one")
+        if self.evaluated is not None and getattr(self.evaluated.inner_loss, "model", None) is not self.model:
+            raise InputError("evaluated is a problem of another model: make it of the one that is trained")
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        assert isinstance(self.problem.inner_loss, ModuleLoss)
+        return self.problem.inner_loss.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def batch(self, split: str, ids: Sequence[int]) -> Task | Sequence[Task]:
+        """Tasks ``ids`` of a split, on the model's device."""
+        source = self.tasks[split]
+        tasks = source(ids) if callable(source) else source.batch(ids)
+        device = self.device
+        return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tasks)
+
+    def evaluate(self, split: str, count: int) -> Evaluation:
+        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says."""
+        checks.choice("split", split, self.tasks)
+        ids, one = range(checks.count("count", count)), self.estimator
+        result = evaluate(
+            self.evaluated or self.problem,
+            lambda some: self.batch(split, some),
+            ids,
+            one.solver,
+            one.steps,
+            tol=one.tol,
+            max_steps=one.max_steps,
+            batch_size=one.chunk_size if isinstance(one.chunk_size, int) else 100,
+            backend=one.backend,
+        )
+        more = self.baseline(self.model, self.batch(split, ids)) if self.baseline else {}
+        for name, values in more.items():
+            result = result.with_metric(name, values)
+        return result
+
+    @torch.inference_mode(False)
+    def train(self, out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+        """Train from the start, in the new folder ``out``.
+
+        Writes config.json, metrics.jsonl (a line for each meta-step and each evaluation; seconds count the meta-steps
+        alone; ``tasks_skipped`` where a step left out tasks), checkpoint.safetensors and, at the end, test_tasks.json
+        (the result on each test task) and weights.safetensors. Torch's global generators and thread count are put back
+        afterwards.
+
+        Raises:
+            RunFolderError: the folder is not empty. InputError: a loss or the tasks are not as they should be.
+            NonFiniteError: a solve diverged, and is not skipped, or all of a meta-step did, or one of an evaluation; a
+                note names the meta-step and the task, and the last checkpoint stays.
+        """
+        assert self.configuration is not None
+        folder = RunFolder.create(checks.path("out", out), self.configuration)
+        with self._borrowed_torch():
+            torch.manual_seed(self.pace.seed)
+            checkpoint.save(folder, self, 0, 0.0)
+            self._run(folder, 0, 0.0, watch)
+        return folder
+
+    @torch.inference_mode(False)
+    def resume(self, out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+        """Go on with the run in ``out`` from its last checkpoint: the result is that of a run that was never stopped.
+
+        A finished run is left as it is, with its weights in the model.
+
+        Raises:
+            RunFolderError: there is no run, or one of another configuration, or its checkpoint is missing or corrupt.
+            And what ``train`` raises.
+        """
+        folder = RunFolder.open(checks.path("out", out))
+        assert self.configuration is not None
+        there = folder.configuration()
+        if there.get("version", 1) > 1 and (odd := different(there, self.configuration)):
+            raise RunFolderError(f"{folder.path} is a run with other settings: {'; '.join(odd)}")
+        if folder.weights.exists():
+            self.load_weights(folder)
+            return folder
+        with self._borrowed_torch():
+            step, seconds = checkpoint.load(folder, self)
+            self._run(folder, step, seconds, watch)
+        return folder
+
+    def load_weights(self, folder: RunFolder) -> None:
+        """Put the meta-learned weights of a finished run into the model."""
+        tensors, _ = weights.load(folder.weights, WEIGHTS)
+        weights.load_into(self.model, tensors, folder.weights)
+
+    def _run(self, folder: RunFolder, start: int, seconds: float, watch: Watch) -> None:
+        pace = self.pace
+        if start == 0:
+            folder.append_metrics(evaluation_record(0, "test", self.evaluate("test", pace.test_tasks)))
+        for step in range(start, pace.meta_steps):
+            began = time.perf_counter()
+            out = self._meta_step(step)
+            seconds += time.perf_counter() - began
+            done = step + 1
+            folder.append_metrics(step_record(done, out, float(self.optimizer.param_groups[0]["lr"]), seconds))
+            if done % pace.eval_every == 0 or done == pace.meta_steps:
+                result = self.evaluate(pace.eval_split, pace.eval_tasks)
+                folder.append_metrics(evaluation_record(done, pace.eval_split, result))
+            if done % pace.checkpoint_every == 0:
+                checkpoint.save(folder, self, done, seconds)
+            found = means(out)
+            watch(Progress(done, pace.meta_steps, found.pop("loss"), found))
+        final = self.evaluate("test", pace.test_tasks)
+        folder.append_metrics(evaluation_record(pace.meta_steps, "test", final))
+        folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
+        weights.save(folder.weights, WEIGHTS, weights.learned(self.model), {"config": self.configuration})
+
+    def _meta_step(self, step: int) -> MetaGradient:
+        size = self.pace.meta_batch
+        ids = range(size * step, size * (step + 1))
+        self.model.zero_grad()
+        try:
+            out = self.estimator.backward(self.problem, self.batch("train", ids))
+            self.optimizer.step()
+        except NonFiniteError as error:
+            task = "" if error.task is None else f", training task {ids[error.task]}"
+            error.add_note(f"at meta-step {step + 1} of {self.pace.meta_steps}{task}")
+            raise
+        if self.schedule is not None:
+            self.schedule.step()
+        return out
+
+    @contextmanager
+    def _borrowed_torch(self) -> Iterator[None]:
+        """Set the threads of this run, and put back the caller's threads and generators at the end."""
+        threads, device = torch.get_num_threads(), self.device
+        on_device = device.type != "cpu"
+        with torch.random.fork_rng([device] if on_device else [], device_type=device.type if on_device else "cuda"):
+            torch.set_num_threads(self.pace.threads)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
