@@ -12,7 +12,7 @@ from metaprox import training
 from metaprox.cli import main
 from metaprox.models import mean_squared_error, mlp
 from metaprox.training.comparison import report
-from metaprox.training.cost import Cost, measure, peak_memory
+from metaprox.comparison import Cost, measure, peak_memory
 from metaprox.training.methods import PRESETS
 
 SHARED = training.TrainConfig(

@@ -6,7 +6,7 @@ from torch import nn
 
 import metaprox as mp
 from metaprox.models import mean_squared_error
-from metaprox.training.cost import peak_memory
+from metaprox.comparison import peak_memory
 
 GD = mp.GradientDescent(0.1)
 DATA = (torch.randn(2, 6, 8), torch.randn(2, 6, 3))

@@ -7,7 +7,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 import metaprox as mp
 from metaprox.models import cross_entropy, mlp
 from metaprox.tasks import MNIST1D
-from metaprox.training.cost import peak_memory
+from metaprox.comparison import peak_memory
 
 SOLVER = mp.GradientDescent(0.1)
 
