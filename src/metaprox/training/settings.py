@@ -39,13 +39,16 @@ class Settings:
         values = {"tasks": name, **{key: value for key, value in given.items() if value is not None}}
         object.__setattr__(self, "given", values)
         known = self.options()
-        for key in values.keys() - {"tasks"} - known.keys():
-            raise InputError(_foreign(key, values))
+        for key in values:
+            if key not in known and key != "tasks":
+                raise InputError(_foreign(key, values))
 
     @classmethod
     def of_version_1(cls, values: Mapping[str, Any]) -> "Settings":
         """Of a configuration in which every setting of every part had a place, null where it had no meaning."""
         given = {name: value for name, value in values.items() if value is not None}
+        if "tasks" not in given:
+            raise InputError("not the configuration of a run of metaprox: it names no tasks")
         known = {"tasks", *Chosen.by(given).options()}
         if odd := sorted(given.keys() - known - VERSION_1):
             raise InputError(f"not the configuration of a run of metaprox: unknown {', '.join(odd)}")
