@@ -29,8 +29,7 @@ KINDS: dict[str, type] = {
 def check_parts(trainer: "Trainer") -> None:
     """Raise InputError where a part is another thing, does not belong to the others, or could not be resumed."""
     for name, kind in KINDS.items():
-        if not isinstance(getattr(trainer, name), kind):
-            raise InputError(f"{name} must be a {kind.__name__}, got {checks.shown(getattr(trainer, name))}")
+        checks.instance_of(kind)(name, getattr(trainer, name))
     if not isinstance(trainer.problem.inner_loss, ModuleLoss):
         raise InputError("problem must be of a model, whose weights are kept: ProximalProblem.from_module(...)")
     for split in ("train", trainer.pace.eval_split, "test"):
