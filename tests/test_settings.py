@@ -166,7 +166,7 @@ def test_help_shows_what_the_family_and_the_method_have_and_nothing_else(family,
             words = line.replace("│", " ").split()  # there are lines around the groups, or not
             if found := re.search(r"(data|method|outer-step|run) options", line):
                 title = found[0]
-            elif words and re.fullmatch("--[a-z-]+", words[0]):
+            elif words and re.fullmatch("--[a-z][a-z-]+", words[0]):
                 groups.setdefault((method, title), set()).add(words[0].replace("--no-", "--"))
     for method in METHODS.names():
         assert groups[method, "data options"] == OPTIONS[family]
