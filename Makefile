@@ -33,7 +33,7 @@ $(BETTY_READY): $(PEERS_READY)
 
 demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures and a report in runs/demo
 	rm -rf $(DEMO)
-	$(BIN)/metaprox train --tasks mnist1d --out $(DEMO)
+	$(BIN)/metaprox train mnist1d --out $(DEMO)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
@@ -58,28 +58,28 @@ experiments-quick: $(READY)  ## every experiment at small size, ten minutes: run
 
 mnist1d: $(READY)  ## the run behind the README's figures, as demo but kept: results/mnist1d
 	rm -rf results/mnist1d
-	$(BIN)/metaprox train --tasks mnist1d --out results/mnist1d
+	$(BIN)/metaprox train mnist1d --out results/mnist1d
 
 banking77: $(READY)  ## the run on BANKING77 behind the README's figures; METAPROX_DATA holds the data: results/banking77
 	rm -rf results/banking77
-	$(BIN)/metaprox train --tasks banking77 --perturb center --scheme forward --residual-correction \
+	$(BIN)/metaprox train banking77 --perturb center --scheme forward --residual-correction \
 	  --eval-every 25 --eval-tasks 40 --test-tasks 150 --checkpoint-every 5 --out results/banking77
 
 banking77-tuning: $(READY)  ## the outer step of each method on BANKING77, half an hour: results/banking77-tuning
 	rm -rf results/banking77-tuning
 	$(BIN)/python benchmarks/banking77_tuning.py --out results/banking77-tuning
 
-BANKING77 := --tasks banking77 --budget gradients --seeds 0 1 2 --eval-every 60 --eval-split validation \
+BANKING77 := --budget gradients --seeds 0 1 2 --eval-every 60 --eval-split validation \
   --checkpoint-every 5
 CHOSEN := results/banking77-tuning
 
 banking77-methods: $(READY)  ## methods on BANKING77 with those, at equal gradients, an hour: results/banking77-*
 	rm -rf results/banking77-head results/banking77-lora-head results/banking77-lora
-	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/head.json \
+	$(BIN)/metaprox compare banking77 $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/head.json \
 	  --meta-steps 60 --eval-tasks 40 --test-tasks 200 --out results/banking77-head
-	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml --variants $(CHOSEN)/lora-head.json \
+	$(BIN)/metaprox compare banking77 $(BANKING77) --methods fobmaml fomaml --variants $(CHOSEN)/lora-head.json \
 	  --meta-steps 60 --eval-tasks 40 --test-tasks 100 --out results/banking77-lora-head
-	$(BIN)/metaprox compare $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/lora.json \
+	$(BIN)/metaprox compare banking77 $(BANKING77) --methods fobmaml fomaml reptile --variants $(CHOSEN)/lora.json \
 	  --meta-steps 20 --eval-tasks 5 --test-tasks 50 --out results/banking77-lora
 
 mnist1d-methods: $(READY)  ## tune every method on MNIST-1D with equal budgets, then compare them over five seeds, an hour and a half: results/accuracy
@@ -90,7 +90,7 @@ peers: $(PEERS_READY)  ## our meta-gradients against those of higher and TorchOp
 	$(BIN)/python benchmarks/peers.py --out results/peers
 
 default-variants: $(READY)  ## variants of FO-B-MAML in long training, half an hour: results/default-variants
-	$(BIN)/metaprox compare --tasks mnist1d --methods "symmetric, center" "symmetric, loss" corrected "corrected, step 0.2" \
+	$(BIN)/metaprox compare mnist1d --methods "symmetric, center" "symmetric, loss" corrected "corrected, step 0.2" \
 	  --variants benchmarks/default_variants.json --eval-every 250 --out results/default-variants
 
 bench: $(BETTY_READY)  ## time and memory of a meta-gradient against plain gradients and other libraries, three quarters of an hour: results/speed

@@ -1,6 +1,7 @@
 """Imports go one way, and the core needs torch and the standard library only."""
 
 import ast
+import dataclasses
 import inspect
 import re
 import subprocess
@@ -12,6 +13,9 @@ import torch
 
 import metaprox
 import metaprox as mp
+from metaprox.tasks import families
+from metaprox.training.names import FAMILIES, METHODS, OPTIMIZERS, SOLVERS
+from metaprox.training.options import help_of
 
 ROOT = Path(metaprox.__file__).parent
 # A module may import its own part, a file or a folder, and the parts of the lines above.
@@ -28,9 +32,12 @@ LAYERS = (
     {"estimators", "evaluation"},
     {"checking"},
     {"__init__"},
+    {"models"},
     {"text"},
-    {"tasks", "models"},
+    {"tasks"},
     {"training"},
+    {"comparison"},
+    {"reports"},
     {"experiments"},
     {"cli"},
 )
@@ -78,6 +85,46 @@ def test_few_files_lie_flat_and_none_is_long():
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = node.end_lineno - body[0].lineno + 1 if body else 0
                 assert lines <= 40, f"{path}: {node.name} has more than 40 lines"
+
+
+LAB = ("training", "comparison", "reports", "cli")
+
+
+def words(path):
+    """The names and the words in strings of a module, in lower case, but for its docstrings."""
+    tree = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body
+        if isinstance(node.body[0], ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute, ast.alias)):
+            yield from re.split(r"\W", (getattr(node, "id", None) or getattr(node, "attr", None) or node.name).lower())
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield from re.split(r"\W", node.value.lower())
+
+
+def test_the_lab_knows_no_family_by_name():
+    known = set(families())
+    assert {"mnist1d", "sinusoid", "banking77"} <= known
+    for part_of_lab in LAB:
+        for path in (ROOT / part_of_lab).rglob("*.py"):
+            assert not known & set(words(path)), path
+    for name, family in families().items():
+        own = ROOT / "tasks" / f"{name}.py"
+        assert family.__module__ == f"metaprox.tasks.{name}"
+        for path in (ROOT / "tasks").glob("*.py"):
+            assert path in (own, ROOT / "tasks" / "__init__.py") or name not in set(words(path)), path
+
+
+def test_every_setting_of_a_part_has_a_sentence_of_help():
+    for parts in (FAMILIES, METHODS, SOLVERS, OPTIMIZERS):
+        for name, kind in parts.known().items():
+            fields = {field.name for field in dataclasses.fields(kind) if field.init} - {"_"}
+            assert all(len(help_of(kind).get(field, "").split()) > 1 for field in fields), name
 
 
 def frames_to(call):

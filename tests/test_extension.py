@@ -1,11 +1,16 @@
-"""A solver and an estimator from a package of somebody's own: one file each, and nothing of ours changes."""
+"""A solver, an estimator, a family and an experiment from somebody's own package: a file each, and no other changes."""
 
 import importlib
+import json
 
 import pytest
 import torch
 
 import metaprox as mp
+import metaprox.tasks
+from metaprox import training
+from metaprox.cli import main
+from metaprox.tasks.known import families
 
 SOLVER = '''
 """Steps of one length in every coordinate."""
@@ -52,16 +57,88 @@ class Shortened(Estimator):
 '''
 
 
+FAMILY = '''
+"""Lines through the origin."""
+
+from dataclasses import dataclass
+
+import torch
+
+from metaprox.models import mean_squared_error
+from metaprox.tasks import Family
+from metaprox.tasks.base import generator, stacked
+from metaprox.tasks.pictures import curve
+
+
+@dataclass(frozen=True)
+class Lines(Family):
+    """Lines of a slope up to ``steepest``.
+
+    Args:
+        steepest: the largest slope.
+    """
+
+    points: int = 6
+    """Points of the support, and of the query."""
+    steepest: float = 2.0
+
+    defaults = {"meta_steps": 4, "meta_batch": 3, "lam": 1.0, "solver": "nesterov", "optimizer": "adam", "steps": 3}
+    loss = staticmethod(mean_squared_error)
+
+    def batch(self, ids):
+        return stacked(self.line, ids)
+
+    def line(self, task_id):
+        rng = generator(self.seed, self.split, task_id)
+        inputs = torch.from_numpy(rng.uniform(-1, 1, (2 * self.points, 1))).float()
+        pair = inputs, inputs * rng.uniform(-self.steepest, self.steepest)
+        return mp.Task(tuple(t[: self.points] for t in pair), tuple(t[self.points :] for t in pair))
+
+    def model(self):
+        return torch.nn.Linear(1, 1)
+
+    def picture(self):
+        return curve("A line", -1, 1)
+
+
+import metaprox as mp
+'''
+
+EXPERIMENT = '''
+"""Half of one."""
+
+from matplotlib.figure import Figure
+
+from metaprox.experiments import Experiment
+
+
+def run(size, seed, remember):
+    return {"half": remember("half", lambda: 0.5)}
+
+
+def draw(results):
+    return {"half": Figure()}
+
+
+def measure(results):
+    return {"half": results["half"]}
+
+
+EXPERIMENT = Experiment("half", "Half of one is a half", run, draw, measure)
+'''
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     folder = tmp_path / "somebody"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "solver.py").write_text(SOLVER)
-    (folder / "estimator.py").write_text(ESTIMATOR)
+    (folder / "expected").mkdir(parents=True)
+    (folder / "expected" / "half.json").write_text('{"both": {"half": [0.4, 0.6]}}')
+    files = {"__init__": "", "solver": SOLVER, "estimator": ESTIMATOR, "family": FAMILY, "experiment": EXPERIMENT}
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("somebody.solver"), importlib.import_module("somebody.estimator")
-    for name in ("somebody", "somebody.solver", "somebody.estimator"):
+    for name in [name for name in importlib.sys.modules if name.split(".")[0] == "somebody"]:
         importlib.sys.modules.pop(name)
 
 
@@ -77,3 +154,115 @@ def test_a_solver_and_an_estimator_of_ones_own(own, backend):
     torch.testing.assert_close(out.grad["w"], 0.5 * (reached - tasks.query).mean(0))
     meta = mp.FOBMAML(solver, 2, nu=0.01, backend=backend)(problem, {"w": torch.zeros(2)}, tasks)
     torch.testing.assert_close(meta.grad["w"], torch.zeros(2))  # branches take the same steps
+
+
+SMALL = ["--eval-every", "2", "--eval-tasks", "2", "--test-tasks", "3"]
+
+
+def test_a_family_of_ones_own_is_on_the_command_line(own, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "somebody.family:Lines", "--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "--steepest FLOAT The largest slope. (default: 2.0)" in text
+    assert "--points INT Points of the support, and of the query. (default: 6)" in text
+    assert "(default: nesterov)" in text
+    assert not {"--ways", "--hidden", "--shots", "--gamma"} & set(text.split())
+    out = tmp_path / "run"
+    main(["train", "somebody.family:Lines", "--steepest", "5", "--out", str(out), *SMALL])
+    assert "meta-step 4 of 4" in capsys.readouterr().out
+    composition = training.composition_of(training.RunFolder.open(out))
+    assert type(composition.family).__name__ == "Lines"
+    assert composition.family.steepest == 5
+    assert composition.estimator.solver == mp.Nesterov(0.1)
+    assert composition.lam == 1.0
+    assert (out / "figures" / "adaptation.png").exists()
+    assert json.loads((out / "config.json").read_text())["tasks"]["class"] == "somebody.family:Lines"
+    main(["evaluate", str(out), "--count", "3", "--as-json"])
+    again = json.loads(capsys.readouterr().out)
+    assert again["loss"] == training.RunFolder.open(out).read_metrics()[-1]["loss"]
+    main(["compare", "somebody.family:Lines", "--methods", "fomaml", "reptile", "--seeds", "0", "1", *SMALL,
+          "--out", str(tmp_path / "both")])  # fmt: skip
+    assert "run 4 of 4: reptile, seed 1: done" in capsys.readouterr().out
+
+
+def test_a_file_in_the_folder_of_families_is_a_family(own, tmp_path, capsys, monkeypatch):
+    """As if somebody had put it there: nothing else is told of it."""
+    dropped = tmp_path / "dropped"
+    dropped.mkdir()
+    (dropped / "lines.py").write_text(FAMILY)
+    monkeypatch.setattr(metaprox.tasks, "__path__", [*metaprox.tasks.__path__, str(dropped)])
+    families.cache_clear()
+    try:
+        assert list(families()) == ["banking77", "mnist1d", "sinusoid", "lines"]
+        main(["train", "lines", "--points", "3", "--out", str(tmp_path / "run"), *SMALL])
+        assert (tmp_path / "run" / "report.html").exists()
+        assert training.Settings("lines", points=3).composition().family.points == 3
+        with pytest.raises(mp.InputError, match="points=3 is a setting of lines, but tasks='sinusoid'"):
+            training.Settings("sinusoid", points=3)
+    finally:
+        importlib.sys.modules.pop("metaprox.tasks.lines", None)
+        families.cache_clear()
+
+
+def test_a_method_and_a_solver_of_ones_own_are_on_the_command_line(own, tmp_path, capsys):
+    parts = ["--method", "somebody.estimator:Shortened", "--solver", "somebody.solver:SignDescent"]
+    with pytest.raises(SystemExit):
+        main(["train", "sinusoid", *parts, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert "--factor FLOAT" in text
+    assert "--inner-lr FLOAT" in text
+    assert not {"--scheme", "--nu", "--branch-steps"} & set(text.split())
+    small = ["--hidden", "4", "--meta-steps", "2", "--meta-batch", "2", *SMALL]
+    main(
+        ["train", "sinusoid", *parts, "--factor", "0.25", "--inner-lr", "0.02", *small, "--out", str(tmp_path / "run")]
+    )
+    found = training.composition_of(training.RunFolder.open(tmp_path / "run")).estimator
+    assert (found.factor, found.solver) == (0.25, own[0].SignDescent(0.02))
+
+
+def test_an_experiment_of_ones_own(own, tmp_path, capsys):
+    main(["reproduce", "somebody.experiment:EXPERIMENT", "--out", str(tmp_path / "out")])
+    assert "half: pass: half: 0.5, expected 0.4 to 0.6" in capsys.readouterr().out
+    assert "Half of one is a half" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("somebody.nothing:Lines", "can't be imported: No module named 'somebody.nothing'"),
+        ("somebody.family:Circles", "can't be imported: module 'somebody.family' has no attribute 'Circles'"),
+        (
+            "somebody.solver:SignDescent",
+            "must be a dataclass that is a metaprox.tasks.Family, got the class SignDescent",
+        ),
+        (":Lines", "can't be imported"),
+    ],
+)
+def test_what_is_no_family_is_refused(own, word, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", word, "--out", "/nowhere/run"])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_names_that_two_parts_would_have_are_refused(own, capsys):
+    text = FAMILY.replace("steepest", "momentum")
+    module = importlib.import_module("somebody.family")
+    exec(compile(text, module.__file__, "exec"), vars(module))
+    with pytest.raises(mp.InputError, match="are both the option momentum: give your own another name"):
+        training.Settings("somebody.family:Lines", optimizer="normalized")
+
+
+def test_defaults_of_a_family_are_options_of_a_run(own):
+    module = importlib.import_module("somebody.family")
+    exec(compile(FAMILY.replace('"meta_batch"', '"meta_bach"'), module.__file__, "exec"), vars(module))
+    with pytest.raises(mp.InputError, match="defaults of Lines has 'meta_bach', which is no option of a run"):
+        training.Settings("somebody.family:Lines").composition()
+
+
+def test_a_setting_without_a_default_is_asked_for(own):
+    module = importlib.import_module("somebody.solver")
+    exec(compile(SOLVER.replace("    lr: float", "    length: float"), module.__file__, "exec"), vars(module))
+    with pytest.raises(mp.InputError, match="inner_length is needed: SignDescent has no default for it"):
+        training.Settings("sinusoid", solver="somebody.solver:SignDescent").composition()

@@ -130,6 +130,17 @@ def settle(settings: Any, **how: Callable[[str, Any], Any]) -> None:
         object.__setattr__(settings, name, check(name, getattr(settings, name)))
 
 
+def instance_of(kind: type) -> Callable[[str, Any], Any]:
+    """The check that a value is an object of a class."""
+
+    def check(name: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise InputError(f"{name} must be {_with_article(kind.__name__)}, got {shown(value)}")
+        return value
+
+    return check
+
+
 def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     """The same check, which takes None too."""
     return lambda name, value: None if value is None else check(name, value)
@@ -154,17 +165,20 @@ def shown(value: Any) -> str:
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return f"the {'class' if isinstance(value, type) else type(value).__name__} {value.__qualname__}"
     kind = type(value).__name__
-    article = "an" if kind[0] in "aeiouAEIOU" else "a"
     try:
         line = " ".join(repr(value).split())
     except Exception:  # of a huge integer, or of the user's own
-        return f"{article} {kind}"
+        return _with_article(kind)
     if len(line) <= 100 and (isinstance(value, _PLAIN) or kind in line):
         return line
-    return f"{article} {kind}: {line if len(line) <= 60 else line[:60] + '...'}"
+    return f"{_with_article(kind)}: {line if len(line) <= 60 else line[:60] + '...'}"
 
 
 _PLAIN = (str, bytes, bool, int, float, complex, list, tuple, dict, set, type(None))
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def _id(name: str, value: Any) -> int:

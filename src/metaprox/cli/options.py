@@ -45,9 +45,10 @@ def with_options(command: type, arguments: Sequence[str], without: Iterable[str]
     _refuse_foreign(rest, settings, options, command)
     defaults = settings.defaults() | shown
     groups: list[Any] = []
+    without_prefix: Any = tyro.conf.OmitArgPrefixes
     for group in GROUPS:
         kind: Any = _group(group, options, defaults)
-        hint: Any = Annotated[tyro.conf.OmitArgPrefixes[kind], tyro.conf.arg(name=group.replace(" ", "-"))]
+        hint: Any = Annotated[without_prefix[kind], tyro.conf.arg(name=group.replace(" ", "-"))]
         groups.append((_field(group), hint, field(default_factory=kind)))
     made = make_dataclass(command.__name__, groups, bases=(command,), frozen=True, kw_only=True)
     made.__doc__ = command.__doc__

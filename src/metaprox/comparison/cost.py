@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -84,9 +84,8 @@ def measure(contenders: Mapping[str, Makes], seed: int = 0, rounds: int = 7) -> 
     Raises:
         MetaproxError: the process failed; the message ends with what it said.
     """
-    try:
-        job = pickle.dumps((dict(contenders), seed, rounds))
-    except (pickle.PicklingError, AttributeError, TypeError):
+    job = sent((dict(contenders), seed, rounds))
+    if job is None:
         return _measure_here(contenders, seed, rounds)
     done = subprocess.run(
         [sys.executable, "-c", CODE.format(path=sys.path)],
@@ -99,6 +98,14 @@ def measure(contenders: Mapping[str, Makes], seed: int = 0, rounds: int = 7) -> 
         raise MetaproxError(f"measuring the cost of a meta-step failed:\n{done.stderr.decode().strip()}")
     found = json.loads(done.stdout.splitlines()[-1])
     return {label: Cost(Counts(**cost.pop("counts")), **cost) for label, cost in found.items()}
+
+
+def sent(work: Any) -> bytes | None:
+    """``work`` as another process gets it; None where it can't be sent, as lambdas and local functions can't."""
+    try:
+        return pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
 
 
 CODE = "import sys; sys.path[:] = {path!r}; from metaprox.comparison import cost; cost.main()"

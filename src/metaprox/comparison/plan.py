@@ -47,14 +47,10 @@ class Composed:
 
 @dataclass(frozen=True)
 class Scripted:
-    """A contender by a script's function of the seed; ``example`` is a run of it."""
+    """A contender by a script's function of the seed."""
 
     make: Callable[[int], Trainer]
-    example: Trainer
-
-    @property
-    def pace(self) -> Pace:
-        return self.example.pace
+    pace: Pace
 
     def trainer(self, seed: int) -> Trainer:
         made = self.make(seed)
@@ -117,7 +113,7 @@ class Plan:
             example = function(seeds[0])
             if not isinstance(example, Trainer):
                 raise InputError(f"{label}: the function must make a training.Trainer, got {checks.shown(example)}")
-            found[label] = Scripted(function, example)
+            found[label] = Scripted(function, example.pace)
         return cls(found, seeds)
 
     def with_equal_gradients(self, costs: Mapping[str, Cost]) -> "Plan":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaprox import checks
-from metaprox.comparison.cost import measure
+from metaprox.comparison.cost import measure, sent
 from metaprox.comparison.plan import Contender, Plan, run_path
 from metaprox.comparison.results import collect
 from metaprox.errors import InputError, NonFiniteError, RunFolderError
@@ -34,6 +34,11 @@ def compare(
     if not isinstance(plan, Plan):
         raise InputError(f"plan must be a comparison.Plan, got {checks.shown(plan)}")
     jobs, out = checks.count("jobs", jobs), checks.path("out", out)
+    if jobs > 1 and sent(plan) is None:
+        raise InputError(
+            f"jobs={jobs} makes runs in other processes, which can't get lambdas and functions within functions: give "
+            "functions of a module, or jobs=1"
+        )
     _refuse_strangers(plan, out)
     costs = measure(plan.contenders, plan.seeds[0])
     if plan.budget == "gradients":

@@ -19,7 +19,7 @@ Scheme = Literal["forward", "symmetric", "central4", "central6"]
 class Stencil:
     """Nodes (in units of the step), weights and order of a finite difference for a first derivative."""
 
-    name: str
+    name: Scheme
     nodes: tuple[float, ...]
     weights: tuple[float, ...]
     order: int
@@ -44,7 +44,7 @@ CENTRAL6 = Stencil(
     order=6,
 )
 
-STENCILS = {s.name: s for s in (FORWARD, SYMMETRIC, CENTRAL4, CENTRAL6)}
+STENCILS: dict[str, Stencil] = {s.name: s for s in (FORWARD, SYMMETRIC, CENTRAL4, CENTRAL6)}
 
 
 def stencil(name: str) -> Stencil:

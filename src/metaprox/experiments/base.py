@@ -44,7 +44,8 @@ class Experiment:
 
     name: as in ``metaprox reproduce NAME``. claim: a sentence. run: (size, seed, remember) -> the raw numbers, as JSON.
     draw: raw numbers -> file name -> figure. measure: raw numbers -> the few that the claim is judged by. table: raw
-    numbers -> a Markdown table, where there is one to keep.
+    numbers -> a Markdown table, where there is one to keep. after: experiments whose results it takes, where there are
+    some. What is expected lies in the folder ``expected`` beside the file of ``run``, as name.json.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Experiment:
     draw: Callable[[dict[str, Any]], dict[str, Figure]]
     measure: Callable[[dict[str, Any]], dict[str, float]]
     table: Callable[[dict[str, Any]], str] | None = None
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,16 @@ def judge(experiment: Experiment, out: Path) -> Outcome:
         figure.savefig(figures[name], dpi=120)
     if experiment.table:
         folder.write_text("table.md", experiment.table(results))
-    found = compare_with_expected(experiment.measure(results), expected(experiment.name, results["size"]))
+    found = compare_with_expected(experiment.measure(results), expected(experiment, results["size"]))
     rows = [asdict(check) | {"passed": check.passed} for check in found]
     folder.write_text("checks.json", json.dumps(rows, indent=1) + "\n")
     return Outcome(experiment, results["size"], folder.path, figures, found)
 
 
-def expected(name: str, size: Size) -> dict[str, list[float]]:
-    """Measure -> [low, high], from the file beside the experiments: what holds for both sizes, and for this one."""
-    file = resources.files("metaprox.experiments").joinpath("expected", f"{name}.json")
+def expected(experiment: Experiment, size: Size) -> dict[str, list[float]]:
+    """Measure -> [low, high], from the file beside the experiment: what holds for both sizes, and for this one."""
+    package = experiment.run.__module__.rpartition(".")[0]
+    file = resources.files(package).joinpath("expected", f"{experiment.name}.json")
     bounds: dict[str, dict[str, list[float]]] = json.loads(file.read_text(encoding="utf-8"))
     return bounds.get("both", {}) | bounds.get(size, {})
 

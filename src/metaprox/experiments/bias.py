@@ -44,7 +44,7 @@ def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
     independent, coupled = {}, {}
     for name, rule in STENCILS.items():
         independent[name] = remember(f"independent_{name}", partial(_independent, rule, x, tasks, draws, seed))
-        coupled[name] = remember(f"coupled_{name}", partial(_coupled, name, x, tasks, steps))
+        coupled[name] = remember(f"coupled_{name}", partial(_coupled, rule.name, x, tasks, steps))
     return {"lam": LAM, "draws": draws, "coupled_nu": COUPLED_NU, "independent": independent, "coupled": coupled}
 
 

@@ -54,7 +54,7 @@ class Family(ABC):
     split: Split = "train"
 
     defaults: ClassVar[Mapping[str, Any]] = {}
-    """Values of options of the command line that suit this family. ``lr`` goes with the optimizer "normalized"."""
+    """Options of the command line -> values that suit this family. ``lr`` is that of the optimizer that it names."""
     compiles: ClassVar[bool] = False
     """Whether the losses are those of a small network, which long runs compile."""
 

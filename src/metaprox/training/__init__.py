@@ -10,8 +10,9 @@ with needs_extra("metaprox.training"):
     from metaprox.training.outer import Outer
     from metaprox.training.pace import Pace
     from metaprox.training.presets import PRESETS, preset, read_variants
+    from metaprox.training.records import Progress
     from metaprox.training.settings import Settings
-    from metaprox.training.trainer import Progress, Trainer
+    from metaprox.training.trainer import Trainer
 
 __all__ = [
     "PRESETS",

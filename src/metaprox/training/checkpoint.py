@@ -1,12 +1,10 @@
 """The whole state of a run between two meta-steps, so that a killed run goes on bit for bit."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from metaprox.errors import InputError
 from metaprox.training import weights
 from metaprox.training.folder import RunFolder
 
@@ -14,24 +12,6 @@ if TYPE_CHECKING:
     from metaprox.training.trainer import Trainer
 
 KIND = "a checkpoint"
-
-
-def check(trainer: "Trainer") -> None:
-    """Raise InputError where a part of the run has a state that a checkpoint does not hold."""
-    if isinstance(trainer.optimizer, torch.optim.LBFGS):
-        raise InputError("optimizer LBFGS evaluates the loss several times a step: use another")
-    if isinstance(trainer.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise InputError("schedule ReduceLROnPlateau waits for a metric at each step: use another, or none")
-    for name in ("optimizer", "schedule"):
-        part = getattr(trainer, name)
-        state = part.state_dict() if part is not None else {}
-        try:
-            json.dumps(state["param_groups"] if name == "optimizer" else state)
-        except TypeError as error:
-            raise InputError(
-                f"the state of {name} {type(part).__name__} can't be kept as JSON, so that the run could not be "
-                f"resumed: {error}"
-            ) from error
 
 
 def save(folder: RunFolder, trainer: "Trainer", step: int, seconds: float) -> None:

@@ -56,9 +56,8 @@ class Composition:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, kind in (("family", Family), ("estimator", Estimator), ("optimizer", Outer), ("pace", Pace)):
-            if not isinstance(getattr(self, name), kind):
-                raise InputError(f"{name} must be a {kind.__name__}, got {checks.shown(getattr(self, name))}")
+        kinds = {"family": Family, "estimator": Estimator, "optimizer": Outer, "pace": Pace}
+        checks.settle(self, **{name: checks.instance_of(kind) for name, kind in kinds.items()})
         checks.settle(self, lam=checks.nonnegative, inner_batch=checks.optional(checks.count), device=checks.text)
         if self.family.seed != self.pace.seed or self.family.split != "train":
             object.__setattr__(self, "family", replace(self.family, seed=self.pace.seed, split="train"))

@@ -1,12 +1,25 @@
-"""The lines of metrics.jsonl."""
+"""What is told of a run: the lines of metrics.jsonl, and what a watcher sees."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from metaprox.estimators import MetaGradient
 from metaprox.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a watcher sees after each meta-step: steps done, loss and metrics on the query sets of the batch.
+
+    Both are means over the tasks that were not skipped.
+    """
+
+    step: int
+    total: int
+    loss: float
+    metrics: dict[str, float]
 
 
 def means(out: MetaGradient) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What a person sets of a run: a family of tasks, and options by name. All else follows from the family."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from metaprox import checks
@@ -16,7 +16,7 @@ from metaprox.training.pace import Pace
 # Settings that a part had in version 1, whether it was chosen or not.
 VERSION_1 = {"ways", "scheme", "perturb", "residual_correction", "cg_steps", "damping", "momentum", "gamma"}
 OPTIMIZER = DEFAULTS_OF_OWN["optimizer"]
-STEPS = 10  # Inner steps where neither a number nor a tolerance is given.
+STEPS, INNER_LR = 10, 0.1  # Where neither the family nor anybody else says something.
 
 
 @dataclass(frozen=True, init=False)
@@ -76,19 +76,28 @@ class Settings:
     def defaults(self) -> dict[str, Any]:
         """Every option of these parts with the value that it has where it is not given."""
         chosen, known = Chosen.by(self.given), self.options()
-        own = dict(chosen.tasks.defaults)
+        own = self._of_family(chosen, known)
         if self.given.get("optimizer", OPTIMIZER) != own.get("optimizer", OPTIMIZER):
             own.pop("lr", None)  # the family's is for another
-        found = {name: option.default for name, option in known.items()}
+        found = {name: option.default for name, option in known.items()} | {"steps": STEPS, "inner_lr": INNER_LR}
         found |= _of_preset("solver", self.given.get("solver", own.get("solver")))
         found |= {name: one for name, one in own.items() if name in known and _has_meaning(known[name], self.given)}
-        if self.given.get("tol") is None:
-            found["steps"] = own.get("steps", STEPS)
+        if self.given.get("tol") is not None:
+            found["steps"] = None
         alike = [field.name for field in fields(chosen.solver)] if chosen.branch_solver is chosen.solver else ["lr"]
         for name in alike:  # as the inner solver, where nothing else is said
             if f"branch_{name}" in known:
                 found[f"branch_{name}"] = self.given.get(f"inner_{name}", found.get(f"inner_{name}"))
-        return found | _of_preset("branch_solver", self.given.get("branch_solver"))
+        found |= _of_preset("branch_solver", self.given.get("branch_solver"))
+        return {name: value for name, value in found.items() if name in known}
+
+    def _of_family(self, chosen: Chosen, known: Mapping[str, Option]) -> dict[str, Any]:
+        """Its defaults. Raises InputError where one is an option of nothing."""
+        own = dict(chosen.tasks.defaults)
+        for name in own.keys() - known.keys():
+            if owner(name, self.given) is None:
+                raise InputError(f"defaults of {chosen.tasks.__name__} has {name!r}, which is no option of a run")
+        return own
 
     def composition(self) -> Composition:
         """The parts of the run, made and checked. Raises InputError where a value is not one that its option takes."""
@@ -117,12 +126,15 @@ def _of_preset(part: str, name: str | None) -> dict[str, Any]:
 
 def _made(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A part of these settings. Where one is wrong, it is named as the option is."""
-    missing = {field.name: field.default for field in fields(kind)}
-    given = {name: value for name, value in values.items() if value is not None or missing[name] is None}
+    default = {field.name: field.default for field in fields(kind)}
+    given = {name: value for name, value in values.items() if value is not None or default[name] is None}
+    for field in fields(kind):
+        if field.init and field.default is field.default_factory is MISSING and field.name not in given:
+            raise InputError(f"{prefix}{field.name} is needed: {kind.__name__} has no default for it")
     try:
         return kind(**given)
     except InputError as error:
-        named = str(error).split(" ")[0].split("[")[0].split("=")[0] in missing
+        named = str(error).split(" ")[0].split("[")[0].split("=")[0] in default
         raise type(error)(f"{prefix}{error}" if named else str(error)) from error
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,22 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.data.task import Task
-from metaprox.errors import InputError, NonFiniteError, RunFolderError
+from metaprox.errors import NonFiniteError, RunFolderError
 from metaprox.estimators import Estimator, MetaGradient
 from metaprox.evaluation import Evaluation, evaluate
 from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
 from metaprox.tasks import Picture, TaskSource
 from metaprox.training import checkpoint, weights
+from metaprox.training.fitting import check_parts
 from metaprox.training.folder import RunFolder
 from metaprox.training.pace import Pace
-from metaprox.training.records import evaluation_record, means, step_record
+from metaprox.training.records import Progress, evaluation_record, means, step_record
 from metaprox.training.script import configuration_of_script
 from metaprox.training.stored import different
 
 Source = TaskSource | Callable[[Sequence[int]], Task]
 WEIGHTS = "weights"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a watcher sees after each meta-step: steps done, loss and metrics on the query sets of the batch.
-
-    Both are means over the tasks that were not skipped.
-    """
-
-    step: int
-    total: int
-    loss: float
-    metrics: dict[str, float]
 
 
 Watch = Callable[[Progress], None]
@@ -101,41 +89,9 @@ class Trainer:
     configuration: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        kinds = {
-            "problem": ProximalProblem,
-            "estimator": Estimator,
-            "optimizer": Optimizer,
-            "tasks": Mapping,
-            "pace": Pace,
-        }
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):
-                raise InputError(f"{name} must be a {kind.__name__}, got {checks.shown(getattr(self, name))}")
-        if not isinstance(self.problem.inner_loss, ModuleLoss):
-            raise InputError("problem must be of a model, whose weights are kept: ProximalProblem.from_module(...)")
-        for split in ("train", self.pace.eval_split, "test"):
-            source = self.tasks.get(split)
-            if source is None or not (callable(source) or callable(getattr(source, "batch", None))):
-                raise InputError(
-                    f"tasks[{split!r}] must be a function of ids, or an object with batch(ids), got "
-                    f"{checks.shown(source)}"
-                )
-        self._refuse_strangers()
-        self.estimator.check(self.problem)
-        checkpoint.check(self)
+        check_parts(self)
         if self.configuration is None:
             object.__setattr__(self, "configuration", configuration_of_script(self))
-
-    def _refuse_strangers(self) -> None:
-        """Raise InputError where parts do not belong to each other."""
-        own = {id(p) for p in self.model.parameters()}
-        moved = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if not all(id(p) in own for p in moved):
-            raise InputError("optimizer moves parameters that are not those of the problem's model: make it of these")
-        if self.schedule is not None and getattr(self.schedule, "optimizer", None) is not self.optimizer:
-            raise InputError(f"schedule {checks.shown(self.schedule)} is not one of the optimizer: make it of this one")
-        if self.evaluated is not None and getattr(self.evaluated.inner_loss, "model", None) is not self.model:
-            raise InputError("evaluated is a problem of another model: make it of the one that is trained")
 
     @property
     def model(self) -> nn.Module:
@@ -185,12 +141,15 @@ class Trainer:
         afterwards.
 
         Raises:
-            RunFolderError: the folder is not empty. InputError: a loss or the tasks are not as they should be.
+            RunFolderError: the folder is not empty. InputError: a loss or the tasks are not as they should be; no
+                folder is made then.
             NonFiniteError: a solve diverged, and is not skipped, or all of a meta-step did, or one of an evaluation; a
                 note names the meta-step and the task, and the last checkpoint stays.
         """
+        out = checks.path("out", out)
+        self._look()
         assert self.configuration is not None
-        folder = RunFolder.create(checks.path("out", out), self.configuration)
+        folder = RunFolder.create(out, self.configuration)
         with self._borrowed_torch():
             torch.manual_seed(self.pace.seed)
             checkpoint.save(folder, self, 0, 0.0)
@@ -224,6 +183,14 @@ class Trainer:
         """Put the meta-learned weights of a finished run into the model."""
         tensors, _ = weights.load(folder.weights, WEIGHTS)
         weights.load_into(self.model, tensors, folder.weights)
+
+    def _look(self) -> None:
+        """Take a task of each split, and adapt to one: whatever can't be is refused before there is a folder."""
+        with self._borrowed_torch():
+            for split in ("train", self.pace.eval_split):
+                self.batch(split, [0])
+            with suppress(NonFiniteError):  # the run will tell, and say where
+                self.evaluate("test", 1)
 
     def _run(self, folder: RunFolder, start: int, seconds: float, watch: Watch) -> None:
         pace = self.pace

@@ -1,0 +1,293 @@
+"""A script's own model, loss, tasks, optimizer and schedule: the same folder, resumption, report and comparison."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import metaprox as mp
+from metaprox import comparison, reports, training
+from metaprox.cli import main
+from metaprox.models import mean_squared_error, mlp
+from metaprox.tasks import Sinusoid
+from metaprox.tasks.pictures import curve
+from metaprox.training import Pace, Trainer
+
+PACE = Pace(meta_steps=7, meta_batch=3, eval_every=3, eval_tasks=4, test_tasks=5, checkpoint_every=3)
+SPLITS = ("train", "validation", "test")
+
+
+class Net(torch.nn.Module):
+    """A model of somebody's own, with noise and a buffer."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.inner = torch.nn.Linear(1, width)
+        self.norm = torch.nn.BatchNorm1d(width, track_running_stats=False)
+        self.drop = torch.nn.Dropout(0.2)
+        self.head = torch.nn.Linear(width, 1)
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.scale * self.head(self.drop(torch.relu(self.norm(self.inner(x)))))
+
+
+def loss(model, batch):
+    inputs, targets = batch
+    found = (model(inputs) - targets).square().mean()
+    return found, {"root": found.sqrt()}
+
+
+def lines(split):
+    """Tasks that nothing of ours made: a slope each."""
+
+    def batch(ids):
+        made = []
+        for i in ids:
+            source = torch.Generator().manual_seed(1000 * i + SPLITS.index(split))
+            inputs = torch.randn(8, 1, generator=source)
+            targets = inputs * torch.randn((), generator=source)
+            made.append(mp.Task((inputs[:4], targets[:4]), (inputs[4:], targets[4:])))
+        return made
+
+    return batch
+
+
+def trainer(seed=0, optimizer="adam", method=mp.FOBMAML, pace=PACE, **changes):
+    torch.manual_seed(seed)
+    model = Net()
+    made = {
+        "adam": lambda: torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.8, 0.99)),
+        "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True),
+        "rmsprop": lambda: torch.optim.RMSprop(model.parameters(), lr=0.01, centered=True),
+        "adamw": lambda: torch.optim.AdamW(model.parameters(), lr=0.01, amsgrad=True),
+        "adagrad": lambda: torch.optim.Adagrad(model.parameters(), lr=0.01),
+        "normalized": lambda: mp.optim.NormalizedSGD(model.parameters(), lr=0.1),
+    }.get(optimizer, lambda: optimizer)()
+    parts = {
+        "problem": mp.ProximalProblem.from_module(model, loss, lam=0.5),
+        "estimator": method(mp.GradientDescent(0.05), 3),
+        "optimizer": made,
+        "tasks": {split: lines(split) for split in SPLITS},
+        "pace": replace(pace, seed=seed) if pace is PACE else pace,
+        "schedule": torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=7) if optimizer != made else None,
+    }
+    return Trainer(**parts | changes)
+
+
+def fomaml(seed):
+    return trainer(seed, method=mp.FOMAML)
+
+
+def records(folder):
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in folder.read_metrics()]
+
+
+def interrupt_at(step):
+    def watch(progress):
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop", "adamw", "adagrad", "normalized"])
+def test_a_script_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer, stop):
+    straight = trainer(optimizer=optimizer).train(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        trainer(optimizer=optimizer).train(tmp_path / "stopped", interrupt_at(stop))
+    resumed = trainer(seed=0, optimizer=optimizer).resume(tmp_path / "stopped")
+    assert resumed.weights.read_bytes() == straight.weights.read_bytes()
+    assert records(resumed) == records(straight)
+    assert {path.name for path in straight.path.iterdir()} == {
+        "config.json", "metrics.jsonl", "checkpoint.safetensors", "test_tasks.json", "weights.safetensors",
+    }  # fmt: skip
+
+
+def test_the_schedule_and_the_metrics_are_the_scripts_own(tmp_path):
+    made = trainer()
+    folder = made.train(tmp_path / "run")
+    steps = [r for r in records(folder) if r["kind"] == "step"]
+    expected = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(expected, T_max=7)
+    for row in steps:
+        expected.step()
+        schedule.step()
+        assert row["next_lr"] == schedule.get_last_lr()[0]
+        assert row["root"] > 0
+    kept = load_file(folder.weights)
+    assert all(torch.equal(kept[name], value) for name, value in made.model.state_dict().items())
+
+
+def test_both_doors_lead_to_the_same_training(tmp_path):
+    settings = training.Settings("sinusoid", hidden=(8,), steps=3, compile="off", **_of(PACE))
+    composed = training.train(settings, tmp_path / "composed")
+    model = mlp([1, 8, 1])
+    optimizer = mp.optim.NormalizedSGD(model.parameters(), lr=0.1)
+    scripted = Trainer(
+        mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5),
+        mp.FOBMAML(mp.GradientDescent(0.01), 3, nu=0.05),
+        optimizer,
+        {split: Sinusoid(split=split) for split in SPLITS},
+        PACE,
+        torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=7),
+    ).train(tmp_path / "scripted")
+    a, b = (load_file(folder.weights) for folder in (composed, scripted))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert records(composed) == records(scripted)
+
+
+def _of(pace):
+    return {name: value for name, value in vars(pace).items() if name != "seed"}
+
+
+def test_other_objects_are_refused_and_what_differs_is_named(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trainer().train(tmp_path / "run", interrupt_at(4))
+    for other, message in (
+        (trainer(method=mp.FOMAML), r"method: 'FOBMAML' there, 'FOMAML' here"),
+        (trainer(pace=replace(PACE, meta_batch=4)), "meta_batch: 3 there, 4 here"),
+        (trainer(optimizer="sgd"), "optimizer: 'Adam' there, 'SGD' here"),
+        (trainer(schedule=None), "schedule: 'CosineAnnealingLR' there, None here"),
+        (trainer(seed=1), "seed: 0 there, 1 here"),
+    ):
+        with pytest.raises(mp.RunFolderError, match=message):
+            other.resume(tmp_path / "run")
+    with pytest.raises(mp.RunFolderError, match="run with other settings"):
+        training.Settings("sinusoid").composition().trainer().resume(tmp_path / "run")
+
+
+def test_a_finished_run_puts_its_weights_into_the_model(tmp_path):
+    folder = trainer().train(tmp_path / "run")
+    again = trainer()
+    again.resume(folder.path)
+    kept = load_file(folder.weights)
+    assert all(torch.equal(kept[name], value) for name, value in again.model.state_dict().items())
+    assert again.evaluate("test", 5).values["loss"].shape == (5,)
+
+
+def test_the_command_line_says_that_a_scripts_run_is_the_scripts(tmp_path, capsys):
+    folder = trainer().train(tmp_path / "run")
+    for command in ("evaluate", "check"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, str(folder.path)])
+        assert caught.value.code == 1
+        assert "is the run of a script, with a model and tasks of its own" in capsys.readouterr().err
+
+
+def test_report_of_a_script(tmp_path):
+    folder = trainer().train(tmp_path / "run")
+    page = reports.write_report(folder).read_text()
+    assert "FO-B-MAML" in page
+    assert "Net of 31 parameters" in page
+    assert page.count("data:image/png") == 2
+    pictured = reports.write_report(folder, trainer(picture=curve("A line", -2.0, 2.0))).read_text()
+    assert pictured.count("data:image/png") == 3
+    assert "<h2>A line</h2>" in pictured
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_scripts_are_compared_by_functions_of_the_seed(tmp_path, jobs):
+    plan = comparison.Plan.of_trainers({"ours": trainer, "first order": fomaml}, (0, 1))
+    results = comparison.compare(plan, tmp_path / "out", jobs)
+    assert results["metric"] == "loss"
+    runs = {
+        (label, seed): training.RunFolder.open(tmp_path / "out" / label / f"seed_{seed}").read_test_values()["loss"]
+        for label in results["methods"]
+        for seed in (0, 1)
+    }
+    for seed, values in ((0, runs["first order", 0]), (1, runs["first order", 1])):
+        assert values == fomaml(seed).train(tmp_path / f"alone{seed}").read_test_values()["loss"]
+    gained = [torch.tensor(runs["first order", s]).sub(torch.tensor(runs["ours", s])).mean() for s in (0, 1)]
+    assert results["methods"]["first order"]["minus_first"]["all"]["mean"] == pytest.approx(float(sum(gained)) / 2)
+    page = reports.write_comparison(results, tmp_path / "out").read_text()
+    assert "<code>method</code>" in page
+    assert results["methods"]["ours"]["cost"]["per_task_and_meta_step"]["support_gradients"] == 3 + 1 + 2 * 2
+
+
+def test_functions_that_only_this_process_knows_are_compared_in_it(tmp_path):
+    plan = comparison.Plan.of_trainers({"a": lambda seed: trainer(seed), "b": lambda seed: fomaml(seed)}, (0, 1))
+    assert set(comparison.compare(plan, tmp_path / "out")["methods"]) == {"a", "b"}
+    with pytest.raises(mp.InputError, match="jobs=2 makes runs in other processes, which can't get"):
+        comparison.compare(plan, tmp_path / "other", jobs=2)
+    with pytest.raises(mp.InputError, match="a is made by a script, which alone can give it other numbers"):
+        comparison.compare(replace(plan, budget="gradients"), tmp_path / "more")
+
+
+def _other_model():
+    return torch.optim.SGD(Net().parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"problem": mp.ProximalProblem(lambda p, d: d, lambda p, d: d, 1.0)}, "problem must be of a model"),
+        ({"problem": Net()}, "problem must be a ProximalProblem, got"),
+        ({"estimator": mp.FOBMAML}, "estimator must be an Estimator, got the class FOBMAML"),
+        ({"optimizer": _other_model()}, "optimizer moves parameters that are not those of the problem's model"),
+        ({"schedule": torch.optim.lr_scheduler.StepLR(_other_model(), 3)}, "is not one of the optimizer"),
+        ({"tasks": {"train": lines("train")}}, r"tasks\['validation'\] must be a function of ids"),
+        ({"tasks": {split: [1, 2] for split in SPLITS}}, r"tasks\['train'\] must be a function of ids.*got \[1, 2\]"),
+        ({"tasks": lines("train")}, "tasks must be a Mapping"),
+        ({"evaluated": mp.ProximalProblem.from_module(Net(), loss, 0.5)}, "evaluated must be a problem of the model"),
+        ({"pace": 7}, "pace must be a Pace, got 7"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(mp.InputError, match=message):
+        trainer(**changes)
+
+
+def test_what_can_not_be_resumed_is_refused_at_once():
+    made = trainer()
+    parts = {name: getattr(made, name) for name in ("problem", "estimator", "tasks", "pace")}
+    with pytest.raises(mp.InputError, match="LBFGS evaluates the loss several times a step"):
+        Trainer(optimizer=torch.optim.LBFGS(made.model.parameters()), **parts)
+    sgd = torch.optim.SGD(made.model.parameters(), lr=0.1)
+    with pytest.raises(mp.InputError, match="ReduceLROnPlateau waits for a metric"):
+        Trainer(optimizer=sgd, schedule=torch.optim.lr_scheduler.ReduceLROnPlateau(sgd), **parts)
+    tensor = torch.optim.Adam(made.model.parameters(), lr=torch.tensor(0.1))
+    with pytest.raises(mp.InputError, match="the state of optimizer Adam can't be kept as JSON"):
+        Trainer(optimizer=tensor, **parts)
+
+    class Odd:
+        def __call__(self, step):
+            return 0.5**step
+
+        def __getstate__(self):
+            return {"f": print}
+
+    odd = Odd()
+    odd.when = print
+    with pytest.raises(mp.InputError, match="the state of schedule LambdaLR can't be kept as JSON"):
+        Trainer(optimizer=sgd, schedule=torch.optim.lr_scheduler.LambdaLR(sgd, odd), **parts)
+
+
+def test_a_loss_or_tasks_that_fail_leave_no_folder(tmp_path):
+    made = trainer()
+    bad = mp.ProximalProblem.from_module(made.model, lambda model, batch: "five", lam=0.5)
+    with pytest.raises(mp.InputError, match="must return a scalar tensor, got a str"):
+        replace(made, problem=bad, configuration=None).train(tmp_path / "run")
+    with pytest.raises(mp.InputError, match="tasks"):
+        replace(made, tasks={split: lambda ids: None for split in SPLITS}).train(tmp_path / "run")
+    with pytest.raises(KeyError, match="gone"):
+        replace(made, tasks=made.tasks | {"train": _gone}).train(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def _gone(ids):
+    raise KeyError("gone")
+
+
+def test_configuration_of_a_script_says_what_it_is(tmp_path):
+    folder = trainer().train(tmp_path / "run")
+    written = json.loads((folder.path / "config.json").read_text())
+    assert written["version"] == 2
+    assert written["made_by"] == "script"
+    assert written["method"]["solver"] == {"class": "GradientDescent", "lr": 0.05}
+    assert written["optimizer"]["class"] == "Adam"
+    assert written["optimizer"]["lr"] == 0.01
+    assert written["run"]["meta_steps"] == 7
