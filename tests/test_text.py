@@ -485,11 +485,11 @@ def test_missing_files_are_refused_before_the_folder_is_made(tmp_path):
 
 
 @needs_minilm
-def test_an_encoder_that_vmap_can_not_take_says_so(made_up):
-    trainer = SMALL.but(data=str(made_up), backend="vmap").composition().trainer()
+def test_an_encoder_that_vmap_can_not_take_says_so_before_the_folder_is_made(tmp_path, made_up):
     with pytest.raises(RuntimeError) as caught:
-        trainer.evaluate("test", 2)
+        training.train(SMALL.but(data=str(made_up), backend="vmap"), tmp_path / "run")
     assert any("a model that vmap can't take runs with backend='loop'" in note for note in caught.value.__notes__)
+    assert not (tmp_path / "run").exists()
 
 
 @needs_minilm
