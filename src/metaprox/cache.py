@@ -69,7 +69,7 @@ class BoundedCache(MutableMapping[K, V], Generic[K, V]):
         return f"{type(self).__name__}({len(self)} of {self._size})"
 
     def get_or_make(self, key: K, make: Callable[[], V]) -> V:
-        """The value of ``key``; where there is none, what ``make`` returns, which is kept unless ``make`` raises.
+        """Returns the value of ``key``; where there is none, what ``make`` returns, kept unless ``make`` raises.
 
         Threads that ask at the same time all get the value that was there first, though each may have made one.
         """

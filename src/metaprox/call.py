@@ -47,13 +47,14 @@ def begun(
     at_once: int = 1,
     twice: bool = False,
 ) -> Iterator[Call]:
-    """A call in which nothing of the user's is written on, whatever the caller's grad mode.
+    """Yields a call in which nothing of the user's is written on, whatever the caller's grad mode.
 
-    Args:
-        query: what is asked of the outer loss.
-        at_once, twice: evaluations whose memory a task takes at once; whether the inner loss is differentiated twice.
+    ``query``: what is asked of the outer loss. ``at_once``: the evaluations whose memory a task takes at once.
+    ``twice``: whether the inner loss is differentiated twice.
 
-    Raises what ``Parameters.of`` and ``look_at`` refuse. A NonFiniteError of a task whose data are not finite says so.
+    Raises:
+        InputError: what ``Parameters.of`` and ``look_at`` refuse.
+        NonFiniteError: one within the call; that of a task whose data are not finite says so.
     """
     with torch.inference_mode(False), torch.no_grad():
         parameters = Parameters.of(params, problem.adapted_names)

@@ -50,7 +50,7 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What adaptation reaches on a fixed list of tasks.
+    """What adaptation reaches on a fixed list of n tasks.
 
     loss: of the query loss after adaptation; metrics: of whatever else it returned. values: the same by name for
     every task [n], in the order of the ids, for paired comparisons. transductive: whether query examples were
@@ -78,15 +78,20 @@ def adapt(
     max_steps: int | None = None,
     params: Params | None = None,
 ) -> dict[str, Tensor]:
-    """Adapt to one task: ``steps`` of ``solver`` on fhat(y) + (lam/2) ||y - x||^2, from x. Returns y.
+    """Adapt to one task: ``steps`` of ``solver`` on fhat(y) + (lam/2) ||y - x||^2, from x.
 
-    ``support`` is one task's data, without a task dimension. The model is not changed: use the result with
-    ``torch.func.functional_call(model, adapted, inputs)``, or load it with ``model.load_state_dict(adapted,
-    strict=False)``. Only the parameters that adapt are in it. x is ``params``, or else the module's trainable
-    parameters. Costs K support gradients.
+    ``support`` is one task's data, without a task dimension. x is ``params``, or else the module's trainable
+    parameters. With ``tol``, in place of ``steps``, it stops once the gradient norm is <= tol, and after ``max_steps``
+    at the latest. Costs K support gradients. The model is not changed.
+
+    Returns:
+        y, of the parameters that adapt and no others, by name and in their own shapes. Use it with
+        ``torch.func.functional_call(model, adapted, inputs)``, or load it with ``model.load_state_dict(adapted,
+        strict=False)``.
 
     Raises:
-        InputError: bad input. NonFiniteError: the solve diverged.
+        InputError: bad input.
+        NonFiniteError: the solve diverged.
     """
     x = parameters_of(problem, params)
     check_adapt(support, solver)
@@ -116,17 +121,28 @@ def evaluate(
     """Adapt from x to each of ``tasks`` and judge y_i on its query.
 
     Equal ids give equal tasks, so results of different x or solvers can be compared in pairs. Costs K support
-    gradients and one forward pass on the query per task; memory grows with ``batch_size``, which does not change
-    the result (but for noise in the losses).
+    gradients and one forward pass on the query per task.
 
     Args:
+        problem: the losses, lam, and what adapts.
         tasks: a function of ids, such as the ``batch`` method of a family in ``metaprox.tasks``; or the tasks
             themselves, a list of single ones or a stack of them.
-        ids: of the tasks, for a function; for tasks None, or an id for each, for messages.
+        ids: of the n tasks, for a function; for tasks None, or an id for each, for messages.
+        solver: the inner solver.
+        steps: inner steps K. Or ``tol`` with ``max_steps``.
+        tol: in place of ``steps``: each task stops once its gradient norm is <= tol.
+        max_steps: the most steps that are taken with ``tol``.
         params: x; the module's trainable parameters unless given.
+        batch_size: how many tasks are made and adapted at a time. Memory grows with it; the result does not change
+            (but for noise in the losses).
+        backend: "vmap", "loop" or "auto", as for every estimator.
+
+    Returns:
+        The mean over tasks of the query loss and of what else it returns, with intervals, and the tasks' own [n].
 
     Raises:
-        InputError: bad input. NonFiniteError: a solve diverged; a note names the task's id.
+        InputError: bad input.
+        NonFiniteError: a solve diverged; a note names the task's id.
 
     Example:
         >>> import torch, metaprox as mp

@@ -27,9 +27,10 @@ def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """Classification loss in nats, and the accuracy, on (inputs, labels): logits [N, C], integer labels [N].
+    """Returns classification loss in nats, and the accuracy, on (inputs, labels): logits [N, C], integer labels [N].
 
-    Raises InputError for other shapes, and for labels that are no integers.
+    Raises:
+        InputError: other shapes, or labels that are no integers.
     """
     inputs, labels = _pair(batch)
     logits = model(inputs)

@@ -88,7 +88,7 @@ class NormalizedSGD(Optimizer):
 
 
 class ClippedSGD(Optimizer):
-    """Clipped SGD: x <- x - min(lr, gamma / ||g||) g, a step of lr g that is never longer than ``gamma``.
+    """Clipped SGD: x <- x - min(lr, gamma / ||g||) g, a step of lr g that is never longer than ``gamma``. No state.
 
     Args:
         params: parameters or groups. lr and gamma may differ between groups.

@@ -28,7 +28,8 @@ class ProximalProblem:
         F(x) = E_i [ f_i(y_i(x)) ],   y_i(x) = argmin_y  fhat_i(y) + (lam/2) ||y - x||^2
 
     Args:
-        inner_loss: ``fhat(params, support) -> scalar`` on a dict of tensors.
+        inner_loss: ``fhat(params, support) -> scalar`` on a dict of tensors, shaped as the parameters are, and the data
+            of one task, without a task dimension.
         outer_loss: ``f(params, query)``: a scalar, or ``(scalar, {name: scalar})`` to report more, such as accuracy.
         lam: weight of the proximal term, in units of loss per squared parameter. 0 switches it off, which
             only estimators without a proximal solve accept.
@@ -73,14 +74,16 @@ class ProximalProblem:
         *,
         adapt: str | Sequence[str] | None = None,
     ) -> "ProximalProblem":
-        """The problem of adapting ``model``: ``loss(model, batch)`` on the support and the query.
+        """Returns the problem of adapting ``model``: ``loss(model, batch)`` on the support and the query.
 
         ``outer_loss`` takes its place on the query. Parameters with ``requires_grad=False`` stay as they are; those
         that ``adapt`` leaves out stay as they are within a task; tied weights stay tied. Losses see a replica of the
         model, as it is when a call begins: what they write on its parameters, buffers or attributes is dropped after
         each evaluation. Train and eval mode are the model's own.
 
-        Raises InputError where the model is one that can't be given other weights (DistributedDataParallel, ...).
+        Raises:
+            InputError: an argument is not of its kind, or the model is one that can't be given other weights
+                (DistributedDataParallel, ...).
         """
         signatures.module("model", model, "the order is from_module(model, loss, lam)")
         signatures.loss_of_model("loss", loss)
@@ -112,9 +115,10 @@ class ProximalProblem:
         return tuple(mode for loss in losses if isinstance(loss, (ModuleLoss, PrivateLoss)) for mode in loss.modes())
 
     def adapted_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those of ``names`` that adapt.
+        """Returns those of ``names`` that adapt.
 
-        Raises InputError where a pattern fits none of them, or where the model has no parameter of a name.
+        Raises:
+            InputError: a pattern fits none of them, or the model has no parameter of a name.
         """
         for loss in (self.inner_loss, self.outer_loss):
             if isinstance(loss, (ModuleLoss, PrivateLoss)):

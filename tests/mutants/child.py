@@ -24,8 +24,8 @@ def load() -> None:
     import numpy  # noqa: F401
     import pytest  # noqa: F401
     import torch
-    import torch._dynamo
-    import torch._inductor.compile_fx
+    import torch._dynamo  # noqa: F401
+    import torch._inductor.compile_fx  # noqa: F401
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)

@@ -50,20 +50,29 @@ def check(
     Everything but the first four is looked at in float64, on copies of the model and the tasks, where the losses allow
     for it. Nothing is written on, nor compiled; torch's generators advance.
 
-    Args:
-        tasks: a Task whose tensors have a leading dimension, or a sequence of single ones; ``count`` of them are used.
-        solver, steps, tol, max_steps: those of ``FOBMAML``, whose other settings are then the defaults; or an estimator
-            in place of them all, which is checked with its own settings. None: what needs a solver is not checked.
-        params: x; the module's trainable parameters unless given.
-        count: how many tasks are looked at, the first ones.
-
     Costs, a task: some 150 gradients of both losses, four meta-gradients (of which one by Tangent), 5 to 17 base
     solves, and on one task, where the two differ, as many that are ten times as long; all in float64, one by one.
     Memory: that of the loop, a copy of the model in float64, and some 30 vectors of parameters.
 
+    Args:
+        problem: the losses, their model, lam, and what adapts.
+        tasks: a Task whose tensors have a leading dimension T, or a sequence of T single ones; ``count`` of them are
+            used.
+        solver: that of ``FOBMAML``, whose other settings are then the defaults; or an estimator in place of it and of
+            ``steps``, ``tol`` and ``max_steps``, which is checked with its own settings. None: what needs a solver is
+            not checked.
+        steps: base steps K, as for ``FOBMAML``. Or ``tol`` with ``max_steps``.
+        tol: in place of ``steps``, as for ``FOBMAML``.
+        max_steps: the most steps that are taken with ``tol``.
+        params: x; the module's trainable parameters unless given.
+        count: how many tasks are looked at, the first ones.
+
+    Returns:
+        The findings by name. ``print`` shows them, and ``raise_if_wrong`` makes an error of what is wrong.
+
     Raises:
         InputError: the arguments are not a problem, tasks, parameters and settings. What the losses do wrong is a
-        finding, unless it is an error of their own: that passes through.
+            finding, unless it is an error of their own: that passes through.
 
     Example:
         >>> import torch, metaprox as mp

@@ -16,7 +16,7 @@ from metaprox.types import Loss
 
 
 def problem_in_float64(problem: ProximalProblem) -> ProximalProblem:
-    """The problem on models whose floating-point parameters and buffers are copies in float64; pure losses as they are.
+    """Returns the problem on models whose floating-point parameters and buffers are float64; pure losses as they are.
 
     Costs a copy of the models in float64. Attributes that are tensors and no buffers stay what they are.
     """

@@ -40,7 +40,7 @@ class Field:
 
 
 def field_at(call: Call, task: int, y: Tensor, *, query: bool = True) -> Field:
-    """Look at the losses of ``task`` around y [P]; where not ``query``, at the inner one alone.
+    """Returns what is seen of the losses of ``task`` around y [P]; where not ``query``, of the inner one alone.
 
     Costs about 50 support and 25 query gradients, and holds 15 vectors of P numbers.
     """
@@ -86,7 +86,7 @@ def _asymmetry(directions: Sequence[Tensor], along: Sequence[Along]) -> tuple[fl
 
 
 def _effect(directions: Sequence[Tensor], along: Sequence[Along], lam: float) -> float:
-    """The larger of ||(J - J^T) p|| / ||(J + lam) p|| for p = v, where there is one, and for random p.
+    """Returns the larger of ||(J - J^T) p|| / ||(J + lam) p|| for p = v, where there is one, and for random p.
 
     By the parts along other random unit vectors d: the mean of their squares is 1/P of the square of the whole.
     """

@@ -89,7 +89,7 @@ def repeats(call: Call, roles: Sequence[str]) -> Finding:
 
 
 def backends(call: Call, roles: Sequence[str], choice: Choice, at_once: int, *, twice: bool) -> Finding:
-    """Whether vmap gives what the loop gives, differentiated once and twice, and which of them ``choice`` takes.
+    """Returns whether vmap gives what the loop gives, differentiated once and twice, and which one ``choice`` takes.
 
     ``at_once``, ``twice``: as for ``Choice.backend_for``. Costs some ten gradients and Hessian-vector products a task.
     """

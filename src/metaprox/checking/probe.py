@@ -52,9 +52,9 @@ class Probe:
         return self.at(y).grad[0, 0]
 
     def along(self, y: Tensor, d: Tensor, length: float) -> Along:
-        """By central differences at y [P], with the one of ``STEPS`` times ``length`` where the gradient is smoothest.
+        """Returns J d and the slope along d [P] at y [P], by central differences.
 
-        Costs 3 to 13 gradients.
+        Their step is the one of ``STEPS`` times ``length`` where the gradient is smoothest. Costs 3 to 13 gradients.
         """
         middle = self.at(y)
         best, found = math.inf, None

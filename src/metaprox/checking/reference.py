@@ -56,7 +56,7 @@ class Judged:
 
 
 def limit(call: Call, estimator: Estimator, task: int, seen: Field, found: Run) -> Limit | None:
-    """Of FOBMAML for nu -> 0: by Tangent with its settings, or else at a quarter of nu.
+    """Returns FOBMAML's meta-gradient for nu -> 0: by Tangent with its settings, or else at a quarter of nu.
 
     Tangent is another thing where the inner loss has no gradient, no second derivative, or the steps of the solver are
     no fixed multiple of the gradient: converged, their derivatives are 0/0. And nu is not to blame for a difference
@@ -121,7 +121,7 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
 
 def meta_gradient(call: Call, estimator: Estimator, judged: Sequence[Judged]) -> Finding:
-    """Whether g has the slopes of F, as K steps compute it; if not, whether longer solves explain it.
+    """Returns whether g has the slopes of F, as K steps compute it; if not, whether longer solves explain it.
 
     Costs 5 to 17 base solves a task, and on the worst task as many that are ``LONGER`` times as long.
     """

@@ -130,7 +130,7 @@ def _fixed_steps(estimator: Estimator) -> list[tuple[str, float]]:
 
 
 def base(estimator: Estimator, found: Sequence[Solved], precision: float, rise: float | None) -> Finding:
-    """Whether y_0 is another point than x, a solution, and a better one.
+    """Returns whether y_0 is another point than x, a solution, and a better one.
 
     ``rise``: of the objective, relative to it, that is allowed; None: there is no objective.
     """

@@ -67,7 +67,7 @@ class Subject:
         return [float(Probe(call, role, task).at(x).value) for role in self.roles for task in range(call.batch.size)]
 
     def in_float64(self, unseen: Task | list[Task], values: list[float]) -> "Subject | str":
-        """The same in float64, on the tasks ``unseen``; or why not, where a loss is then not what it was, or fails.
+        """Returns the same in float64, on the tasks ``unseen``; or why not, where a loss is then another, or fails.
 
         ``values``: those of the losses as they are.
         """

@@ -12,7 +12,8 @@ from metaprox.errors import InputError
 def function(name: str, value: Any, arguments: str, remedy: str = "", *, classes: bool = False) -> None:
     """``value`` can be called with ``arguments``, such as "model, batch", and is no function or module of torch.nn.
 
-    Raises InputError, with ``remedy``, where it is something else.
+    Raises:
+        InputError: it is something else. ``remedy`` ends the message.
     """
     count = len(arguments.split(",")) if arguments else 0
     known = callable(value) and (classes or not isinstance(value, type)) and not _of_torch(value)

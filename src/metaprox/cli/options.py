@@ -35,7 +35,7 @@ def is_family(word: str) -> bool:
 
 
 def with_options(command: type, arguments: Sequence[str], without: Iterable[str] = (), **shown: Any) -> type:
-    """``command`` with the options of what ``arguments`` name: a family first, then perhaps a method and other parts.
+    """Returns ``command`` with the options of what ``arguments`` name: a family first, then perhaps other parts.
 
     ``without``: options that it does not have; ``shown``: defaults of its own.
     """

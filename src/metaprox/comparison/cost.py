@@ -49,7 +49,7 @@ def gradient_evaluations(counts: Counts) -> int:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensor memory on ``device`` at the peak of ``work()``, beyond what was allocated before it.
+    """Returns the bytes of tensor memory on ``device`` at the peak of ``work()``, beyond what was allocated before it.
 
     On the CPU from the allocations that torch's profiler records, so that it is exact and the same in every run.
     """
@@ -75,7 +75,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
 
 
 def measure(contenders: Mapping[str, Makes], seed: int = 0, rounds: int = 7) -> dict[str, Cost]:
-    """The cost of one meta-step of each contender, on the first training tasks of each; none for one that diverges.
+    """Returns the cost of a meta-step of each contender, on its first training tasks; none for one that diverges.
 
     In a fresh process, which is left alone with the machine only if the caller sees to that, or in this one where what
     a script made can't be sent to another. Times are medians over ``rounds``, in each of which every contender has its

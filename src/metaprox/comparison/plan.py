@@ -100,10 +100,12 @@ class Plan:
 
     @classmethod
     def of_trainers(cls, make: Mapping[str, Callable[[int], Trainer]], seeds: Sequence[int]) -> "Plan":
-        """``make``: label -> a function of the seed that makes a run of it, with a model of its own.
+        """Returns a plan of runs from ``make``: label -> a function of the seed that makes one, with its own model.
 
-        With several jobs at once they are made in other processes: functions of a module, not lambdas. Raises
-        InputError before any work is done.
+        With several jobs at once they are made in other processes: functions of a module, not lambdas.
+
+        Raises:
+            InputError: ``make`` or ``seeds`` are something else; before any work is done.
         """
         if not isinstance(make, Mapping) or not all(callable(one) for one in make.values()):
             raise InputError(f"make must be a dict: label -> a function of the seed, got {checks.shown(make)}")

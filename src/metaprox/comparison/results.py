@@ -30,9 +30,10 @@ class Runs:
     before: dict[int, float | None]
 
     def by_seed(self, metric: str) -> dict[int, OfSeed] | None:
-        """The result of every seed. One that diverged counts as the worse of two: the initial weights, which are what
-        is left of it, and the worst seed that finished, so that no method gains from diverging. None where not even the
-        initial weights have a result.
+        """Returns the result of every seed; None where not even the initial weights of one that diverged have one.
+
+        That one counts as the worse of two: the initial weights, which are what is left of it, and the worst seed that
+        finished, so that no method gains from diverging.
         """
         done = {seed: OfSeed.of(values) for seed, values in self.values.items()}
         worst = min if metric == "accuracy" else max
@@ -77,10 +78,12 @@ def _metric(plan: Plan, out: Path) -> str:
 
 
 def recount(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """The same with the means and intervals taken anew from the test_tasks.json of every run in ``out``.
+    """Returns the same with means and intervals taken anew from the test_tasks.json of every run in ``out``.
 
     Costs and curves stay, and so does what diverged runs had before training: it needs neither weights nor metrics.
-    Raises RunFolderError where a result is missing.
+
+    Raises:
+        RunFolderError: a result is missing.
     """
     metric, seeds = results["metric"], results["seeds"]
     runs = {label: _kept(method, label, seeds, metric, out) for label, method in results["methods"].items()}

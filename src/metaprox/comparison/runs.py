@@ -19,16 +19,22 @@ from metaprox.training.stored import different
 def compare(
     plan: Plan, out: str | Path, jobs: int = 1, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
-    """Run what ``plan`` says in ``out``/label/seed_N, and write comparison.json. Returns what it holds.
+    """Run what ``plan`` says in ``out``/label/seed_N, and write comparison.json.
 
     A comparison that was stopped goes on where it was: finished runs are kept, others resume from their last
     checkpoint. A run that diverges is a result, and is shown as one.
 
     Args:
+        plan: the methods, their settings and seeds.
+        out: the folder of all runs.
         jobs: how many runs at once, each in a process and with the threads of its own.
         say: gets a line after each run.
 
+    Returns:
+        What comparison.json holds.
+
     Raises:
+        InputError: an argument is not of its kind, or several jobs can't get what the plan makes runs with.
         RunFolderError: ``out`` holds something else, such as runs with other settings; nothing is touched.
     """
     if not isinstance(plan, Plan):

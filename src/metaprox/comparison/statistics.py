@@ -66,7 +66,7 @@ class Estimate:
 
 
 def student(freedom: int, level: float = 0.95) -> float:
-    """t with P(-t < T < t) = ``level`` for Student's T with ``freedom`` degrees of freedom, a whole number >= 1.
+    """Returns t with P(-t < T < t) = ``level`` for Student's T with ``freedom`` degrees of freedom, an integer >= 1.
 
     By bisection in the angle atan(t / sqrt(freedom)), in which the probability is a finite sum: Abramowitz & Stegun,
     26.7.3 and 26.7.4.

@@ -11,10 +11,12 @@ from metaprox.errors import InputError
 
 
 def examples_of(loader: DataLoader[Any], *, reading: bool) -> int | None:
-    """How many examples a reading yields, by the lengths of datasets and samplers.
+    """Returns how many examples a reading yields, by the lengths of datasets and samplers.
 
     A batch sampler of another kind is read for it, indices alone, while ``reading``; None before.
-    Raises InputError where nothing tells.
+
+    Raises:
+        InputError: nothing tells.
     """
     sampler = loader.batch_sampler
     try:

@@ -25,7 +25,8 @@ class MicroBatches:
     """Support or query of one task in pieces: the loss is sum_k weights_k loss(batch_k), and so are its metrics.
 
     The loop backend differentiates one batch after another, in the memory of one; the batches are read anew, in
-    order, at every evaluation. Losses that look at a whole batch, as BatchNorm does in training mode, see a batch.
+    order, at every evaluation. Losses that look at a whole batch, as BatchNorm does in training mode, see a batch. A
+    gradient costs one of each batch, and counts as one.
 
     Without weights each batch weighs its share of the examples, so that the loss is the mean over all examples where
     ``loss`` is the mean over those of a batch. Their number is the leading size of a batch's tensors.

@@ -23,11 +23,12 @@ class Task(NamedTuple):
 
     @staticmethod
     def stack(tasks: Sequence["Task"]) -> "Task":
-        """T single tasks of equal shapes -> one batch with a leading dimension T.
+        """Returns one batch, with a leading dimension T, of T single tasks of equal shapes. Costs a copy of them.
 
         Its tensors are known as a batch's: given as one task, to ``adapt`` or in a list, they are refused.
 
-        Raises InputError, which names the place, where they are not tensors of equal shapes.
+        Raises:
+            InputError: they are not tensors of equal shapes; names the place.
         """
         if isinstance(tasks, (Task, str, Tensor)) or not isinstance(tasks, Sequence):
             raise InputError(f"tasks must be a list of mp.Task, got {kind(tasks)}")

@@ -108,11 +108,17 @@ class Estimator(ABC):
         """The per-task meta-gradients at x [P], and w, for the tasks of ``gradients``; y_i too if it is to be kept."""
 
     def __call__(self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task]) -> MetaGradient:
-        """The meta-gradient at ``params``. Pure: nothing is written on, global generators advance by one draw.
+        """Estimate grad F(x) at ``params``. Pure: nothing is written on, global generators advance by one draw.
+
+        What it costs is said by each estimator's class.
 
         Args:
+            problem: the losses, lam, and what adapts.
             params: the meta-parameters x, a dict of tensors.
-            tasks: a Task whose tensors have a leading dimension T, or a sequence of single Tasks.
+            tasks: a Task whose tensors have a leading dimension T, or a sequence of T single Tasks.
+
+        Returns:
+            The mean over tasks of grad F_i(x), shaped like ``params``, with y_i, query losses and diagnostics [T].
 
         Raises:
             InputError: bad parameters, tasks or losses, before anything is changed.
@@ -127,9 +133,16 @@ class Estimator(ABC):
     ) -> MetaGradient:
         """Add the meta-gradient at ``params`` to their ``.grad``, as ``loss.backward()`` would.
 
-        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises. Where a
-        ``.grad`` was None, it and the result's ``grad`` are one tensor; the adapted parameters are not kept
-        (``adapted`` is None): a meta-gradient takes no more memory than it must.
+        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises.
+
+        Returns:
+            That of a call, at the same cost. Where a ``.grad`` was None, it and the result's ``grad`` are one tensor;
+            the adapted parameters are not kept (``adapted`` is None): it takes no more memory than it must.
+
+        Raises:
+            InputError: as for a call; or a parameter's ``.grad`` can't be added to, or none were given and there are
+                no live ones.
+            NonFiniteError: as for a call.
         """
         params = parameters_to_fill(problem, params)
         result = self._run(problem, params, tasks, keep_adapted=False)

@@ -46,7 +46,7 @@ class AtBase:
     def leave(
         self, tilt: Tensor, parts: Sequence[slice], *, lam: float, corrected: bool, predict: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Where the branches in each part start, and their gradients there where they are known; ``tilt``: n_j nu.
+        """Returns where the branches in each part start, and their gradients there where known; ``tilt``: n_j nu.
 
         They start at y_0, or at y_0 - (n_j nu/lam) v. Their gradients at y_0 are r + n_j nu v, without r where the
         residual is subtracted; the last one takes over the memory of r.

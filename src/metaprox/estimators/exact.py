@@ -21,7 +21,7 @@ from metaprox.vectors.parameters import Parameters
 
 @dataclass(frozen=True)
 class ExactMetaGradient:
-    """grad: mean over tasks. per_task: [T, P + W], adapted ones first. solutions: y_i(x) [T, P]. value: F(x)."""
+    """grad: mean over tasks. per_task: [T, P + W], adapted ones first. solutions: y_i(x) [T, P]. value: F(x) []."""
 
     grad: dict[str, Tensor]
     per_task: Tensor
@@ -39,8 +39,12 @@ def exact_meta_gradient(
     <= tol times ||x|| or ||y||, as where x is a solution up to rounding: the same in all units.
     Costs a dense P x P Hessian a step: for P up to a thousand or so, best in float64.
 
+    Returns:
+        The mean of the T tasks' gradients by name, each task's own [T, P + W], y_i(x) [T, P] and F(x) [].
+
     Raises:
-        InputError: bad input. MetaproxError: Newton's method did not converge, so that there is no reference.
+        InputError: bad input, or lam is 0.
+        MetaproxError: Newton's method did not converge, so that there is no reference.
     """
     check_estimate(problem, params)
     tol, max_steps = checks.positive("tol", tol), checks.count("max_steps", max_steps)

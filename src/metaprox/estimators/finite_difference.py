@@ -53,7 +53,7 @@ class FOBMAML(Branched):
         solver: the inner solver of the base solve.
         steps: base steps K. Or ``tol`` with ``max_steps``.
         tol: in place of ``steps``: each task stops once its gradient norm is <= tol (and its branches once theirs are
-            <= nu tol, because the difference is divided by nu).
+            as small relative to lam eps, where they begin, as tol is to lam D, and a hundredth of it at most).
         scheme: "forward", "symmetric", "central4", "central6", of order 1, 2, 4, 6 in nu. With "loss", nodes below 0
             need lam + min eig(Hess fhat) > |n_j| nu max eig(Hess f).
         perturb: where nu enters, the query loss or the centre of the proximal term. "center" needs the query gradient
@@ -163,7 +163,7 @@ class FOBMAML(Branched):
     def _leave(
         self, at_base: AtBase, gradients: Gradients
     ) -> tuple[Branches, list[Tensor], list[Tensor], Tensor | None]:
-        """The branches' problems, where they start, their gradients there, and their tolerance; consumes ``at_base``.
+        """Returns the branches' problems, starts, gradients there and tolerance; consumes ``at_base``.
 
         They start in one part, or each in its own where that saves memory and changes nothing.
         """
@@ -223,7 +223,7 @@ class FOBMAML(Branched):
         return 0 if self.residual_correction else step
 
     def _table(self, rule: Stencil) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Nodes and weights of the branches that are solved.
+        """Returns nodes and weights of the branches that are solved.
 
         With residual correction the branch at node 0 stays at y_0: the one left differs from y_0 itself.
         """

@@ -80,7 +80,7 @@ class IMAML(Estimator):
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor], right: Tensor, max_steps: int, tol: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Solve A z = right from z = 0, all leading dimensions at once; returns z and right - A z, by recursion.
+    """Returns z with A z = right, from z = 0, all leading dimensions at once; and right - A z, by recursion.
 
     A problem stops once ||right - A z|| <= tol ||right||, or where <p, A p> is not positive. It is solved for a right
     side of unit length, whose squares are numbers in all units.

@@ -80,9 +80,10 @@ class Info:
         return Info(**columns, counts=other.counts)
 
     def summary(self) -> dict[str, float]:
-        """For a log: median and worst over tasks of the residual, the ratio and the error estimate, where known.
+        """Returns for a log the median and worst over tasks of residual, ratio and error estimate, where known.
 
-        Tasks that were skipped are left out, and counted, as are those that did not converge, where there are any.
+        Of the base's step sizes, the median and the least. Tasks that were skipped are left out, and counted, as are
+        those that did not converge, where there are any.
         """
         rows = {}
         for name in STATISTICS:

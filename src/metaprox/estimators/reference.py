@@ -14,7 +14,7 @@ from metaprox.types import Params
 def finite_difference_by_hand(
     problem: ProximalProblem, x: Params, tasks: Sequence[Task], *, lr: float, steps: int, nu: float
 ) -> dict[str, Tensor]:
-    """g = -(lam / (2 nu)) mean_i (y_i(nu) - y_i(-nu)), with K steps of gradient descent for each y, both from y_i(0).
+    """Returns g = -(lam / (2 nu)) mean_i (y_i(nu) - y_i(-nu)), each by K steps of gradient descent, from y_i(0).
 
     What ``FOBMAML(GradientDescent(lr), steps, nu=nu)`` is, to rounding, for losses without noise that return a scalar,
     and parameters that all adapt. Costs 3 K gradients of fhat + nu f a task.

@@ -25,11 +25,9 @@ class Stencil:
     order: int
 
     def default_step(self, precision: float) -> float:
-        """Step that balances truncation h^p against rounding precision/h, in units of the lengths there are.
+        """Returns the step that balances truncation h^p against rounding precision/h, in units of lengths there are.
 
-        precision^(1/(p+1)):
-
-        3e-4, 5e-3, 4e-2, 1e-1 for orders 1, 2, 4, 6 in float32; 1e-8, 6e-6, 7e-4, 6e-3 in float64.
+        precision^(1/(p+1)): 3e-4, 5e-3, 4e-2, 1e-1 for orders 1, 2, 4, 6 in float32; 1e-8, 6e-6, 7e-4, 6e-3 in float64.
         """
         return float(precision ** (1.0 / (self.order + 1)))
 

@@ -49,7 +49,7 @@ class Lengths:
         return self.moved * precision ** (1 / (rule.order + 1))
 
     def eps(self, rule: Stencil, *, query_moves: bool) -> Tensor:
-        """D min(LONGEST, (||r||/(lam D))^(1/p)), so that truncation is of the order of what the base has left over.
+        """Returns D min(LONGEST, (||r||/(lam D))^(1/p)): truncation is then of the order of what the base left over.
 
         Where the query loss itself enters the branches (``query_moves``), its gradient is at most SHARE of the support
         loss's: at -nu they minimize fhat - nu f, which has a minimum only while f is the smaller one. Never below
@@ -61,7 +61,7 @@ class Lengths:
         return torch.maximum(eps, self.least(rule))
 
     def tolerance(self, tol: float, lam: float, eps: Tensor) -> Tensor:
-        """Of the branches' gradients [T], which begin at lam eps, as ``tol`` is of the base's, which begins at lam D.
+        """Returns it for the branches [T], whose gradients begin at lam eps, as ``tol`` is for the base's lam D.
 
         So that both end as accurate, relative to how far they go; and branches to REDUCTION of their start at least.
         """

@@ -95,6 +95,9 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
 
     A run that was stopped goes on with the parts that it had finished; they lie in ``parts`` and are deleted at the
     end. Runs with one thread, and puts torch's threads and generator back afterwards.
+
+    Returns:
+        Where it lies, its figures, and which of the checks hold.
     """
     checks.choice("size", size, ("quick", "full"))
     checks.count("seed", seed, least=0)

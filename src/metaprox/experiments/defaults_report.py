@@ -22,7 +22,7 @@ LOOKS = {
 
 
 def values(results: Results, setting: Setting, field: str, *, kinks: bool | None = None) -> list[float]:
-    """Of a setting on the problems that have the field, with or without kinks; NaN where a solve overflowed.
+    """Returns those of a setting on the problems that have the field, with or without kinks; NaN for overflows.
 
     A decrease is relative to the largest of all settings on the problem.
     """

@@ -125,7 +125,7 @@ class _ReachedError(Exception):
 
 
 def judge(config: Composition, path: Path, rung: int) -> dict[str, float]:
-    """Accuracy on ``eval_tasks`` validation tasks, and cost, after ``rung`` meta-steps of the run in ``path``.
+    """Returns accuracy on ``eval_tasks`` validation tasks, and cost, after ``rung`` meta-steps of the run in ``path``.
 
     The run is begun, or goes on from its last checkpoint, and stays there; ``rung`` is a multiple of
     ``eval_every`` and ``checkpoint_every``. A run that diverged has accuracy 0, and the cost until then.

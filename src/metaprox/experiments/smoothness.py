@@ -177,7 +177,7 @@ def _estimates(gradient: Tensor, smoothness: Tensor, chosen: Tensor) -> dict[str
 
 
 def nonnegative_line(gradient: Tensor, smoothness: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """(L0, L1) >= 0, each [draws], with the least squares of log L - log(L0 + L1 ||g||), by search over L1 / L0.
+    """Returns (L0, L1) >= 0, each [draws], with the least squares of log L - log(L0 + L1 ||g||), by search over L1/L0.
 
     L0 + L1 ||g|| = scale (cos t + sin t ||g|| / unit); given the angle t, the best log scale is the mean residual.
     """

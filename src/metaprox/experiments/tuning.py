@@ -64,7 +64,7 @@ def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
 
 
 def chosen(results: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The best settings of each method, as ``metaprox compare --variants`` takes them.
+    """Returns the best settings of each method, as ``metaprox compare --variants`` takes them.
 
     From the results.json of a whole search where there is one at ``results``; else those that come with the package.
     """

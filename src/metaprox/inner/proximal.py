@@ -11,9 +11,10 @@ from metaprox.solvers.protocol import InnerSolver
 def proximal_solve(
     gradients: Gradients, solver: InnerSolver, stopping: Stopping, on_nonfinite: OnNonfinite = "raise"
 ) -> Solution:
-    """argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P].
+    """Returns argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P].
 
-    Raises NonFiniteError where a task diverges, unless ``on_nonfinite`` says otherwise.
+    Raises:
+        NonFiniteError: a task diverges, unless ``on_nonfinite`` says otherwise.
     """
     solver = gradients.for_parameters(solver)
     return solve_parts(

@@ -71,7 +71,7 @@ ANY = Purpose()
 
 
 def step_size(known: float | None, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-    """||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b].
+    """Returns ||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b].
 
     ``known``: what the solver says that it is (``relative_step``).
     """
@@ -113,11 +113,16 @@ def solve_parts(
     Args:
         gradient: called once a step and part, which is all the solve costs.
         parts: where to start, [T, b, P] each. The list is emptied, so that no start lives longer than its first step.
+        solver: it gets the gradients of a part, [T, b, P].
+        max_steps: how many are taken; with ``tol``, at most.
         first: the gradients there, where they are known. This list is emptied too.
         fused: tried before ``gradient``.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
         weights: of the branches in ``Solution.grad``. None: it is not kept.
         purpose: what this is, for the error message, and what happens where a gradient is not finite.
+
+    Returns:
+        Where the parts ended, [T, b, P] each, and what was seen on the way.
 
     Raises:
         NonFiniteError: a gradient has a non-finite norm. Without ``tol`` it is looked for once, at the end, so

@@ -22,7 +22,7 @@ RUNS = 3  # TorchScript's second derivatives under vmap are wrong from the secon
 def agreement(
     loss: FlatLoss, x: Tensor, data: Any, seed: Seed, *, comparable: bool, twice: bool = False
 ) -> tuple[bool, str]:
-    """Whether vmap can well take ``loss`` on the data of a task, with branches; and what differs from the loop, or "".
+    """Returns whether vmap can well take ``loss`` on a task's data, with branches; and what differs in the loop, or "".
 
     ``seed``: around each evaluation; for a single task both draw the same numbers from it. ``comparable``: whether the
     loss then gives the same again. ``twice``: second derivatives too.

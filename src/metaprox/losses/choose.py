@@ -78,10 +78,13 @@ class Choice:
             raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
 
     def backend_for(self, setting: Setting, at_once: int = 1, *, twice: bool = False) -> tuple[Backend, str]:
-        """The backend for these losses and tasks, and why: what was asked for, or what decided.
+        """Returns the backend for these losses and tasks, and why: what was asked for, or what decided.
 
         ``at_once``: the evaluations whose memory a task takes at once under vmap. ``twice``: whether the inner loss is
-        to be differentiated twice. Raises InputError where vmap is asked for, and gives other gradients than the loop.
+        to be differentiated twice.
+
+        Raises:
+            InputError: vmap is asked for, and gives other gradients than the loop.
         """
         parameters, batch, look = setting.parameters, setting.batch, setting.look
         asked = f"backend={self.backend!r} was asked for"

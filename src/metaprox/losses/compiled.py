@@ -58,7 +58,7 @@ class Graphs:
         return self._call("evaluate", (w,), (y,), data)
 
     def step(self, w: Tensor, x: Tensor, lam: Tensor, size: Tensor, y: Tensor, shift: Tensor, data: Any) -> Any:
-        """(w [W], x [P], lam [], size [], y and shift [T, B, P], data) -> y - size g, g, ||g||.
+        """Returns y - size g, g and ||g||, of w [W], x [P], lam [], size [], y and shift [T, B, P], and data.
 
         g = gradients + lam (y - x) + shift. No number is a constant of the graph.
         """

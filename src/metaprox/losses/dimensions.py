@@ -55,10 +55,12 @@ class Seen:
 
 
 def check_dimensions(problem: ProximalProblem, task: Task, count: int | None) -> None:
-    """Raise InputError where ``task``, one of a stack of ``count`` or single (None), is of an implausible rank.
+    """Refuse ``task``, one of a stack of ``count`` or single (None), where it is of an implausible rank.
 
-    That is: a scalar class label for each task of vectors; or all tensors of the support of one dimension more, or all
-    of one less, than in the tasks that the problem had before: one of the two is then not what it was given as.
+    Raises:
+        InputError: a scalar class label for each task of vectors; or all tensors of the support of one dimension more,
+            or all of one less, than in the tasks that the problem had before: one of the two is then not what it was
+            given as.
     """
     leaves, tree = _support(task)
     if not leaves:

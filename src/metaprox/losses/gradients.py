@@ -28,7 +28,7 @@ ALL = slice(None)
 
 @dataclass
 class Counts:
-    """Work done, one per task and branch: gradients of each loss, Hessian-vector products."""
+    """Work done, one per task and branch: gradients of each loss, in one piece or several, Hessian-vector products."""
 
     support_gradients: int = 0
     query_gradients: int = 0
@@ -98,7 +98,7 @@ class Gradients:
         noise: int = BRANCH_NOISE,
         linear: LinearTerm | None = None,
     ) -> Tensor:
-        """grad fhat(y) + lam (y - x) + u [T, b, P]: the gradient of the inner problem, a linear term added to it.
+        """Returns grad fhat(y) + lam (y - x) + u [T, b, P]: the inner problem's gradient, a linear term added to it.
 
         y are the points of these branches, of which ``linear`` holds the u of all. A new tensor.
         """

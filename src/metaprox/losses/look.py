@@ -57,7 +57,7 @@ class Look:
 def look_at(
     problem: ProximalProblem, parameters: Parameters, batch: TaskBatch, noise: Noise, query: Query = "gradient"
 ) -> Look:
-    """Look at the losses of ``problem``, which is private, on the batch's first task; or recall what was seen.
+    """Returns what is seen of the losses of ``problem``, which is private, on the batch's first task, or was before.
 
     From then on their replicas copy what is written on, alone.
 
@@ -147,9 +147,12 @@ def _repeats(loss: CheckedLoss, first: Tensor, again: Tensor) -> bool:
 
 
 def _refuse_lasting(loss: CheckedLoss, strange: list[Tensor], again: list[Tensor]) -> None:
-    """Raise InputError where a leaf that is no parameter is found both times, so that it was there before.
+    """Refuse leaves that are no parameters and were there before the loss was evaluated.
 
     What the loss makes anew, such as inputs to take derivatives with respect to, is another one the second time.
+
+    Raises:
+        InputError: a leaf is found both times; names it.
     """
     lasting = set(map(id, again))
     for leaf in strange:

@@ -94,11 +94,14 @@ class LoopBackend:
 
 
 def _require_second_derivatives(value: Tensor, gradient: Tensor, y: Tensor) -> None:
-    """Raise RuntimeError where a function between y and the value, or its gradient, is ``once_differentiable``.
+    """Refuse functions between y and the value, or its gradient, that are ``once_differentiable``.
 
     torch would only say so in a pass that reaches it, and ``torch.autograd.grad`` skips what leads to no input. It says
     nothing where all that such a function gets in the backward pass is constant. A term of the second derivative would
     be missing, and nobody told.
+
+    Raises:
+        RuntimeError: there is one.
     """
     marked = []
     for node in nodes(value.grad_fn, gradient.grad_fn, end=y.grad_fn):
@@ -134,7 +137,7 @@ def _product(share: float | None, weight: Tensor | None, like: Tensor) -> Tensor
 def _differentiate(
     loss: FlatLoss, point: Tensor, batch: Any, gradient: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Metrics]:
-    """Value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P].
+    """Returns value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P].
 
     Of an ``AdaptedLoss`` the backward pass adds as it goes, so that no second vector of P numbers is ever there. It
     starts from 1 whatever the weight: a small one would be rounded, or lost, in narrow models, and clipped otherwise

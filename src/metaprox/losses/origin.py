@@ -9,7 +9,7 @@ DEEPEST = 6  # a loss is a function, around a module and a function, inside a fe
 
 
 def origin(thing: Any) -> tuple[Any, ...]:
-    """The code and the types that the callable ``thing`` is made of. Holds no object of the user's.
+    """Returns the code and the types that the callable ``thing`` is made of. Holds no object of the user's.
 
     What it leaves out, such as a number in a closure, is up to the guards of what is looked up by it.
     """

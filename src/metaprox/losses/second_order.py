@@ -48,7 +48,7 @@ def mixed_product(gradients: Gradients, y: Tensor, p: Tensor, step: int) -> Tens
 
 
 def gradient_through(gradients: Gradients, solve: Unrolled, x: Tensor) -> Evaluation:
-    """The gradient of f_i(solve(x)) with respect to z = (x, w) [T, 1, P + W], through all that ``solve`` does.
+    """Returns the gradient of f_i(solve(x)) with respect to z = (x, w) [T, 1, P + W], through all that ``solve`` does.
 
     ``solve(x, gradient)`` gets one task's x [P] and ``gradient(y, step) -> grad fhat`` [P], with the noise of
     a base solve; it returns y [P] and records. ``metrics`` holds {"metrics": of f, "records": [T, 1, ...]}.

@@ -117,7 +117,8 @@ class PrivateLoss:
     def release(self) -> None:
         """Let go of the tensors of the last evaluation, if there is one, whose graph is no longer needed.
 
-        Raises MetaproxError where it wrote on a tensor of the live model.
+        Raises:
+            MetaproxError: it wrote on a tensor of the live model.
         """
         if not self._holds:
             return

@@ -148,9 +148,9 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def draw(results: dict[str, Any]) -> Figure:
-    """The test metric during training against gradient evaluations and against time, mean over the seeds that finished.
+    """Returns a figure of the test metric during training, the mean over the seeds that finished.
 
-    At the end of each curve the interval over seeds of the final test.
+    Against gradient evaluations and against time. At the end of each curve the interval over seeds of the final test.
     """
     metric = results["metric"]
     methods = {

@@ -19,9 +19,12 @@ from metaprox.training import RunFolder, Trainer
 
 
 def draw(folder: RunFolder, records: list[dict[str, Any]], trainer: Trainer | None) -> dict[str, Path]:
-    """Write every figure of the run as PNG; returns caption -> file.
+    """Write every figure of the run as PNG.
 
     ``trainer``: with the weights before meta-training, for the picture of a task; it gets those after.
+
+    Returns:
+        Caption -> file.
     """
     folder.figures.mkdir(exist_ok=True)
     figures: dict[str, tuple[str, Figure | None]] = {

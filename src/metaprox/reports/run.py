@@ -20,6 +20,12 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
 
     ``trainer``: of a script's run, for the picture of a task, if there is one: a fresh one, with the weights from
     before training; it gets those from after it. A run by settings is made again from its folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: ``folder`` is no RunFolder.
     """
     if not isinstance(folder, RunFolder):
         raise InputError(f"folder must be a training.RunFolder, got {shown_value(folder)}: RunFolder.open(path)")

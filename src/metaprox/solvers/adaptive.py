@@ -30,7 +30,7 @@ class AdaptiveGradientDescent:
     The first step is a probe of size ``probe * lr``, there to see the curvature at the start, so that no step is
     taken blindly; the second is at most ``lr``. Needs no line search and no function values, and converges on
     convex problems whose curvature is bounded only locally. All branches of a task take the same steps, so that
-    the differences between them stay clean.
+    the differences between them stay clean. Costs a gradient a step, and keeps 2 P numbers for each task and branch.
 
     Args:
         lr: the step that is hoped for; taken at once where the curvature allows, and grown from where it does not.

@@ -64,7 +64,7 @@ def _combine(rows: Tensor, coefficients: Tensor) -> Tensor:
 
 
 def _least_squares(rows: Tensor, target: Tensor) -> Tensor:
-    """argmin_c || target - sum_j c_j rows_j || for rows [T, B, m, P], through the normal equations of unit rows.
+    """Returns argmin_c || target - sum_j c_j rows_j || for rows [T, B, m, P], by the normal equations of unit rows.
 
     The equations are solved in float64, damped at the rounding level of the rows' own inner products, so that
     (nearly) dependent and zero rows get small coefficients instead of large ones.

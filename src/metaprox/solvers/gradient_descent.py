@@ -12,7 +12,8 @@ from metaprox import checks
 class GradientDescent:
     """y <- y - lr grad.
 
-    Converges for lr < 2 / L, with L the largest curvature of the proximal objective (lam included).
+    Converges for lr < 2 / L, with L the largest curvature of the proximal objective (lam included). Costs a gradient a
+    step, and keeps nothing.
 
     Args:
         lr: step size.

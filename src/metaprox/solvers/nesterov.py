@@ -21,6 +21,8 @@ class NesterovState:
 class Nesterov:
     """z <- y - lr grad;  y <- z + beta (z - z_previous), with the gradient taken at the extrapolated y.
 
+    Costs a gradient a step, and keeps P numbers for each task and branch.
+
     Args:
         lr: step size; converges for lr <= 1 / L, with L the largest curvature of the proximal objective. On quadratics
             up to (2 + 2 beta) / (1 + 2 beta) / L, which is 4/3 / L in the end for momentum=None.
@@ -55,9 +57,10 @@ class Nesterov:
 
 @lru_cache
 def _limit(steps: int) -> float:
-    """The lr * curvature at which ``steps`` steps with momentum k / (k + 3) end as far from the minimum as they began.
+    """Returns the lr * curvature at which ``steps`` steps end as far from the minimum as they began.
 
-    2 for one step, 1.51 for ten, 4/3 for many; by bisection. On a quadratic z <- (1 - lr L) y.
+    Their momentum is k / (k + 3). 2 for one step, 1.51 for ten, 4/3 for many; by bisection. On a quadratic
+    z <- (1 - lr L) y.
     """
     low, high = 4 / 3, 2.0
     for _ in range(40):

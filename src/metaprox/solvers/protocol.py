@@ -70,9 +70,10 @@ def _torch_name(kind: type) -> str:
 
 
 def for_parameters(solver: InnerSolver, views: Views) -> InnerSolver:
-    """``solver`` on parameters of these names and shapes.
+    """Returns ``solver`` on parameters of these names and shapes.
 
-    Raises InputError where ``for_parameters`` is inherited and hands out a solver that would not step as this one does.
+    Raises:
+        InputError: ``for_parameters`` is inherited and hands out a solver that would not step as this one does.
     """
     if not isinstance(solver, ShapedSolver):
         return solver

@@ -8,7 +8,7 @@ STIFF = 0.5  # of lr * lam: from here on a larger lam is no remedy
 
 
 def largest_curvature(solver: InnerSolver, steps: int) -> float | None:
-    """Up to which curvature ``steps`` steps come closer to a minimum: 2/h for steps of h times the gradient.
+    """Returns up to which curvature ``steps`` steps come closer to a minimum: 2/h for steps of h times the gradient.
 
     None where ``solver`` has declared neither ``relative_step`` nor ``largest_curvature``.
     """
@@ -20,9 +20,12 @@ def largest_curvature(solver: InnerSolver, steps: int) -> float | None:
 
 
 def check_stable(solver: InnerSolver, lam: float, steps: int, name: str = "solver") -> None:
-    """Raise UnstableError where the proximal term alone, of curvature ``lam``, makes the steps diverge.
+    """Refuse a ``lam`` that makes the steps diverge whatever the losses are.
 
     A single step from x does not see the proximal term.
+
+    Raises:
+        UnstableError: the proximal term alone, of curvature ``lam``, makes them diverge.
     """
     limit = largest_curvature(solver, steps)
     if limit is None or steps == 1 or lam <= limit:

@@ -29,7 +29,8 @@ class TorchOptimizer:
     """y <- y + the update of a ``torch.optim`` optimizer (AdamW, RMSprop, Muon, ...), fresh for every solve.
 
     Each task and branch has its own parameters in the optimizer, in their own shapes, so that optimizers that look at
-    whole matrices are what they are elsewhere. The proximal term is part of the gradient that it sees.
+    whole matrices are what they are elsewhere. The proximal term is part of the gradient that it sees. Costs a gradient
+    a step, and keeps what the optimizer does, such as 2 P numbers of AdamW, for each task and branch.
 
     An optimizer whose step does not shrink with the gradient does not converge to the inner solution at a fixed lr,
     and FO-B-MAML then divides by nu what the branches do not have in common. Give such a base solver a

@@ -140,7 +140,7 @@ class BANKING77(Family):
         return "head.*" if self.adapt == "head" and self.encoder != "frozen" else None  # frozen: there is only a head
 
     def learned(self, model: nn.Module) -> Iterable[nn.Parameter]:
-        """All but the head, where there is more to learn.
+        """Returns all but the head, where there is more to learn.
 
         The head starts every task at 0: labels are permuted from task to task, so that by symmetry its expected
         meta-gradient prefers no class, and what a batch of tasks says of it is noise that outweighs the rest.
@@ -195,9 +195,10 @@ def _tokenized(folder: Path, split: Split, tokens: int) -> tuple[dict[str, Tenso
 
 @lru_cache(maxsize=4)
 def questions(folder: Path) -> dict[str, tuple[str, ...]]:
-    """intent -> its questions, each once whatever its case and spacing, in the order of the files.
+    """Returns intent -> its questions, each once whatever its case and spacing, in the order of the files.
 
-    Raises InputError where a file is missing or holds other columns or intents than BANKING77.
+    Raises:
+        InputError: a file is missing or holds other columns or intents than BANKING77.
     """
     found: dict[str, dict[str, str]] = {intent: {} for split in SPLITS for intent in INTENTS[split]}
     for file in FILES:

@@ -95,10 +95,13 @@ class WithoutPadding(nn.Module):
 
 
 def mean_pooled(encoder: nn.Module, inputs: Inputs) -> Tensor:
-    """Features [N, width]: the mean of the encoder's last hidden states over the tokens that are no padding.
+    """Returns features [N, width]: the mean of the encoder's last hidden states over the tokens that are no padding.
 
     Padding that all N texts have at their end is cut, for speed. Inputs that are features already are returned as they
-    are. Raises InputError where inputs are of other kinds, or a text has no tokens.
+    are.
+
+    Raises:
+        InputError: inputs are of other kinds, or a text has no tokens.
     """
     if isinstance(inputs, Tensor):
         return inputs

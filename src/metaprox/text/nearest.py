@@ -13,10 +13,13 @@ from metaprox.text.encoder import Inputs, mean_pooled
 
 @torch.no_grad()
 def nearest_mean_accuracy(encoder: nn.Module, tasks: Task) -> Tensor:
-    """Accuracy [T] of the rule that gives a query text the label of the nearest mean of support features.
+    """Returns the accuracy [T] of the rule that gives a query text the label of the nearest mean of support features.
 
     What the frozen encoder can do without adaptation. Tasks are as those of ``metaprox.tasks.BANKING77``; distances are
-    Euclidean between mean-pooled features that are scaled to unit length.
+    Euclidean between mean-pooled features that are scaled to unit length. Costs a forward pass on all texts.
+
+    Raises:
+        InputError: ``encoder`` is no module, or ``tasks`` are not a Task of pairs (texts, labels).
     """
     signatures.module("encoder", encoder)
     if not isinstance(tasks, Task) or [isinstance(part, tuple) and len(part) for part in tasks] != [2, 2]:

@@ -10,7 +10,7 @@ from metaprox.training.settings import Settings
 
 
 def check_run(run: Settings | Path, ids: Sequence[int]) -> Check:
-    """The verdict on settings before training, or on a run folder with its latest weights.
+    """Returns the verdict on settings before training, or on a run folder with its latest weights.
 
     ``ids``: the training tasks that are looked at. A run need not have finished: its last checkpoint will do.
 

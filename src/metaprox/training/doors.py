@@ -35,9 +35,10 @@ def composed(run: Settings | Composition) -> Composition:
 
 
 def composition_of(folder: RunFolder) -> Composition:
-    """The parts of the run in a folder; those of version 1 are read too.
+    """Returns the parts of the run in a folder; those of version 1 are read too.
 
-    Raises RunFolderError where the run is that of a script, whose parts are in the script alone.
+    Raises:
+        RunFolderError: the run is that of a script, whose parts are in the script alone, or they can't be read.
     """
     values, place = folder.configuration(), folder.path / "config.json"
     if values.get("made_by") == SCRIPT:

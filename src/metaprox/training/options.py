@@ -134,7 +134,7 @@ def _group(part: str, field: str) -> Group:
 
 @lru_cache(maxsize=64)
 def help_of(kind: type) -> dict[str, str]:
-    """Field -> what the docstring of the class, or of one that it inherits from, says of it.
+    """Returns field -> what the docstring of the class, or of one that it inherits from, says of it.
 
     A line of its own goes before one for several fields together.
     """

@@ -140,6 +140,9 @@ class Trainer:
         (the result on each test task) and weights.safetensors. Torch's global generators and thread count are put back
         afterwards.
 
+        Returns:
+            The folder.
+
         Raises:
             RunFolderError: the folder is not empty. InputError: a loss or the tasks are not as they should be; no
                 folder is made then.
@@ -161,6 +164,9 @@ class Trainer:
         """Go on with the run in ``out`` from its last checkpoint: the result is that of a run that was never stopped.
 
         A finished run is left as it is, with its weights in the model.
+
+        Returns:
+            The folder.
 
         Raises:
             RunFolderError: there is no run, or one of another configuration, or its checkpoint is missing or corrupt.

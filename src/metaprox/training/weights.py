@@ -50,7 +50,8 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors that ``learned`` gave into ``model``.
 
-    Raises RunFolderError, and changes nothing, unless all names and shapes fit.
+    Raises:
+        RunFolderError: not all names and shapes fit, or a value is not finite; nothing is changed then.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in learned(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -30,9 +30,10 @@ class Layout:
 
     @classmethod
     def of(cls, params: Mapping[str, Tensor]) -> "Layout":
-        """Layout of ``params``, as a vector of the widest of their dtypes.
+        """Returns the layout of ``params``, as a vector of the widest of their dtypes.
 
-        Raises InputError unless all are real, finite, at least float32 and on one device.
+        Raises:
+            InputError: there are none, or not all are real, finite, at least float32 and on one device.
         """
         if not params:
             raise InputError("there are no parameters to adapt: the dictionary of parameters is empty")

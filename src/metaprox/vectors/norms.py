@@ -22,7 +22,7 @@ def norm(vectors: Tensor) -> Tensor:
 
 
 def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:
-    """(s, n) with s n = || . || of all tensors together, which may lie on several devices.
+    """Returns (s, n) with s n = || . || of all tensors together, which may lie on several devices.
 
     s is 1 where the plain norm will do, and else the largest absolute value, or what is not finite.
     """

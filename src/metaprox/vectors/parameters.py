@@ -47,9 +47,10 @@ class Parameters:
 
     @classmethod
     def of(cls, params: Params, adapted_names: Callable[[Sequence[str]], Sequence[str]]) -> "Parameters":
-        """x as views of those of ``params`` that ``adapted_names`` chooses of their names.
+        """Returns x as views of those of ``params`` that ``adapted_names`` chooses of their names.
 
-        Raises InputError where the parameters are not ones that can be adapted, or none of them is to be.
+        Raises:
+            InputError: the parameters are not ones that can be adapted, or none of them is to be.
         """
         everything = Layout.of(params)
         names = adapted_names(everything.names)
