@@ -41,7 +41,7 @@ class Parts:
         return self.presets[name][1] if name in self.presets else {}
 
     def of(self, name: Any, option: str | None = None) -> type:
-        """The class of a name; a module of one's own is imported. Raises InputError, listing what there is.
+        """Return the class of a name; a module of one's own is imported. Raises InputError, listing what there is.
 
         ``option``: what names the part, where it is not as the kind is called.
         """
