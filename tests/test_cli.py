@@ -8,7 +8,7 @@ import pytest
 
 import metaprox as mp
 from metaprox import training
-from metaprox.cli import main
+from metaprox.cli import main, parse
 from metaprox.training.names import FAMILIES
 
 SMALL = ["--hidden", "8", "--meta-steps", "20", "--meta-batch", "3", "--eval-every", "5"]
@@ -157,3 +157,43 @@ def test_without_a_family_a_command_says_which_there_are(capsys, command):
         main([command, "--help"])
     assert caught.value.code == 0
     assert "families of tasks:" in capsys.readouterr().out
+
+
+def test_help_and_errors_name_the_family(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "sinusoid", "--help"])
+    assert "usage: metaprox train sinusoid [-h]" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "sinusoid", "--colour", "red"])
+    assert caught.value.code == 2
+    assert "metaprox train sinusoid --help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--seed", "3"], "--seed can't be given here: give --seeds"),
+        (["--method=maml"], "--method can't be given here: name methods in --methods or --variants"),
+        (["--cg-steps", "3"], "--cg-steps is a setting of imaml, but method='fobmaml'"),
+        (["--branch-memory", "3"], "--branch-memory is a setting of anderson, but branch_solver='gd'"),
+    ],
+)
+def test_what_a_comparison_does_not_take_says_what_it_does(tmp_path, capsys, option, message):
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "sinusoid", *option, "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"metaprox: error: {message}\n"
+
+
+def test_a_switch_can_be_turned_on_and_off(tmp_path):
+    for words, expected in (
+        ([], (False, True)),
+        (["--residual-correction", "--no-estimate-error"], (True, False)),
+        (["--no-residual-correction", "--estimate_error"], (False, True)),
+        (["--residual-correction", "--no-residual-correction"], (False, True)),
+    ):
+        command = parse(["train", "sinusoid", *words, "--out", "x"])
+        found = command.settings().composition().estimator
+        assert (found.residual_correction, found.estimate_error) == expected
+    assert parse(["train", "sinusoid", "--chunk-size", "None", "--out", "x"]).settings().given["chunk_size"] is None
+    assert parse(["train", "sinusoid", "--lam", "None", "--out", "x"]).settings().given == {"tasks": "sinusoid"}

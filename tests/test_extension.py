@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,3 +268,137 @@ def test_a_setting_without_a_default_is_asked_for(own):
     exec(compile(SOLVER.replace("    lr: float", "    length: float"), module.__file__, "exec"), vars(module))
     with pytest.raises(mp.InputError, match="inner_length is needed: SignDescent has no default for it"):
         training.Settings("sinusoid", solver="somebody.solver:SignDescent").composition()
+
+
+KINDS = FAMILY.replace(
+    "    steepest: float = 2.0\n",
+    """    steepest: float = 2.0
+    flag: bool = False
+    on: bool = True
+    place: Path = Path("here")
+    pairs: tuple[tuple[int, float], ...] = ((1, 0.5),)
+    words: list[str] = field(default_factory=lambda: ["a", "b"])
+    limit: int | None = 5
+    version: int = 1
+""",
+).replace("import dataclass\n", "import dataclass, field\nfrom pathlib import Path\nfrom typing import ClassVar\n")
+
+
+def module_of(tmp_path, name, text):
+    """A module of somebody's package, as written."""
+    (tmp_path / "somebody" / f"{name}.py").write_text(text)
+    importlib.invalidate_caches()
+    return f"somebody.{name}"
+
+
+def test_settings_of_every_kind_come_back_as_they_went(own, tmp_path, capsys):
+    place = module_of(tmp_path, "kinds", KINDS)
+    out = tmp_path / "run"
+    given = ["--flag", "--no-on", "--place", "/there", "--words", "x", "--limit", "None", "--pairs", "3", "0.25"]
+    main(["train", f"{place}:Lines", *given, "--version", "2", "--out", str(out), *SMALL])
+    found = training.composition_of(training.RunFolder.open(out)).family
+    assert (found.flag, found.on, found.place, found.words) == (True, False, Path("/there"), ["x"])
+    assert (found.pairs, found.limit, found.version) == (((3, 0.25),), None, 2)
+    written = training.Settings(f"{place}:Lines", pairs=[[3, 0.25]], place="/there", words=("x",), limit=None)
+    again = replace(written.composition().family, flag=True, on=False, version=2)
+    assert again == found
+    assert written.but(limit=None).composition().family.limit == 5  # what was given is taken back
+    for version, differs in ((2, False), (3, True)):
+        made = training.Settings(f"{place}:Lines", version=version, **_run_of(out)).composition()
+        made = replace(made, family=replace(found, version=version))
+        if differs:
+            with pytest.raises(mp.RunFolderError, match="version: 2 there, 3 here"):
+                made.trainer().resume(out)
+        else:
+            made.trainer().resume(out)
+
+
+def _run_of(out):
+    return dict(json.loads((out / "config.json").read_text())["run"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("@dataclass(frozen=True)", "@dataclass"), "TypeError: cannot inherit non-frozen dataclass from a frozen"),
+        (("@dataclass(frozen=True)\n", ""), "has fields that are no settings: put @dataclass(frozen=True) above it"),
+        (("import torch\n", "raise OSError('no disk')\n"), "can't be imported: OSError: no disk ("),
+        (("import torch\n", "import torch, nothing_of_this_name\n"), "No module named 'nothing_of_this_name'"),
+        (("def model(self)", "def models(self)"), "is abstract: it has no model"),
+        (
+            ("steepest: float", "steepest: 'Unknown'"),
+            "the fields of Lines can't be read: name 'Unknown' is not defined",
+        ),
+        (("steepest: float", "out: float"), "'out' of the family of tasks has the name of another option"),
+        (("steepest: float", "no_residual_correction: float"), "has the name of another option of the command"),
+        (("steepest: float", "tasks: float"), "'tasks' of the family of tasks has the name of the option for"),
+        (("steepest: float", "lam: float"), "'lam' of the run and the field 'lam' of the family of tasks are both"),
+        (
+            ("steepest: float = 2.0", "steepest: object = print"),
+            "Lines.steepest=the builtin_function_or_method print",
+        ),
+        (("    defaults = {", "    defaults = 3, {"), "defaults of Lines must be a dict, got a tuple"),
+        (
+            ("    loss =", "    def __post_init__(self):\n        raise ValueError('too steep')\n\n    loss ="),
+            "too steep",
+        ),
+    ],
+)
+def test_a_family_that_can_not_be_is_refused_and_leaves_nothing(own, tmp_path, capsys, change, message):
+    assert change[0] in FAMILY
+    place = module_of(tmp_path, "odd", FAMILY.replace(*change))
+    with pytest.raises(SystemExit) as caught:
+        main(["train", f"{place}:Lines", "--out", str(tmp_path / "run"), *SMALL])
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert caught.value.code == 2
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_that_no_name_leads_to_is_refused_before_it_trains(own, tmp_path, capsys):
+    text = (
+        FAMILY
+        + "\n\ndef make():\n    @dataclass(frozen=True)\n    class Local(Lines):\n        pass\n    return Local\n"
+    )
+    place = module_of(tmp_path, "local", text + "\n\nLocal = make()\n")
+    with pytest.raises(SystemExit):
+        main(["train", f"{place}:Local", "--out", str(tmp_path / "run"), *SMALL])
+    assert "'somebody.local:make.<locals>.Local' is defined in a function" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_defaults_of_a_family_hold_until_something_else_is_said(own, tmp_path):
+    """A tolerance in place of steps, and a solver of the branches with its step."""
+    more = '"tol": 1e-3, "max_steps": 4, "branch_solver": "adam0", "branch_lr": 0.3, "residual_correction": True}'
+    place = module_of(tmp_path, "tolerant", FAMILY.replace('"steps": 3}', more))
+    found = training.Settings(f"{place}:Lines").composition().estimator
+    assert (found.steps, found.tol, found.max_steps) == (None, 1e-3, 4)
+    assert found.branch_solver == mp.Adam(0.3, (0.0, 0.999))
+    assert found.residual_correction
+    other = (
+        training.Settings(f"{place}:Lines", steps=5, branch_lr=0.2, residual_correction=False).composition().estimator
+    )
+    assert (other.steps, other.tol, other.max_steps) == (5, None, None)
+    assert other.branch_solver == mp.Adam(0.2, (0.0, 0.999))
+    assert not other.residual_correction
+
+
+def test_a_run_of_ones_own_is_read_where_its_module_is_and_refused_by_name_elsewhere(
+    own, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "run"
+    main(["train", f"{module_of(tmp_path, 'lines', FAMILY)}:Lines", "--out", str(out), *SMALL])
+    for name in [name for name in importlib.sys.modules if name.split(".")[0] == "somebody"]:
+        importlib.sys.modules.pop(name)
+    monkeypatch.setattr(importlib.sys, "path", [one for one in importlib.sys.path if one != str(tmp_path)])
+    monkeypatch.chdir("/")
+    for command in ("resume", "evaluate", "check"):
+        with pytest.raises(SystemExit):
+            main([command, str(out)])
+        assert (
+            "tasks 'somebody.lines:Lines' can't be imported: No module named 'somebody', neither from the current "
+            "folder nor in PYTHONPATH"
+        ) in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    main(["evaluate", str(out), "--count", "2"])

@@ -83,6 +83,25 @@ def test_a_tolerance_takes_the_place_of_steps():
         Settings("mnist1d", tol=1e-3, max_steps=40, steps=3).composition()
 
 
+def test_none_is_a_value_only_where_nothing_else_would_say_it():
+    assert Settings("sinusoid", chunk_size=None).composition().estimator.chunk_size is None
+    assert Settings("sinusoid", chunk_size=None).but(chunk_size=None).composition().estimator.chunk_size == "auto"
+    assert Settings("sinusoid", lam=None, steps=None, momentum=None).given == {"tasks": "sinusoid"}
+    whole = Settings("sinusoid", chunk_size=None).composition()
+    assert Settings(**whole.settings()).composition() == whole
+
+
+def test_what_a_file_does_not_hold_is_refused_before_it_trains():
+    composition = Settings("sinusoid").composition()
+    solver = mp.TorchOptimizer(lambda params: params)
+    other = replace(composition, estimator=mp.FOBMAML(solver, 3, backend="loop"))
+    with pytest.raises(mp.InputError, match=r"TorchOptimizer.factory=the function .* can't be kept in config.json"):
+        other.trainer()
+    for bad in (None, [], "x", 3):
+        with pytest.raises(mp.InputError, match="not the configuration of a run: "):
+            Composition.of(bad)
+
+
 def test_settings_of_version_1_are_read():
     """Of runs that are kept here, and of one with everything that had a place whether it had a meaning or not."""
     kept = json.loads((RESULTS / "mnist1d" / "config.json").read_text())
@@ -166,8 +185,8 @@ def test_help_shows_what_the_family_and_the_method_have_and_nothing_else(family,
             words = line.replace("│", " ").split()  # there are lines around the groups, or not
             if found := re.search(r"(data|method|outer-step|run) options", line):
                 title = found[0]
-            elif words and re.fullmatch("--[a-z][a-z-]+", words[0]):
-                groups.setdefault((method, title), set()).add(words[0].replace("--no-", "--"))
+            elif words and re.fullmatch("--[a-z][a-z-]+,?", words[0]):
+                groups.setdefault((method, title), set()).add(words[0].removesuffix(","))
     for method in METHODS.names():
         assert groups[method, "data options"] == OPTIONS[family]
         names = {field.name for field in fields(METHODS.of(method)) if field.init} - {"solver"}

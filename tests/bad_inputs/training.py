@@ -123,7 +123,7 @@ FOREIGN = [
     ("cg_steps", 3, "cg_steps=3 is a setting of imaml, but method='fobmaml'"),
     ("gamma", 0.1, "gamma=0.1 is a setting of clipped, but optimizer='normalized'"),
     ("inner_memory", 2, "inner_memory=2 is a setting of anderson, but solver='gd'"),
-    ("branch_memory", 2, "branch_memory=2 is a setting of anderson, but solver='gd'"),
+    ("branch_memory", 2, "branch_memory=2 is a setting of anderson, but branch_solver='gd'"),
     ("split", "test", "unknown setting 'split'"),
 ]
 

@@ -1,7 +1,7 @@
 """The command line: metaprox train, resume, check, evaluate, compare, recount, reproduce; a file for each."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from metaprox.errors import InputError, MetaproxError, NonFiniteError, UnstableError, needs_extra
@@ -16,13 +16,14 @@ with needs_extra("the command line"):
     from metaprox.cli.options import is_family, with_options
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
+    from metaprox.comparison.plan import NOT_SHARED
     from metaprox.tasks import families
 
 OF_A_FAMILY: dict[str, type] = {"train": Train, "check": Check, "compare": Compare}
 OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
 ORDER = ("train", "resume", "check", "evaluate", "compare", "recount", "reproduce")
 # Options that a command has in another form, and defaults of its own.
-WITHOUT: dict[str, tuple[str, ...]] = {"compare": ("method", "seed")}
+WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
 ADVICE = (
     "on the command line: lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam, nu --nu, and "
@@ -54,24 +55,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str]) -> Command:
     """The command that the arguments ask for. Raises InputError where they lack a family, or name a part that isn't."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("", arguments)
-    commands: dict[str, Callable[..., Command]] = {key: (OF_A_FAMILY | OTHERS)[key] for key in ORDER}
-    shown = list(arguments)
+    if name in OF_A_FAMILY and rest and is_family(rest[0]):
+        command = with_options(OF_A_FAMILY[name], rest, WITHOUT.get(name, {}), **SHOWN.get(name, {}))
+        return _parsed(command, f"{name} {rest[0]}", rest[1:])
+    if name == "check" and rest and not rest[0].startswith("-"):
+        _refuse_settings(rest)
+        return _parsed(CheckRun, name, rest)
     if name in OF_A_FAMILY:
-        if rest and is_family(rest[0]):
-            commands[name] = with_options(OF_A_FAMILY[name], rest, WITHOUT.get(name, ()), **SHOWN.get(name, {}))
-            shown = [name, *rest[1:]]
-        elif name == "check" and rest and not rest[0].startswith("-"):
-            _refuse_settings(rest)
-            commands[name] = CheckRun
-        else:
-            _ask_for_a_family(name, rest)
+        _ask_for_a_family(name, rest)
+    if name in OTHERS:
+        return _parsed(OTHERS[name], name, rest, tyro.conf.FlagCreatePairsOff)
+    commands: dict[str, Callable[..., Command]] = {key: (OF_A_FAMILY | OTHERS)[key] for key in ORDER}
     return tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="metaprox",
         description="Meta-learn the parameters of PyTorch models with first derivatives only (FO-B-MAML).",
-        args=shown,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        args=arguments,
     )
+
+
+def _parsed(command: type, called: str, arguments: Sequence[str], *markers: Any) -> Command:
+    parsed: Command = tyro.cli(command, prog=f"metaprox {called}", args=arguments, config=markers)
+    return parsed
 
 
 def _refuse_settings(words: Sequence[str]) -> None:
@@ -86,7 +91,7 @@ def _refuse_settings(words: Sequence[str]) -> None:
 
 def _ask_for_a_family(name: str, rest: Sequence[str]) -> None:
     """Say how the command is used, and which families there are; ends the process."""
-    known = {kind: (family.__doc__ or "").split("\n")[0] for kind, family in families().items()}
+    known = {kind: (family.__doc__ or "").split("\n")[0].replace("``", "") for kind, family in families().items()}
     lines = [
         f"usage: metaprox {name} FAMILY [OPTIONS]",
         "",

@@ -1,7 +1,7 @@
 """Options of a run on the command line: those of the family, method and other parts that are named, and no others."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from types import UnionType
@@ -22,11 +22,10 @@ class WithSettings:
 
     def settings(self) -> Settings:
         """What was given."""
-        groups = [vars(getattr(self, _field(group))) for group in GROUPS]
-        given = {name: value for group in groups for name, value in group.items()}
-        defaults = {name: one.default for name, one in self.known.items()}  # type: ignore[attr-defined]
-        kept = {name: v for name, v in given.items() if not (isinstance(v, bool) and v == defaults[name])}
-        return Settings(self.family, **kept)  # type: ignore[attr-defined]
+        values: dict[str, Any] = {}
+        for group in GROUPS:
+            values |= vars(getattr(self, _field(group)))
+        return Settings(self.family, **{name: values[name] for name in self.given})  # type: ignore[attr-defined]
 
 
 def is_family(word: str) -> bool:
@@ -34,15 +33,27 @@ def is_family(word: str) -> bool:
     return word in FAMILIES.names() or (":" in word and "/" not in word)
 
 
-def with_options(command: type, arguments: Sequence[str], without: Iterable[str] = (), **shown: Any) -> type:
+def with_options(command: type, arguments: Sequence[str], without: Mapping[str, str], **shown: Any) -> type:
     """Returns ``command`` with the options of what ``arguments`` name: a family first, then perhaps other parts.
 
-    ``without``: options that it does not have; ``shown``: defaults of its own.
+    ``without``: options that it does not have, and what to do instead; ``shown``: defaults of its own.
+
+    Raises:
+        InputError: an argument is an option of another part, or a part has one that the command has.
     """
     family, rest = arguments[0], arguments[1:]
     settings = Settings(family, **_choices(rest))
     options = {name: one for name, one in settings.options().items() if name not in without}
-    _refuse_foreign(rest, settings, options, command)
+    own = {*command.__dataclass_fields__, "help"}  # type: ignore[attr-defined]
+    negated = {f"no_{name}" for name, option in options.items() if option.hint is bool}
+    if both := sorted((own | negated) & options.keys()):
+        raise InputError(f"{options[both[0]].place} has the name of another option of the command: give it another")
+    given = _given(rest, options)
+    for name, word in given.items():
+        if name in without:
+            raise InputError(f"{word} can't be given here: {without[name]}")
+        if name not in options and name not in own and (why := owner(name, settings.given)):
+            raise InputError(f"{word} is a setting of {why}")
     defaults = settings.defaults() | shown
     groups: list[Any] = []
     without_prefix: Any = tyro.conf.OmitArgPrefixes
@@ -52,7 +63,7 @@ def with_options(command: type, arguments: Sequence[str], without: Iterable[str]
         groups.append((_field(group), hint, field(default_factory=kind)))
     made = make_dataclass(command.__name__, groups, bases=(command,), frozen=True, kw_only=True)
     made.__doc__ = command.__doc__
-    made.family, made.known = family, options  # type: ignore[attr-defined]
+    made.family, made.given = family, [name for name in given if name in options]  # type: ignore[attr-defined]
     return made
 
 
@@ -72,25 +83,25 @@ def _choices(arguments: Sequence[str]) -> dict[str, str]:
     return {name: value for name, value in vars(found).items() if value is not None}
 
 
-def _refuse_foreign(arguments: Sequence[str], settings: Settings, options: Mapping[str, Option], command: type) -> None:
-    """Raise InputError where an option is one of another method, solver, optimizer or family, and say of which."""
-    own = set(command.__dataclass_fields__)  # type: ignore[attr-defined]
-    for word in arguments:
-        name = word.removeprefix("--").split("=")[0].replace("-", "_")
-        known = name in options or name in own or name.removeprefix("no_") in options
-        if word.startswith("--") and not known and (why := owner(name, settings.given)):
-            raise InputError(f"{word.split('=')[0]} is a setting of {why}")
+def _given(arguments: Sequence[str], options: Mapping[str, Option]) -> dict[str, str]:
+    """Name -> word of the options that the arguments give, --no-residual-correction among them."""
+    words = [word.split("=")[0] for word in arguments if word.startswith("--")]
+    named = {word.removeprefix("--").replace("-", "_"): word for word in words}
+    return {
+        name if name in options or name.removeprefix("no_") not in options else name.removeprefix("no_"): word
+        for name, word in named.items()
+    }
 
 
 def _group(group: str, options: Mapping[str, Option], defaults: Mapping[str, Any]) -> type:
-    """The options of one group as a dataclass; None is what is not given."""
+    """The options of one group as a dataclass."""
     fields = []
     for name, option in options.items():
         if option.group != group:
             continue
         hint, default = option.hint, None
         if hint is bool:
-            default = option.default
+            default = bool(defaults.get(name))
         elif name in CHOICES:
             hint = str
         about = tyro.conf.arg(
@@ -108,8 +119,8 @@ def _shown(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return f"(default: {'on' if value else 'off'})"
-    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return f"(default: {text})"
+    text = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return f"(default: {text or 'none'})"
 
 
 def _metavar(name: str, hint: Any) -> str:

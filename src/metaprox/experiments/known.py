@@ -3,12 +3,12 @@
 import pkgutil
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
 
 import metaprox.experiments
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.experiments.base import Experiment
+from metaprox.training.names import imported
 
 
 @lru_cache(maxsize=1)
@@ -27,13 +27,9 @@ def experiment_of(name: str) -> Experiment:
     """By name, or one of one's own: ``package.module:EXPERIMENT``. Raises InputError, listing what there is."""
     if name in experiments():
         return experiments()[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise InputError(f"unknown experiment {name!r}; known: all, {', '.join(experiments())}")
-    try:
-        found: Any = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"experiment {name!r} can't be imported: {error}") from error
+    found = imported(name, "experiment")
     if not isinstance(found, Experiment):
         raise InputError(f"experiment {name!r} must be a metaprox.experiments.Experiment, got {checks.shown(found)}")
     return found

@@ -18,7 +18,7 @@ from metaprox.tasks.base import SPLITS
 from metaprox.training.names import FAMILIES, METHODS, OPTIMIZERS, SOLVERS
 from metaprox.training.outer import Outer
 from metaprox.training.pace import Pace
-from metaprox.training.stored import VERSION, described, flat, made
+from metaprox.training.stored import VERSION, described, flat, made, refused
 from metaprox.training.trainer import Source, Trainer
 
 
@@ -69,7 +69,7 @@ class Composition:
     @torch.inference_mode(False)
     def trainer(self) -> Trainer:
         """Everything that the run needs. Raises InputError for whatever can't be, before any work is done."""
-        family, pace = self.family, self.pace
+        family, pace, configuration = self.family, self.pace, self.configuration()
         tasks: dict[str, Source] = {split: family.of_split(split) for split in SPLITS}
         model = family.model().to(_device(self.device))
         optimizer = self.optimizer.of(family.learned(model))
@@ -87,18 +87,18 @@ class Composition:
             evaluated=evaluated,
             baseline=family.baseline,
             picture=family.picture(),
-            configuration=self.configuration(),
+            configuration=configuration,
         )
 
     def configuration(self) -> dict[str, Any]:
-        """The parts as JSON holds them."""
+        """The parts as JSON holds them. Raises InputError where a part has a setting that it does not hold."""
         return {
             "version": VERSION,
-            "tasks": described(self.family, FAMILIES.name_of, ("seed", "split")),
-            "method": described(self.estimator, _name_of),
+            "tasks": described(self.family, FAMILIES.name_of, ("seed", "split"), refused),
+            "method": described(self.estimator, _name_of, other=refused),
             "lam": self.lam,
             "inner_batch": self.inner_batch,
-            "optimizer": described(self.optimizer, OPTIMIZERS.name_of),
+            "optimizer": described(self.optimizer, OPTIMIZERS.name_of, other=refused),
             "run": asdict(self.pace),
             "device": self.device,
         }
@@ -110,6 +110,8 @@ class Composition:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Composition":
         """What ``configuration`` gave; classes of one's own are imported. Raises InputError for anything else."""
+        if not isinstance(values, Mapping):
+            raise InputError(f"not the configuration of a run: {checks.shown(values)}")
         parts = {"tasks", "method", "lam", "inner_batch", "optimizer", "run", "device"}
         if odd := sorted(values.keys() ^ (parts | {"version"})):
             raise InputError(f"not the configuration of a run of this version of metaprox: odd {', '.join(odd)}")
@@ -128,7 +130,9 @@ class Composition:
                 values["inner_batch"],
                 values["device"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"not the configuration of a run: {type(error).__name__}: {error}") from error
 
 

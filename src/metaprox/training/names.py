@@ -1,5 +1,7 @@
 """The parts that runs are made of, by name; those of one's own are named ``package.module:Class``."""
 
+import inspect
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -11,6 +13,25 @@ from metaprox.estimators import Estimator
 from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, Nesterov
 from metaprox.tasks import Family, families
 from metaprox.training.outer import OUTER, Outer
+
+
+def imported(name: str, option: str) -> Any:
+    """What ``package.module:attribute`` names. Raises InputError where there is none, or its module can't be run."""
+    module, _, path = name.partition(":")
+    try:
+        found: Any = import_module(module)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # a module of somebody's own may raise anything
+        why = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]:
+            why += ", neither from the current folder nor in PYTHONPATH"
+        elif not isinstance(error, (ImportError, AttributeError)):
+            *_, last = traceback.extract_tb(error.__traceback__)
+            place = "" if "importlib" in last.filename else f" ({last.filename}:{last.lineno})"
+            why = f"{type(error).__name__}: {why}{place}"
+        raise InputError(f"{option} {name!r} can't be imported: {why}") from error
+    return found
 
 
 class Parts:
@@ -51,20 +72,23 @@ class Parts:
         return self.known()[self.presets[name][0] if name in self.presets else name]
 
     def name_of(self, part: type) -> str:
-        """Which ``of`` takes."""
-        found = next((name for name, kind in self.known().items() if kind is part), None)
-        return found or f"{part.__module__}:{part.__qualname__}"
+        """Which ``of`` takes. Raises InputError where a class of one's own can't be found by a name."""
+        if known := next((name for name, kind in self.known().items() if kind is part), None):
+            return known
+        name = f"{'__main__' if part.__module__ == '__mp_main__' else part.__module__}:{part.__qualname__}"
+        if "<locals>" in name:
+            raise InputError(f"{self.kind} {name!r} is defined in a function, where no name leads to it: move it out")
+        return name
 
     def _own(self, name: str, option: str) -> type:
-        module, _, path = name.partition(":")
-        try:
-            found: Any = import_module(module)
-            for part in path.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"{option} {name!r} can't be imported: {error}") from error
+        found = imported(name, option)
         if not isinstance(found, type) or not is_dataclass(found) or not self._fits(found):
             raise InputError(f"{option} {name!r} must be {self._what}, got {checks.shown(found)}")
+        if lacking := sorted(getattr(found, "__abstractmethods__", ())):
+            raise InputError(f"{option} {name!r} is abstract: it has no {', '.join(lacking)}")
+        if "__dataclass_fields__" not in vars(found) and inspect.get_annotations(found):
+            raise InputError(f"{option} {name!r} has fields that are no settings: put @dataclass(frozen=True) above it")
+        self.name_of(found)
         return found
 
 

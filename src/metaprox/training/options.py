@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import docstring_parser
 
+from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators import Estimator
 from metaprox.tasks import Family
@@ -47,8 +48,8 @@ class Own:
 CHOICES: dict[str, Parts] = {
     "tasks": FAMILIES,
     "method": METHODS,
+    "branch_solver": SOLVERS,  # before the solver, which brings its options too where it is that of the branches
     "solver": SOLVERS,
-    "branch_solver": SOLVERS,
     "optimizer": OPTIMIZERS,
 }
 PREFIXES = {"solver": "inner_", "branch_solver": "branch_"}
@@ -69,6 +70,17 @@ class Option:
     default: Any
     help: str
 
+    @property
+    def place(self) -> str:
+        """The field, for messages."""
+        part = {"tasks": "family of tasks", "own": "run"}.get(self.part, self.part.replace("_", " "))
+        return f"the field {self.field!r} of the {part}"
+
+    @property
+    def takes_none(self) -> bool:
+        """Whether None is a value of its own, and not the same as no value."""
+        return self.default is not None and type(None) in get_args(self.hint)
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -84,6 +96,8 @@ class Chosen:
     def by(cls, given: Mapping[str, Any]) -> "Chosen":
         """Those that ``given`` names, and the default ones. Raises InputError where there is no such part."""
         family: type[Family] = FAMILIES.of(given.get("tasks"))
+        if not isinstance(family.defaults, Mapping):
+            raise InputError(f"defaults of {family.__name__} must be a dict, got {checks.shown(family.defaults)}")
         own = {name: given.get(name, family.defaults.get(name, default)) for name, default in DEFAULTS_OF_OWN.items()}
         method: type[Estimator] = METHODS.of(own["method"])
         branched = "branch_solver" in {field.name for field in fields(method)}
@@ -100,11 +114,11 @@ class Chosen:
             listed += _options(part, kind) if kind else ()
         found: dict[str, Option] = {}
         for option in [*listed, *_options("run", Pace), *own.values()]:
+            if option.name == "tasks":
+                raise InputError(f"{option.place} has the name of the option for the family: give it another")
             if option.name in found:
-                raise InputError(
-                    f"the field {option.field!r} of the {option.part} and that of the {found[option.name].part} are "
-                    f"both the option {option.name}: give your own another name"
-                )
+                both = f"{option.place} and {found[option.name].place}"
+                raise InputError(f"{both} are both the option {option.name}: give your own another name")
             found[option.name] = option
         if self.branch_solver is None:
             del found["branch_solver"]
@@ -113,7 +127,7 @@ class Chosen:
 
 def _options(part: str, kind: type) -> Iterable[Option]:
     """The options of one part."""
-    hints, helps, prefix = get_type_hints(kind), help_of(kind), PREFIXES.get(part, "")
+    hints, helps, prefix = hints_of(kind), help_of(kind), PREFIXES.get(part, "")
     for field in fields(kind):
         if not field.init or field.name in NOT_OPTIONS.get(part, ()):
             continue
@@ -122,6 +136,14 @@ def _options(part: str, kind: type) -> Iterable[Option]:
         text = " ".join(helps.get(field.name, "").replace("``", "").split())
         text = text[:1].upper() + text[1:]
         yield Option(name, _group(part, field.name), part, field.name, hints[field.name], default, text)
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """Field -> its type. Raises InputError where one names what its module does not have."""
+    try:
+        return get_type_hints(kind)
+    except NameError as error:
+        raise InputError(f"the types of the fields of {kind.__qualname__} can't be read: {error}") from error
 
 
 def _group(part: str, field: str) -> Group:

@@ -12,6 +12,7 @@ from metaprox.training.composition import Composition
 from metaprox.training.names import FAMILIES, SOLVERS
 from metaprox.training.options import CHOICES, DEFAULTS_OF_OWN, PREFIXES, Chosen, Option
 from metaprox.training.pace import Pace
+from metaprox.training.stored import fitted
 
 # Settings that a part had in version 1, whether it was chosen or not.
 VERSION_1 = {"ways", "scheme", "perturb", "residual_correction", "cg_steps", "damping", "momentum", "gamma"}
@@ -25,8 +26,8 @@ class Settings:
 
     Which options there are depends on the family, the method, the solvers and the optimizer: their settings are the
     options, those of the inner solver with ``inner_`` before them and those of the branches' with ``branch_``.
-    ``composition()`` makes the objects of the run; what is not given, or None, is as the family has it, or else as the
-    part has it.
+    ``composition()`` makes the objects of the run; what is not given is as the family has it, or else as the part has
+    it. None is the same, but where an option takes None and its part has another default, such as chunk_size.
 
     Raises:
         InputError: the choice of parts does not have an option; the message says which does.
@@ -37,8 +38,11 @@ class Settings:
     def __init__(self, tasks: str | type[Family], **given: Any) -> None:
         name = FAMILIES.name_of(tasks) if isinstance(tasks, type) else tasks
         values = {"tasks": name, **{key: value for key, value in given.items() if value is not None}}
+        known = Chosen.by(values).options()
+        values |= {
+            key: None for key, value in given.items() if value is None and key in known and known[key].takes_none
+        }
         object.__setattr__(self, "given", values)
-        known = self.options()
         for key in values:
             if key not in known and key != "tasks":
                 raise InputError(_foreign(key, values))
@@ -60,7 +64,8 @@ class Settings:
 
     def but(self, **changes: Any) -> "Settings":
         """The same with ``changes``; None takes back what was given."""
-        return Settings(**{**self.given, **changes})
+        kept = {name: value for name, value in self.given.items() if name not in changes}
+        return Settings(**kept, **{name: value for name, value in changes.items() if value is not None})
 
     def variant(self, changes: Mapping[str, Any]) -> "Settings":
         """The same with ``changes``, without what the parts chosen by these do not have."""
@@ -82,16 +87,18 @@ class Settings:
         own = self._of_family(chosen, known)
         if self.given.get("optimizer", OPTIMIZER) != own.get("optimizer", OPTIMIZER):
             own.pop("lr", None)  # the family's is for another
+        if self.given.get("steps") is not None:  # and not until a tolerance is met
+            own = {name: value for name, value in own.items() if name not in ("tol", "max_steps")}
         found = {name: option.default for name, option in known.items()} | {"steps": STEPS, "inner_lr": INNER_LR}
         found |= _of_preset("solver", self.given.get("solver", own.get("solver")))
         found |= {name: one for name, one in own.items() if name in known and _has_meaning(known[name], self.given)}
-        if self.given.get("tol") is not None:
+        if self.given.get("steps") is None and self.given.get("tol", own.get("tol")) is not None:
             found["steps"] = None
         alike = [field.name for field in fields(chosen.solver)] if chosen.branch_solver is chosen.solver else ["lr"]
-        for name in alike:  # as the inner solver, where nothing else is said
-            if f"branch_{name}" in known:
-                found[f"branch_{name}"] = self.given.get(f"inner_{name}", found.get(f"inner_{name}"))
-        found |= _of_preset("branch_solver", self.given.get("branch_solver"))
+        inner = found | self.given  # as which the branches are solved, where nothing else is said
+        branch = {f"branch_{name}": inner.get(f"inner_{name}") for name in alike}
+        branch |= _of_preset("branch_solver", self.given.get("branch_solver", own.get("branch_solver")))
+        found |= {name: value for name, value in branch.items() if name not in own}
         return {name: value for name, value in found.items() if name in known}
 
     def _of_family(self, chosen: Chosen, known: Mapping[str, Option]) -> dict[str, Any]:
@@ -130,15 +137,17 @@ def _of_preset(part: str, name: str | None) -> dict[str, Any]:
 def _made(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A part of these settings. Where one is wrong, it is named as the option is."""
     default = {field.name: field.default for field in fields(kind)}
-    given = {name: value for name, value in values.items() if value is not None or default[name] is None}
+    given = {name: value for name, value in values.items() if value is not None or default[name] is not MISSING}
     for field in fields(kind):
         if field.init and field.default is field.default_factory is MISSING and field.name not in given:
             raise InputError(f"{prefix}{field.name} is needed: {kind.__name__} has no default for it")
     try:
-        return kind(**given)
+        return kind(**fitted(kind, given))
     except InputError as error:
         named = str(error).split(" ")[0].split("[")[0].split("=")[0] in default
         raise type(error)(f"{prefix}{error}" if named else str(error)) from error
+    except (ValueError, TypeError) as error:  # of a part of one's own
+        raise InputError(f"{kind.__name__}: {error}") from error
 
 
 def _has_meaning(option: Option, given: Mapping[str, Any]) -> bool:

@@ -3,34 +3,68 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from metaprox import checks
 from metaprox.errors import InputError
-from metaprox.training.options import PREFIXES
+from metaprox.training.options import PREFIXES, hints_of
 
 VERSION = 2  # of the configurations on disk; those of version 1 had no version, and were options by name
 
 
-def described(part: Any, name_of: Callable[[type], str], without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """{"class": name, field: value}, with parts in a part alike; of what JSON does not hold, how it is shown."""
-    values = {
-        field.name: _plain(getattr(part, field.name), name_of)
-        for field in fields(part)
-        if field.init and field.name not in without
-    }
-    return {"class": name_of(type(part)), **values}
+def described(
+    part: Any,
+    name_of: Callable[[type], str],
+    without: tuple[str, ...] = (),
+    other: Callable[[str, Any], Any] = lambda place, value: checks.shown(value),
+) -> dict[str, Any]:
+    """Returns {"class": name, field: value}, with parts in a part alike.
+
+    ``other(place, value)``: what stands for a value that JSON does not hold; how it is shown, unless given.
+    """
+
+    def plain(place: str, value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return described(value, name_of, other=other)
+        if isinstance(value, (list, tuple)):
+            return [plain(place, one) for one in value]
+        if isinstance(value, Path):
+            return str(value)
+        return value if value is None or isinstance(value, (bool, int, float, str)) else other(place, value)
+
+    kept = [field.name for field in fields(part) if field.init and field.name not in without]
+    name = type(part).__name__
+    return {"class": name_of(type(part)), **{key: plain(f"{name}.{key}", getattr(part, key)) for key in kept}}
 
 
-def _plain(value: Any, name_of: Callable[[type], str]) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return described(value, name_of)
-    if isinstance(value, (list, tuple)):
-        return [_plain(one, name_of) for one in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else checks.shown(value)
+def refused(place: str, value: Any) -> Any:
+    """For what can't be made again from JSON. Raises InputError."""
+    raise InputError(
+        f"{place}={checks.shown(value)} can't be kept in config.json, which holds numbers, switches, strings, paths "
+        "and lists of them: give the settings that it is made of, or train by a training.Trainer"
+    )
+
+
+def fitted(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of JSON or of a person as the fields of ``kind`` have them: tuples for lists, paths for strings."""
+    hints = hints_of(kind)
+    return {name: _as(hints.get(name), value) for name, value in values.items()}
+
+
+def _as(hint: Any, value: Any) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value)
+    listed = next((one for one in kinds if get_origin(one) in (list, tuple)), None)
+    if listed is None or not isinstance(value, (list, tuple)):
+        return value
+    inner = get_args(listed)
+    inner = inner[:1] * len(value) if len(inner) == 1 or inner[1:] == (...,) else inner
+    each = [_as(one, part) for one, part in zip_longest(inner[: len(value)], value)]
+    return each if get_origin(listed) is list else tuple(each)
 
 
 def made(values: Mapping[str, Any], of: Callable[[str], type], **more: Any) -> Any:
@@ -40,21 +74,24 @@ def made(values: Mapping[str, Any], of: Callable[[str], type], **more: Any) -> A
     given = {name: value for name, value in values.items() if name != "class"}
     if unknown := sorted(given.keys() - known):
         raise InputError(f"{values['class']} has no setting {', '.join(unknown)}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}, **more)
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return kind(**fitted(kind, given), **more)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as options by name, without its version; a part is its name, and its fields come after it."""
+    return _flat({name: value for name, value in values.items() if name != "version"}, "")
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if key == "version":
-            continue
         if not isinstance(value, Mapping):
             found[f"{prefix}{key}"] = value
             continue
         if "class" in value:
             found[key] = value["class"]
-        found |= flat({name: one for name, one in value.items() if name != "class"}, PREFIXES.get(key, ""))
+        found |= _flat({name: one for name, one in value.items() if name != "class"}, PREFIXES.get(key, ""))
     return found
 
 
