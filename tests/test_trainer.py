@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim import lr_scheduler as schedulers
 
 import metaprox as mp
 from metaprox import comparison, reports, training
@@ -13,7 +14,8 @@ from metaprox.cli import main
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 from metaprox.tasks.pictures import curve
-from metaprox.training import Pace, Trainer
+from metaprox.training import Pace, Trainer, weights
+from metaprox.training.packed import unpack
 
 PACE = Pace(meta_steps=7, meta_batch=3, eval_every=3, eval_tasks=4, test_tasks=5, checkpoint_every=3)
 SPLITS = ("train", "validation", "test")
@@ -107,6 +109,86 @@ def test_a_script_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer, stop
     }  # fmt: skip
 
 
+SCHEDULES = {
+    "milestones": lambda one: schedulers.MultiStepLR(one, [2, 5, 5], gamma=0.5),
+    "one cycle": lambda one: schedulers.OneCycleLR(one, 0.1, total_steps=8),
+    "of a function": lambda one: schedulers.LambdaLR(one, lambda step: 0.9**step),
+    "restarts": lambda one: schedulers.CosineAnnealingWarmRestarts(one, 3),
+    "one after another": lambda one: schedulers.SequentialLR(
+        one, [schedulers.LinearLR(one, 0.1, total_iters=3), schedulers.MultiStepLR(one, [1, 2])], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_any_schedule_goes_on_bit_for_bit(tmp_path, name):
+    def made():
+        one = trainer(schedule=None)
+        return replace(one, schedule=SCHEDULES[name](one.optimizer), configuration=None)
+
+    straight = made().train(tmp_path / "straight")
+    for stop in (3, 4, 6):
+        with pytest.raises(KeyboardInterrupt):
+            made().train(tmp_path / f"{stop}", interrupt_at(stop))
+        resumed = made().resume(tmp_path / f"{stop}")
+        assert resumed.weights.read_bytes() == straight.weights.read_bytes()
+        assert records(resumed) == records(straight)
+
+
+class Peculiar(torch.optim.SGD):
+    """Its steps depend on what it keeps: of every kind, in another dtype, nested, and of no parameter."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                slot = self.state[p]
+                slot["sum"] = slot.get("sum", torch.zeros((), dtype=torch.float64)) + p.grad.double().sum()
+                slot["seen"] = [*slot.get("seen", ()), p.detach().mean().clone()][-2:]
+                slot["at"] = {("pair", len(slot["seen"])): slot["sum"] > 0, 1: (1, slot["sum"].clone())}
+                count = self.state.setdefault("all", {"of": 0})
+                count["of"] += 1
+                assert (slot["sum"].dtype, slot["at"]["pair", len(slot["seen"])].dtype) == (torch.float64, torch.bool)
+                p.grad.mul_(1 / (1 + 0.01 * count["of"] + slot["sum"].abs() + slot["seen"][0].abs()).to(p.dtype))
+        return super().step(closure)
+
+
+def test_an_optimizer_with_any_state_goes_on_bit_for_bit(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        model = Net()
+        groups = [{"params": model.inner.parameters(), "lr": torch.tensor(0.05)}, {"params": model.head.parameters()}]
+        one = Peculiar(groups, lr=0.01)
+        return trainer(problem=mp.ProximalProblem.from_module(model, loss, lam=0.5), optimizer=one, schedule=None)
+
+    straight = made().train(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        made().train(tmp_path / "stopped", interrupt_at(5))
+    resumed = made().resume(tmp_path / "stopped")
+    assert resumed.weights.read_bytes() == straight.weights.read_bytes()
+    assert records(resumed) == records(straight)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "normalized"])
+def test_a_checkpoint_of_before_configurations_had_a_version_is_read(tmp_path, optimizer):
+    """It had the tensors of the optimizer by their places, and its numbers and groups as JSON."""
+    made = lambda: training.Settings(  # noqa: E731
+        "sinusoid", optimizer=optimizer, hidden=(8,), steps=3, compile="off", **_of(PACE)
+    ).composition()
+    straight = training.train(made(), tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        training.train(made(), tmp_path / "stopped", interrupt_at(4))
+    folder = training.RunFolder.open(tmp_path / "stopped")
+    tensors, meta = weights.load(folder.checkpoint, "a checkpoint")
+    state, schedule = (unpack(meta.pop(f"{part}_state"), tensors) for part in ("optimizer", "schedule"))
+    kept = {name: one for name, one in tensors.items() if not name.startswith("optimizer.")}
+    kept |= {f"optimizer.{i}.{name}": one for i, slot in state["state"].items() for name, one in slot.items()}
+    meta |= {"param_groups": state["param_groups"], "optimizer": {}, "scheduler": schedule}
+    weights.save(folder.checkpoint, "a checkpoint", kept, meta)
+    resumed = training.resume(folder.path)
+    assert resumed.weights.read_bytes() == straight.weights.read_bytes()
+    assert records(resumed) == records(straight)
+
+
 def test_the_schedule_and_the_metrics_are_the_scripts_own(tmp_path):
     made = trainer()
     folder = made.train(tmp_path / "run")
@@ -158,6 +240,81 @@ def test_other_objects_are_refused_and_what_differs_is_named(tmp_path):
             other.resume(tmp_path / "run")
     with pytest.raises(mp.RunFolderError, match="run with other settings"):
         training.Settings("sinusoid").composition().trainer().resume(tmp_path / "run")
+
+
+def test_what_differs_beyond_the_first_settings_is_named_too(tmp_path):
+    """Other groups of the optimizer, settings of the schedule, tasks of the test, losses and what is evaluated."""
+
+    def made(lr=0.2, milestone=2, test="test", loss=loss, outer=None, lam=0.7):
+        torch.manual_seed(0)
+        model = Net()
+        one = torch.optim.SGD(
+            [{"params": model.inner.parameters()}, {"params": model.head.parameters(), "lr": lr}], 0.1
+        )
+        problem = mp.ProximalProblem.from_module(model, loss, lam=0.5, outer_loss=outer)
+        return trainer(
+            problem=problem,
+            optimizer=one,
+            schedule=schedulers.MultiStepLR(one, [milestone]),
+            tasks={"train": lines("train"), "validation": Sinusoid(split="validation"), "test": Sinusoid(split=test)},
+            evaluated=mp.ProximalProblem.from_module(model, loss, lam=lam),
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        made().train(tmp_path / "run", interrupt_at(4))
+    for other, message in (
+        (made(lr=0.3), r"other_groups: \[\{'lr': 0.2\}\] there, \[\{'lr': 0.3\}\] here"),
+        (made(milestone=3), r"schedule_milestones: \[2\] there, \[3\] here"),
+        (made(test="train"), "test: \"Sinusoid.*split='test'.* there, \"Sinusoid.*split='train'.* here"),
+        (made(outer=_other_loss), "query_loss: 'loss' there, '_other_loss' here"),
+        (made(lam=0.8), "evaluated: .*'lam 0.7'.* there, .*'lam 0.8'.* here"),
+    ):
+        with pytest.raises(mp.RunFolderError, match=message):
+            other.resume(tmp_path / "run")
+    made().resume(tmp_path / "run")
+
+
+def _other_loss(model, batch):
+    return loss(model, batch)
+
+
+def test_a_trainer_trains_once(tmp_path):
+    """A second run would start where the first ended, at the end of its schedule."""
+    made = trainer()
+    made.train(tmp_path / "one")
+    with pytest.raises(mp.InputError, match=r"this trainer has trained in .*one, and goes on from there: make another"):
+        made.train(tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+    resumed = trainer()
+    resumed.resume(tmp_path / "one")
+    with pytest.raises(mp.InputError, match="has trained"):
+        resumed.train(tmp_path / "two")
+
+
+def test_what_is_reported_beside_is_a_number_for_each_task(tmp_path):
+    for baseline, message in (
+        (lambda model, tasks: {"loss": torch.ones(len(tasks))}, "there is a metric 'loss' already"),
+        (lambda model, tasks: {"root": torch.ones(len(tasks))}, "there is a metric 'root' already"),
+        (lambda model, tasks: {"chance": 0.5}, "metric 'chance' must be a tensor of a number for each of 1 tasks"),
+        (lambda model, tasks: {"chance": torch.ones(2)}, "metric 'chance' must be a tensor of a number for each of 1"),
+        (lambda model, tasks: 3, "what baseline returns must be a Mapping, got 3"),
+    ):
+        with pytest.raises(mp.InputError, match=message):
+            trainer(baseline=baseline).train(tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    folder = trainer(baseline=lambda model, tasks: {"chance": torch.arange(float(len(tasks)))}).train(tmp_path / "run")
+    assert folder.read_metrics()[-1]["chance"]["mean"] == 2.0
+
+
+def test_an_unfinished_run_has_no_report_and_no_weights(tmp_path):
+    made = trainer()
+    with pytest.raises(KeyboardInterrupt):
+        made.train(tmp_path / "run", interrupt_at(4))
+    folder = training.RunFolder.open(tmp_path / "run")
+    with pytest.raises(mp.RunFolderError, match="has not finished; resume it"):
+        reports.write_report(folder)
+    with pytest.raises(mp.RunFolderError, match=r"weights\.safetensors is missing: the run in .* has not finished"):
+        made.load_weights(folder)
 
 
 def test_a_finished_run_puts_its_weights_into_the_model(tmp_path):
@@ -234,6 +391,11 @@ def _other_model():
         ({"tasks": lines("train")}, "tasks must be a Mapping"),
         ({"evaluated": mp.ProximalProblem.from_module(Net(), loss, 0.5)}, "evaluated must be a problem of the model"),
         ({"pace": 7}, "pace must be a Pace, got 7"),
+        ({"tasks": dict.fromkeys(SPLITS, Sinusoid)}, r"tasks\['train'\] must .* got the class Sinusoid"),
+        ({"baseline": 3}, "baseline must be a Callable, got 3"),
+        ({"picture": "a line"}, "picture must be a Picture, got 'a line'"),
+        ({"configuration": {"a": print}}, "configuration must be what config.json can hold"),
+        ({"problem": mp.ProximalProblem.from_module(torch.nn.LazyLinear(1), loss, 0.5)}, "'weight' of the model has"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_refused(changes, message):
@@ -249,9 +411,10 @@ def test_what_can_not_be_resumed_is_refused_at_once():
     sgd = torch.optim.SGD(made.model.parameters(), lr=0.1)
     with pytest.raises(mp.InputError, match="ReduceLROnPlateau waits for a metric"):
         Trainer(optimizer=sgd, schedule=torch.optim.lr_scheduler.ReduceLROnPlateau(sgd), **parts)
-    tensor = torch.optim.Adam(made.model.parameters(), lr=torch.tensor(0.1))
-    with pytest.raises(mp.InputError, match="the state of optimizer Adam can't be kept as JSON"):
-        Trainer(optimizer=tensor, **parts)
+    odd = torch.optim.Adam(made.model.parameters(), lr=0.1)
+    odd.param_groups[0]["when"] = print
+    with pytest.raises(mp.InputError, match=r"the state of optimizer Adam can't be kept.*param_groups.0.when is the"):
+        Trainer(optimizer=odd, **parts)
 
     class Odd:
         def __call__(self, step):
@@ -262,7 +425,7 @@ def test_what_can_not_be_resumed_is_refused_at_once():
 
     odd = Odd()
     odd.when = print
-    with pytest.raises(mp.InputError, match="the state of schedule LambdaLR can't be kept as JSON"):
+    with pytest.raises(mp.InputError, match="the state of schedule LambdaLR can't be kept, so that"):
         Trainer(optimizer=sgd, schedule=torch.optim.lr_scheduler.LambdaLR(sgd, odd), **parts)
 
 

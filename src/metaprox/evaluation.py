@@ -63,7 +63,12 @@ class Evaluation:
     transductive: bool | None
 
     def with_metric(self, name: str, values: Tensor) -> "Evaluation":
-        """The same with one more metric, of ``values`` [n]."""
+        """The same with one more metric, of ``values`` [n]. Raises InputError unless it is another, and of n."""
+        n = self.loss.n
+        if name in self.values:
+            raise InputError(f"there is a metric {name!r} already: give this one another name")
+        if not isinstance(values, Tensor) or values.shape != (n,):
+            raise InputError(f"metric {name!r} must be a tensor of a number for each of {n} tasks, got {kind(values)}")
         metrics = self.metrics | {name: Statistic.of(values)}
         return replace(self, metrics=metrics, values=self.values | {name: values})
 

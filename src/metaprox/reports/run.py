@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from metaprox.checks import shown as shown_value
-from metaprox.errors import InputError
+from metaprox.errors import InputError, RunFolderError
 from metaprox.losses.gradients import Counts
 from metaprox.reports import style
 from metaprox.reports.figures import draw
@@ -26,13 +26,17 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
 
     Raises:
         InputError: ``folder`` is no RunFolder.
+        RunFolderError: the run in it has not finished, or lost its metrics.
     """
     if not isinstance(folder, RunFolder):
         raise InputError(f"folder must be a training.RunFolder, got {shown_value(folder)}: RunFolder.open(path)")
+    folder.read_test_values()  # which a run writes at its end
+    if not (records := folder.read_metrics()):
+        raise RunFolderError(f"{folder.metrics} is missing: there is nothing to report")
     configuration = configuration_of(folder)
     if trainer is None and configuration.get("made_by") != SCRIPT:
         trainer = trainer_of(folder)
-    settings, records = flat(configuration), folder.read_metrics()
+    settings = flat(configuration)
     steps = [r for r in records if r["kind"] == "step"]
     figures = draw(folder, records, trainer)
     page = render(

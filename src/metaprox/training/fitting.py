@@ -1,10 +1,11 @@
 """Whether the parts of a run fit each other."""
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.parameter import UninitializedParameter
 from torch.optim.optimizer import Optimizer
 
 from metaprox import checks
@@ -12,7 +13,9 @@ from metaprox.errors import InputError
 from metaprox.estimators import Estimator
 from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
+from metaprox.tasks import Picture
 from metaprox.training.pace import Pace
+from metaprox.training.packed import pack
 
 if TYPE_CHECKING:
     from metaprox.training.trainer import Trainer
@@ -24,20 +27,26 @@ KINDS: dict[str, type] = {
     "tasks": Mapping,
     "pace": Pace,
 }
+OPTIONAL: dict[str, type] = {"picture": Picture, "configuration": Mapping, "baseline": Callable}  # type: ignore[dict-item]
 
 
 def check_parts(trainer: "Trainer") -> None:
     """Raise InputError where a part is another thing, does not belong to the others, or could not be resumed."""
     for name, kind in KINDS.items():
         checks.instance_of(kind)(name, getattr(trainer, name))
+    for name, kind in OPTIONAL.items():
+        checks.optional(checks.instance_of(kind))(name, getattr(trainer, name))
     if not isinstance(trainer.problem.inner_loss, ModuleLoss):
         raise InputError("problem must be of a model, whose weights are kept: ProximalProblem.from_module(...)")
     for split in ("train", trainer.pace.eval_split, "test"):
         source = trainer.tasks.get(split)
-        if source is None or not (callable(source) or callable(getattr(source, "batch", None))):
+        if isinstance(source, type) or not (callable(source) or callable(getattr(source, "batch", None))):
             raise InputError(
                 f"tasks[{split!r}] must be a function of ids, or an object with batch(ids), got {checks.shown(source)}"
             )
+    for name, parameter in trainer.model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise InputError(f"parameter {name!r} of the model has no values yet: call the model once, on a batch")
     _check_belonging(trainer)
     trainer.estimator.check(trainer.problem)
     _check_kept(trainer)
@@ -60,14 +69,14 @@ def _check_kept(trainer: "Trainer") -> None:
         raise InputError("optimizer LBFGS evaluates the loss several times a step: use another")
     if isinstance(trainer.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise InputError("schedule ReduceLROnPlateau waits for a metric at each step: use another, or none")
-    states: dict[str, Any] = {"optimizer": trainer.optimizer.state_dict()["param_groups"]}
-    if trainer.schedule is not None:
-        states["schedule"] = trainer.schedule.state_dict()
-    for name, state in states.items():
+    for name in ("optimizer", "schedule"):
+        part = getattr(trainer, name)
         try:
-            json.dumps(state)
-        except TypeError as error:
-            kind = type(getattr(trainer, name)).__name__
-            raise InputError(
-                f"the state of {name} {kind} can't be kept as JSON, so that the run could not be resumed: {error}"
-            ) from error
+            pack(name, part.state_dict() if part else None, {})
+        except InputError as error:
+            what = f"the state of {name} {type(part).__name__}"
+            raise InputError(f"{what} can't be kept, so that the run could not be resumed: {error}") from error
+    try:
+        json.dumps(trainer.configuration)
+    except TypeError as error:
+        raise InputError(f"configuration must be what config.json can hold: {error}") from error

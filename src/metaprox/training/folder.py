@@ -111,7 +111,7 @@ class RunFolder:
     def read_test_values(self) -> dict[str, list[float]]:
         """What ``write_test_values`` wrote. Raises RunFolderError where the run has not finished."""
         if not self.test_values.is_file():
-            raise RunFolderError(f"{self.test_values} is missing: the run in {self.path} has not finished")
+            raise RunFolderError(f"{self.test_values} is missing: the run in {self.path} has not finished; resume it")
         values: dict[str, list[float]] = json.loads(self.test_values.read_text(encoding="utf-8"))
         return values
 

@@ -91,7 +91,8 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             continue
         if "class" in value:
             found[key] = value["class"]
-        found |= _flat({name: one for name, one in value.items() if name != "class"}, PREFIXES.get(key, ""))
+        inner = f"{key}_" if key == "schedule" else PREFIXES.get(key, "")
+        found |= _flat({name: one for name, one in value.items() if name != "class"}, inner)
     return found
 
 

@@ -1,8 +1,8 @@
 """Meta-training, top to bottom."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.data.task import Task
-from metaprox.errors import NonFiniteError, RunFolderError
+from metaprox.errors import InputError, NonFiniteError, RunFolderError
 from metaprox.estimators import Estimator, MetaGradient
 from metaprox.evaluation import Evaluation, evaluate
 from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
 from metaprox.tasks import Picture, TaskSource
 from metaprox.training import checkpoint, weights
+from metaprox.training.borrowed import borrowed_torch
 from metaprox.training.fitting import check_parts
 from metaprox.training.folder import RunFolder
 from metaprox.training.pace import Pace
@@ -29,10 +30,8 @@ from metaprox.training.records import Progress, evaluation_record, means, step_r
 from metaprox.training.script import configuration_of_script
 from metaprox.training.stored import different
 
-Source = TaskSource | Callable[[Sequence[int]], Task]
+Source = TaskSource | Callable[[Sequence[int]], Task | Sequence[Task]]
 WEIGHTS = "weights"
-
-
 Watch = Callable[[Progress], None]
 
 
@@ -87,6 +86,7 @@ class Trainer:
     baseline: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None
     picture: Picture | None = None
     configuration: Mapping[str, Any] | None = None
+    _runs: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_parts(self)
@@ -127,7 +127,7 @@ class Trainer:
             backend=one.backend,
         )
         more = self.baseline(self.model, self.batch(split, ids)) if self.baseline else {}
-        for name, values in more.items():
+        for name, values in checks.instance_of(Mapping)("what baseline returns", more).items():
             result = result.with_metric(name, values)
         return result
 
@@ -144,16 +144,20 @@ class Trainer:
             The folder.
 
         Raises:
-            RunFolderError: the folder is not empty. InputError: a loss or the tasks are not as they should be; no
-                folder is made then.
+            RunFolderError: the folder is not empty.
+            InputError: a loss or the tasks are not as they should be, or the trainer has trained before; no folder is
+                made then.
             NonFiniteError: a solve diverged, and is not skipped, or all of a meta-step did, or one of an evaluation; a
                 note names the meta-step and the task, and the last checkpoint stays.
         """
         out = checks.path("out", out)
-        self._look()
+        if self._runs:
+            raise InputError(f"this trainer has trained in {self._runs[0]}, and goes on from there: make another")
+        self._look(watch)
         assert self.configuration is not None
         folder = RunFolder.create(out, self.configuration)
-        with self._borrowed_torch():
+        self._runs.append(str(out))
+        with borrowed_torch(self.device, self.pace.threads):
             torch.manual_seed(self.pace.seed)
             checkpoint.save(folder, self, 0, 0.0)
             self._run(folder, 0, 0.0, watch)
@@ -177,22 +181,27 @@ class Trainer:
         there = folder.configuration()
         if there.get("version", 1) > 1 and (odd := different(there, self.configuration)):
             raise RunFolderError(f"{folder.path} is a run with other settings: {'; '.join(odd)}")
+        self._runs.append(str(out))
         if folder.weights.exists():
             self.load_weights(folder)
             return folder
-        with self._borrowed_torch():
+        with borrowed_torch(self.device, self.pace.threads):
             step, seconds = checkpoint.load(folder, self)
             self._run(folder, step, seconds, watch)
         return folder
 
     def load_weights(self, folder: RunFolder) -> None:
-        """Put the meta-learned weights of a finished run into the model."""
+        """Put the meta-learned weights of a finished run into the model. Raises RunFolderError where it has none."""
+        if not folder.weights.exists():
+            raise RunFolderError(f"{folder.weights} is missing: the run in {folder.path} has not finished; resume it")
         tensors, _ = weights.load(folder.weights, WEIGHTS)
         weights.load_into(self.model, tensors, folder.weights)
 
-    def _look(self) -> None:
+    def _look(self, watch: Watch) -> None:
         """Take a task of each split, and adapt to one: whatever can't be is refused before there is a folder."""
-        with self._borrowed_torch():
+        if not callable(watch):
+            raise InputError(f"watch must be a function of training.Progress, got {checks.shown(watch)}")
+        with borrowed_torch(self.device, self.pace.threads):
             for split in ("train", self.pace.eval_split):
                 self.batch(split, [0])
             with suppress(NonFiniteError):  # the run will tell, and say where
@@ -234,15 +243,3 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.step()
         return out
-
-    @contextmanager
-    def _borrowed_torch(self) -> Iterator[None]:
-        """Set the threads of this run, and put back the caller's threads and generators at the end."""
-        threads, device = torch.get_num_threads(), self.device
-        on_device = device.type != "cpu"
-        with torch.random.fork_rng([device] if on_device else [], device_type=device.type if on_device else "cuda"):
-            torch.set_num_threads(self.pace.threads)
-            try:
-                yield
-            finally:
-                torch.set_num_threads(threads)
