@@ -259,6 +259,40 @@ def test_settings_of_another_method_are_refused(changes, message):
         SHARED.but(**changes)
 
 
+@pytest.mark.parametrize("label", ["comparison.json", "table.md", "report.html", "figures"])
+def test_methods_are_not_called_as_the_files_beside_them(label):
+    with pytest.raises(mp.InputError, match=f"'{label}' can't name a method: it is a file of the comparison"):
+        plan(variants={"fobmaml": {}, label: {}})
+
+
+def test_a_damaged_comparison_is_refused_by_name(done, tmp_path, capsys):
+    out, results = done
+    assert comparison.read(str(out)) == json.loads((out / "comparison.json").read_text())
+    assert comparison.recount(results, str(out))["methods"].keys() == results["methods"].keys()
+    for text, message in (
+        ("{", "is damaged: "),
+        ("{}", "is not the comparison.json of a comparison"),
+        ("[]", "is not"),
+    ):
+        (tmp_path / "comparison.json").write_text(text)
+        with pytest.raises(SystemExit) as caught:
+            main(["recount", str(tmp_path)])
+        assert caught.value.code == 1
+        printed = capsys.readouterr().err
+        assert f"{tmp_path / 'comparison.json'} {message}" in printed
+        assert printed.count("\n") == 1
+
+
+def test_a_file_that_was_being_written_is_no_stranger(done, tmp_path):
+    """As of a comparison that was killed while it wrote its results."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "comparison.json.partial").write_text("{")
+    results = comparison.compare(plan(), out)
+    assert results["methods"]["maml"]["test"] == done[1]["methods"]["maml"]["test"]
+    assert not (out / "comparison.json.partial").exists()
+
+
 def test_variants_drop_what_their_method_does_not_have():
     shared = SHARED.but(nu=0.02, branch_steps=2)
     assert shared.variant({"method": "maml"}) == SHARED.but(method="maml")

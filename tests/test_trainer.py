@@ -1,6 +1,7 @@
 """A script's own model, loss, tasks, optimizer and schedule: the same folder, resumption, report and comparison."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ import metaprox as mp
 from metaprox import comparison, reports, training
 from metaprox.cli import main
 from metaprox.models import mean_squared_error, mlp
+from metaprox.reports.comparison import comparison_table, draw, markdown
 from metaprox.tasks import Sinusoid
 from metaprox.tasks.pictures import curve
 from metaprox.training import Pace, Trainer, weights
@@ -372,6 +374,61 @@ def test_functions_that_only_this_process_knows_are_compared_in_it(tmp_path):
         comparison.compare(plan, tmp_path / "other", jobs=2)
     with pytest.raises(mp.InputError, match="a is made by a script, which alone can give it other numbers"):
         comparison.compare(replace(plan, budget="gradients"), tmp_path / "more")
+
+
+def _only(value):
+    """A loss of its own, of any sign, and perhaps an accuracy."""
+
+    def found(model, batch):
+        mean = (model(batch[0]) - batch[1]).square().mean()
+        return (mean - 9, {"accuracy": (mean < 1).float()}) if value == "accuracy" else mean - 9
+
+    return found
+
+
+def _of_loss(one, **changes):
+    def made(seed):
+        torch.manual_seed(seed)
+        model = Net()
+        problem = mp.ProximalProblem.from_module(model, one, lam=0.5)
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        pace = replace(PACE, **{"seed": seed} | changes)
+        return trainer(problem=problem, optimizer=optimizer, pace=pace, schedule=None)
+
+    return made
+
+
+def test_what_all_methods_report_is_compared(tmp_path):
+    """An accuracy, where all have one; losses of any sign are drawn."""
+    some = {name: _of_loss(_only(name)) for name in ("accuracy", "loss")}
+    results = comparison.compare(comparison.Plan.of_trainers(some, (0,)), tmp_path / "some")
+    assert results["metric"] == "loss"
+    both = comparison.Plan.of_trainers(dict.fromkeys(("a", "b|c"), some["accuracy"]), (0,))
+    assert comparison.compare(both, tmp_path / "both")["metric"] == "accuracy"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reports.write_comparison(results, tmp_path / "some")
+        reports.write_report(training.RunFolder.open(tmp_path / "some" / "loss" / "seed_0"))
+    left = draw(results).axes[0]
+    assert left.get_yscale() == "linear"
+    assert left.get_ylim()[0] < 0
+    assert "b\\|c" in markdown(comparison_table(comparison.read(tmp_path / "both")))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda seed: trainer(0), "b: the function makes a run of seed 0 where it was asked for 1"),
+        (lambda seed: trainer(seed) if seed == 0 else 5, "b: the function must make a training.Trainer, got 5"),
+        (lambda seed: _of_loss(loss, meta_steps=7 + seed)(seed), "b: the pace of seed 1 is not that of seed 0"),
+        (_of_loss(loss, test_tasks=4), "test_tasks must be the same for all methods, .*'a': 5, 'b': 4"),
+    ],
+)
+def test_functions_that_make_other_runs_than_asked_are_refused_before_any_is(make, message):
+    with pytest.raises(mp.InputError, match=message):
+        comparison.Plan.of_trainers({"a": trainer, "b": make}, (0, 1))
+    with pytest.raises(mp.InputError, match="test_tasks must be the same for all methods"):
+        comparison.Plan.of(training.Settings("sinusoid"), {"maml": {"method": "maml"}, "b": {"test_tasks": 4}}, (0,))
 
 
 def _other_model():

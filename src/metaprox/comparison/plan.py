@@ -14,6 +14,9 @@ Budget = Literal["steps", "gradients"]
 NOT_SHARED = {"seed": "give --seeds", "method": "name methods in --methods or --variants"}
 
 
+FILES = ("comparison.json", "table.md", "report.html", "figures")  # beside the folders of the methods
+
+
 class Contender(Protocol):
     """What takes part in a comparison: a run for each seed."""
 
@@ -53,10 +56,7 @@ class Scripted:
     pace: Pace
 
     def trainer(self, seed: int) -> Trainer:
-        made = self.make(seed)
-        if made.pace.seed != seed:
-            raise InputError(f"the function makes a run of seed {made.pace.seed} where it was asked for {seed}")
-        return made
+        return self.make(seed)
 
     def configuration(self, seed: int) -> Mapping[str, Any]:
         made = self.trainer(seed).configuration
@@ -93,14 +93,18 @@ class Plan:
         for label, changes in variants.items():
             if {"seed", "tasks"} & changes.keys():
                 raise InputError(f"{label}: seed and tasks are the same for all methods, got {dict(changes)}")
-        found = {label: Composed(shared.variant(changes).composition()) for label, changes in variants.items()}
-        for one in found.values():
+        found: dict[str, Contender] = {}
+        for label, changes in variants.items():
+            one = Composed(shared.variant(changes).composition())
             one.composition.trainer()
-        return cls(dict(found), tuple(seeds), budget)
+            found[label] = one
+        return cls(_on_equal_tasks(found), seeds, budget)
 
     @classmethod
     def of_trainers(cls, make: Mapping[str, Callable[[int], Trainer]], seeds: Sequence[int]) -> "Plan":
         """Returns a plan of runs from ``make``: label -> a function of the seed that makes one, with its own model.
+
+        Each is tried for every seed at once, so that none fails after hours.
 
         With several jobs at once they are made in other processes: functions of a module, not lambdas.
 
@@ -112,11 +116,11 @@ class Plan:
         seeds = _checked(make, seeds)
         found: dict[str, Contender] = {}
         for label, function in make.items():
-            example = function(seeds[0])
-            if not isinstance(example, Trainer):
-                raise InputError(f"{label}: the function must make a training.Trainer, got {checks.shown(example)}")
-            found[label] = Scripted(function, example.pace)
-        return cls(found, seeds)
+            paces = {seed: _made(label, function, seed).pace for seed in seeds}
+            if odd := [seed for seed, pace in paces.items() if replace(pace, seed=seeds[0]) != paces[seeds[0]]]:
+                raise InputError(f"{label}: the pace of seed {odd[0]} is not that of seed {seeds[0]}")
+            found[label] = Scripted(function, paces[seeds[0]])
+        return cls(_on_equal_tasks(found), seeds)
 
     def with_equal_gradients(self, costs: Mapping[str, Cost]) -> "Plan":
         """The plan with each method's meta-steps such that its gradient evaluations are those of the first."""
@@ -139,6 +143,24 @@ class Plan:
         return [(label, seed, one) for seed in self.seeds for label, one in self.contenders.items()]
 
 
+def _made(label: str, make: Callable[[int], Any], seed: int) -> Trainer:
+    """What a script's function makes. Raises InputError unless it is a trainer of the seed."""
+    made = make(seed)
+    if not isinstance(made, Trainer):
+        raise InputError(f"{label}: the function must make a training.Trainer, got {checks.shown(made)}")
+    if made.pace.seed != seed:
+        raise InputError(f"{label}: the function makes a run of seed {made.pace.seed} where it was asked for {seed}")
+    return made
+
+
+def _on_equal_tasks(contenders: dict[str, Contender]) -> dict[str, Contender]:
+    """The same. Raises InputError where they are not tested on as many tasks, for they are compared task by task."""
+    counts = {label: one.pace.test_tasks for label, one in contenders.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"test_tasks must be the same for all methods, which are compared task by task, got {counts}")
+    return contenders
+
+
 def _checked(labels: Mapping[str, Any], seeds: Sequence[int]) -> tuple[int, ...]:
     """The seeds. Raises InputError unless there are several labels, each fit for a folder, and seeds, each once."""
     seeds = checks.tuple_of("seeds", seeds, checks.seed)
@@ -151,6 +173,8 @@ def _checked(labels: Mapping[str, Any], seeds: Sequence[int]) -> tuple[int, ...]
             raise InputError(
                 f"{checks.shown(label)} names a folder: it can't be empty, start with a dot or have slashes"
             )
+        if label in FILES:
+            raise InputError(f"{label!r} can't name a method: it is a file of the comparison")
     return seeds
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox import checks
 from metaprox.comparison.cost import Cost
 from metaprox.comparison.plan import Contender, Plan, per_meta_step, run_path
 from metaprox.comparison.statistics import Estimate, OfSeed
@@ -71,13 +72,13 @@ def collect(plan: Plan, costs: Mapping[str, Cost], failures: Failures, out: Path
 
 
 def _metric(plan: Plan, out: Path) -> str:
-    """What is compared: accuracy, where the runs have that, and else the loss."""
+    """What is compared: accuracy, where all runs have that, and else the loss."""
     folders = (RunFolder(run_path(out, label, seed)) for label, seed, _ in plan.runs())
-    known = next((records[0] for folder in folders if (records := folder.read_metrics())), {})
-    return "accuracy" if "accuracy" in known else "loss"
+    first = [records[0] for folder in folders if (records := folder.read_metrics())]
+    return "accuracy" if first and all("accuracy" in record for record in first) else "loss"
 
 
-def recount(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def recount(results: Mapping[str, Any], out: str | Path) -> dict[str, Any]:
     """Returns the same with means and intervals taken anew from the test_tasks.json of every run in ``out``.
 
     Costs and curves stay, and so does what diverged runs had before training: it needs neither weights nor metrics.
@@ -85,7 +86,7 @@ def recount(results: Mapping[str, Any], out: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: a result is missing.
     """
-    metric, seeds = results["metric"], results["seeds"]
+    metric, seeds, out = results["metric"], results["seeds"], checks.path("out", out)
     runs = {label: _kept(method, label, seeds, metric, out) for label, method in results["methods"].items()}
     first = next(iter(runs))
     methods = {
@@ -105,12 +106,17 @@ def _kept(method: Mapping[str, Any], label: str, seeds: Sequence[int], metric: s
     )
 
 
-def read(out: Path) -> dict[str, Any]:
-    """What comparison.json in ``out`` holds. Raises RunFolderError where there is none."""
-    place = out / "comparison.json"
+def read(out: str | Path) -> dict[str, Any]:
+    """What comparison.json in ``out`` holds. Raises RunFolderError where there is none, or it is damaged."""
+    place = checks.path("out", out) / "comparison.json"
     if not place.is_file():
         raise RunFolderError(f"{out} is not the folder of a finished comparison: it has no comparison.json")
-    results: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    try:
+        results: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RunFolderError(f"{place} is damaged: {error}") from error
+    if not isinstance(results, dict) or not {"metric", "seeds", "methods"} <= results.keys():
+        raise RunFolderError(f"{place} is not the comparison.json of a comparison")
     return results
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from metaprox import checks
 from metaprox.comparison.cost import measure, sent
-from metaprox.comparison.plan import Contender, Plan, run_path
+from metaprox.comparison.plan import FILES, Contender, Plan, run_path
 from metaprox.comparison.results import collect
 from metaprox.errors import InputError, NonFiniteError, RunFolderError
 from metaprox.training import Progress, RunFolder, Trainer, configuration_of
@@ -62,7 +62,7 @@ def compare(
 
 
 def _refuse_strangers(plan: Plan, out: Path) -> None:
-    known = {"comparison.json", "report.html", "table.md", "figures", *plan.contenders}
+    known = {*FILES, *(f"{name}.partial" for name in FILES), *plan.contenders}
     strange = sorted(path.name for path in out.iterdir() if path.name not in known) if out.exists() else []
     if strange:
         raise RunFolderError(f"{out} holds {', '.join(strange)}, which is not of this comparison: choose another --out")

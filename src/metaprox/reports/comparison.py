@@ -181,7 +181,7 @@ def draw(results: dict[str, Any]) -> Figure:
     left.set_title(f"{metric.capitalize()} on unseen tasks against what it cost", loc="left", fontsize="medium")
     left.set_ylabel(f"query {metric} after adaptation")
     if metric == "loss":
-        style.log_scale(left)
+        style.loss_scale(left, [row[metric] for method in methods.values() for row in method["curve"]])
     right.legend(frameon=False, fontsize="small")
     return figure
 

@@ -65,7 +65,7 @@ def _learning_curve(records: list[dict[str, Any]]) -> Figure:
     axes.set_xlabel("meta-steps")
     axes.set_ylabel(label)
     if name == "loss":
-        style.log_scale(axes)
+        style.loss_scale(axes, [*(r[name] for r in steps), *(r[name]["mean"] for r in held_out)])
     axes.legend(frameon=False)
     return figure
 
@@ -93,7 +93,8 @@ def _inner_solves(records: list[dict[str, Any]]) -> Figure | None:
             )
         if name == "gradient_ratio":
             axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":", label="limit for convex inner losses")
-        style.log_scale(axes)
+        if any(r[f"{name}_worst"] > 0 for r in steps):
+            style.log_scale(axes)
         axes.set_xlabel("meta-steps")
         axes.set_ylabel(PANELS[name][0])
         axes.legend(frameon=False)

@@ -86,6 +86,13 @@ def log_scale(axes: Axes, which: Literal["x", "y"] = "y") -> None:
     axis.set_minor_formatter("{x:g}")
 
 
+def loss_scale(axes: Axes, values: Iterable[float]) -> None:
+    """A logarithmic axis for losses, where these are positive: a log-likelihood may be of either sign."""
+    if all(value > 0 for value in values):
+        log_scale(axes)
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table."""
-    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ["---"] * len(header), *rows))
+    lines = ([cell.replace("|", "\\|") for cell in line] for line in (header, ["---"] * len(header), *rows))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
