@@ -197,3 +197,14 @@ def test_a_switch_can_be_turned_on_and_off(tmp_path):
         assert (found.residual_correction, found.estimate_error) == expected
     assert parse(["train", "sinusoid", "--chunk-size", "None", "--out", "x"]).settings().given["chunk_size"] is None
     assert parse(["train", "sinusoid", "--lam", "None", "--out", "x"]).settings().given == {"tasks": "sinusoid"}
+
+
+def test_ctrl_c_ends_in_one_line(tmp_path, capsys, monkeypatch):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", stopped)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "sinusoid", "--out", str(tmp_path / "run")])
+    assert caught.value.code == 130
+    assert re.fullmatch("metaprox: stopped. metaprox resume goes on with a run.*\n", capsys.readouterr().err)

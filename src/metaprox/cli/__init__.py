@@ -39,7 +39,7 @@ class Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. An error of metaprox ends it with one message and status 1, or 2 for bad input."""
+    """Run the command line. An error of metaprox ends it with a message and status 1, or 2 for bad input; Ctrl-C, 130."""
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
         parse(sys.argv[1:] if arguments is None else arguments).run(Console())
@@ -48,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         notes = [*getattr(error, "__notes__", ()), *([ADVICE] if solve else ())]
         print("\n  ".join([f"metaprox: error: {error}", *notes]), file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        print(
+            "metaprox: stopped. metaprox resume goes on with a run, and compare, given again, with its own",
+            file=sys.stderr,
+        )
+        sys.exit(130)
     finally:
         sys.path.remove("")
 
