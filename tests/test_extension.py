@@ -356,6 +356,19 @@ def test_a_family_that_can_not_be_is_refused_and_leaves_nothing(own, tmp_path, c
     assert not (tmp_path / "run").exists()
 
 
+def test_what_a_part_gives_is_of_its_kind(own, tmp_path):
+    text = FAMILY.replace("return torch.nn.Linear(1, 1)", "return 'linear'")
+    with pytest.raises(mp.InputError, match=r"what Lines.model\(\) gives must be a Module, got 'linear'"):
+        training.Settings(f"{module_of(tmp_path, 'wordy', text)}:Lines").composition().trainer()
+    text = (
+        "from dataclasses import dataclass\nfrom metaprox.training import Outer\n\n\n@dataclass(frozen=True)\n"
+        "class Nothing(Outer):\n    def of(self, params):\n        return None\n"
+    )
+    nothing = f"{module_of(tmp_path, 'nothing', text)}:Nothing"
+    with pytest.raises(mp.InputError, match=r"what Nothing.of\(\) gives must be an Optimizer, got None"):
+        training.Settings("sinusoid", optimizer=nothing).composition().trainer()
+
+
 def test_a_class_that_no_name_leads_to_is_refused_before_it_trains(own, tmp_path, capsys):
     text = (
         FAMILY

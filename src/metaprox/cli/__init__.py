@@ -39,7 +39,7 @@ class Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. An error of metaprox ends it with a message and status 1, or 2 for bad input; Ctrl-C, 130."""
+    """Run the command line. An error of metaprox ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
         parse(sys.argv[1:] if arguments is None else arguments).run(Console())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LinearLR
+from torch.optim.optimizer import Optimizer
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
@@ -71,8 +72,8 @@ class Composition:
         """Everything that the run needs. Raises InputError for whatever can't be, before any work is done."""
         family, pace, configuration = self.family, self.pace, self.configuration()
         tasks: dict[str, Source] = {split: family.of_split(split) for split in SPLITS}
-        model = family.model().to(_device(self.device))
-        optimizer = self.optimizer.of(family.learned(model))
+        model = _given(family.model(), nn.Module, family, "model").to(_device(self.device))
+        optimizer = _given(self.optimizer.of(family.learned(model)), Optimizer, self.optimizer, "of")
         problem = evaluated = ProximalProblem.from_module(model, family.loss, self.lam, adapt=family.adapts)
         if self.inner_batch:
             drawn = DrawnExamples(family.loss, self.inner_batch)
@@ -134,6 +135,11 @@ class Composition:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"not the configuration of a run: {type(error).__name__}: {error}") from error
+
+
+def _given(value: Any, kind: type, part: Any, method: str) -> Any:
+    """What a part gave. Raises InputError where it is of another kind."""
+    return checks.instance_of(kind)(f"what {type(part).__name__}.{method}() gives", value)
 
 
 def _name_of(kind: type) -> str:
