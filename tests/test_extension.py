@@ -337,6 +337,10 @@ def _run_of(out):
             ("steepest: float = 2.0", "steepest: object = print"),
             "Lines.steepest=the builtin_function_or_method print",
         ),
+        (
+            ("steepest: float = 2.0", "steepest: object = __import__('metaprox').Nesterov(0.1)"),
+            "Lines.steepest=Nesterov(",
+        ),
         (("    defaults = {", "    defaults = 3, {"), "defaults of Lines must be a dict, got a tuple"),
         (
             ("    loss =", "    def __post_init__(self):\n        raise ValueError('too steep')\n\n    loss ="),

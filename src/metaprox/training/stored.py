@@ -23,11 +23,13 @@ def described(
 ) -> dict[str, Any]:
     """Returns {"class": name, field: value}, with parts in a part alike.
 
-    ``other(place, value)``: what stands for a value that JSON does not hold; how it is shown, unless given.
+    ``other(place, value)``: what stands for a value that JSON does not hold; how it is shown, unless given. With
+    ``refused``, parts of a part are solvers, which ``Composition.of`` makes again.
     """
 
     def plain(place: str, value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
+        solver = place.rpartition(".")[2] in PREFIXES
+        if is_dataclass(value) and not isinstance(value, type) and (solver or other is not refused):
             return described(value, name_of, other=other)
         if isinstance(value, (list, tuple)):
             return [plain(place, one) for one in value]
