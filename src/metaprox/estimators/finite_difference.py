@@ -11,16 +11,18 @@ from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.branches import AtBase, Branches
+from metaprox.estimators.error import BASE_STEPS, Errors, base_error, branch_error, rounding_error
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Fused, GradientAt, solve_parts
+from metaprox.inner.solve import Fused, GradientAt, Solution, solve_parts
+from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import InnerSolver, separates_branches
+from metaprox.solvers.protocol import InnerSolver, relative_step, separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -125,10 +127,13 @@ class FOBMAML(Branched):
         return self._chooses and self.perturb == "loss" and min(stencil(self.scheme).nodes) < 0
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
+        watched = BASE_STEPS if self.estimate_error else 0
+        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite, watched=watched)
         adapted = base.y if keep_adapted else None
-        at_base, query, shared = AtBase.of(gradients, base.y, measured=self._chooses or self.tol is not None)
+        measured = self._chooses or self.tol is not None or self.estimate_error
+        at_base, query, shared = AtBase.of(gradients, base.y, measured=measured, trail=base.trail)
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
+        lengths = at_base.lengths
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
@@ -141,11 +146,9 @@ class FOBMAML(Branched):
             first=first,
             fused=self._step_of(branches, gradients, solver),
             tol=tol,
-            weights=branches.weights if self.estimate_error else None,
+            trail=self._trail(branches, solver),
             purpose=self._purpose_of_branches(gradients),
         )
-        error = torch.full_like(norm_v, torch.nan) if ends.grad is None else branches.per_nu(norm(ends.grad))
-        ends = replace(ends, grad=None)
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         info = Info.of(
@@ -154,11 +157,38 @@ class FOBMAML(Branched):
             gradients.counts,
             base_residual=norm_residual.flatten(),
             gradient_ratio=ratio(grad, norm_v),
-            error_estimate=ratio(error, norm_v),
             nu=branches.nu.flatten(),
+            **self._errors(gradients.lam, norm(grad).flatten(), base, ends, norm_residual, lengths, branches),
         )
         found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
         return self._unless_astray(found, gradients)
+
+    def _trail(self, branches: Branches, solver: InnerSolver) -> Trail | None:
+        """What is to be seen of the branches' last two gradients."""
+        if not self.estimate_error or not self._steps_of_branches:
+            return None
+        return Trail(branches.weights, relative_step(solver), 2, closed=False)
+
+    def _errors(
+        self,
+        lam: float,
+        length: Tensor,
+        base: Solution,
+        ends: Solution,
+        norm_residual: Tensor,
+        lengths: Lengths | None,
+        branches: Branches,
+    ) -> dict[str, Tensor]:
+        """What is known of the error of g, by its name in ``Info``; ``length``: ||g|| [T]."""
+        if base.trail is None or ends.trail is None or lengths is None:
+            return {}
+        per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
+        return Errors.of(
+            length,
+            branch=branch_error(ends.trail, lam, per_nu),
+            base=base_error(base.trail, lam, length, norm_residual.flatten(), lengths.moved.flatten()),
+            rounding=rounding_error(lam, lengths.size.flatten(), per_nu),
+        ).named()
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients

@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaprox.estimators.branched import Branched
+from metaprox.estimators.error import BASE_STEPS, Errors, base_error, branch_error
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Solution, solve
+from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import hessian_vector, mixed_product
-from metaprox.solvers.protocol import check_differentiable
+from metaprox.solvers.protocol import check_differentiable, relative_step
 from metaprox.vectors.norms import norm
 
 
@@ -49,7 +51,8 @@ class Tangent(Branched):
         return 3  # of a gradient and its derivative
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
+        stopping = self._stopping()
+        base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=BASE_STEPS)
         y0, lam = base.y, gradients.lam
         residual = gradients.proximal(y0, 0)
         query, shared = gradients.query_both(y0, 0)
@@ -69,9 +72,26 @@ class Tangent(Branched):
             base_residual=norm(residual).flatten(),
             gradient_ratio=ratio(g, query.grad),
             nu=torch.zeros_like(y0[:, 0, 0]),
+            **self._errors(gradients, base, branch, y0, residual, g),
         )
         shared = shared + mixed_product(gradients, end, tangent, 0)
         return Estimate.of(base.y, g, shared, query, info, base, branch)
+
+    def _errors(
+        self, gradients: Gradients, base: Solution, branch: Solution, y0: Tensor, residual: Tensor, g: Tensor
+    ) -> dict[str, Tensor]:
+        """What is known of the error of g [T, 1, P]; of a solver that was differentiated nothing is."""
+        if branch.trail is None:
+            return {}
+        assert base.trail is not None
+        base.trail.ended(residual)
+        length, moved = norm(g).flatten(), norm(gradients.displacement(y0)).flatten()
+        return Errors.of(
+            length,
+            branch=branch_error(branch.trail, gradients.lam, torch.ones_like(length)),
+            base=base_error(base.trail, gradients.lam, length, norm(residual).flatten(), moved),
+            rounding=torch.zeros_like(length),
+        ).named()
 
     def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:
@@ -79,11 +99,13 @@ class Tangent(Branched):
                 return v  # z is 0
             return hessian_vector(gradients, y0, z, 0).add(z, alpha=gradients.lam).add(v)
 
+        solver, steps = gradients.for_parameters(self._solver_of_branches), self._steps_of_branches
         return solve(
             gradient,
             start,
-            gradients.for_parameters(self._solver_of_branches),
-            self._steps_of_branches,
+            solver,
+            steps,
+            trail=Trail((1.0,), relative_step(solver), 2, closed=False) if steps else None,
             purpose=self._purpose("branch solve", gradients),
         )
 

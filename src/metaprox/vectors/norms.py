@@ -21,6 +21,17 @@ def norm(vectors: Tensor) -> Tensor:
     return scale * (parts[0] if len(parts) == 1 else _plain(torch.cat(parts, -1)))
 
 
+def along(vectors: Tensor, direction: Tensor, length: Tensor) -> Tensor:
+    """<vectors, direction> / <direction, direction> [..., 1]; ``length``: the direction's [..., 1]; NaN where that is 0."""
+    if vectors.numel() <= BLOCK:
+        return torch.linalg.vecdot(direction / length, vectors).unsqueeze(-1) / length
+    width = max(1, BLOCK * vectors.shape[-1] // vectors.numel())
+    pieces = zip(direction.split(width, -1), vectors.split(width, -1), strict=True)
+    return (
+        torch.stack([torch.linalg.vecdot(one / length, other) for one, other in pieces]).sum(0).unsqueeze(-1) / length
+    )
+
+
 def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:
     """Returns (s, n) with s n = || . || of all tensors together, which may lie on several devices.
 
