@@ -9,14 +9,18 @@ import pytest
 import metaprox as mp
 from metaprox import training
 from metaprox.cli import main
+from metaprox.training.names import FAMILIES
 
-SMALL = ["--tasks", "sinusoid", "--hidden", "8", "--meta-steps", "20", "--meta-batch", "3", "--eval-every", "5"]
+SMALL = ["--hidden", "8", "--meta-steps", "20", "--meta-batch", "3", "--eval-every", "5"]
 SMALL += ["--eval-tasks", "4", "--test-tasks", "5", "--steps", "3"]
+
+
+DIVERGES = ["--inner-lr", "0.05", "--meta-steps", "6", "--eval-tasks", "2", "--test-tasks", "2"]
 
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    main(["train", "--out", str(tmp_path / "run"), *SMALL])
+    main(["train", "sinusoid", "--out", str(tmp_path / "run"), *SMALL])
     return tmp_path / "run", capsys.readouterr()
 
 
@@ -58,7 +62,7 @@ def test_resume_of_a_finished_run_leaves_it_and_draws_its_report_again(run, caps
 
 def test_mnist1d_reports_accuracy(tmp_path, capsys):
     small = ["--hidden", "8", "--meta-steps", "4", "--meta-batch", "2", "--eval-tasks", "4", "--test-tasks", "5"]
-    main(["train", "--out", str(tmp_path / "run"), "--ways", "3", "--residual-correction", *small])
+    main(["train", "mnist1d", "--out", str(tmp_path / "run"), "--ways", "3", "--residual-correction", *small])
     assert "loss, residual correction." in (tmp_path / "run" / "report.html").read_text()
     printed = capsys.readouterr().out
     assert re.search(r"query accuracy\s*│ *\d+\.\d ± \d+\.\d %", printed)
@@ -68,30 +72,15 @@ def test_mnist1d_reports_accuracy(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--ways", "11"], 2, "11-way tasks need 11 classes"),
-        (["--lam", "0"], 2, "lam must be a finite number > 0, got 0.0"),
-        (["--lam", "50"], 2, "lam is --lam"),
-        (
-            [
-                "--tasks",
-                "sinusoid",
-                "--inner-lr",
-                "0.05",
-                "--meta-steps",
-                "6",
-                "--eval-tasks",
-                "2",
-                "--test-tasks",
-                "2",
-            ],
-            1,
-            "task 17",
-        ),
+        (["mnist1d", "--ways", "11"], 2, "11-way tasks need 11 classes"),
+        (["mnist1d", "--lam", "0"], 2, "lam must be a finite number > 0, got 0.0"),
+        (["mnist1d", "--lam", "50"], 2, "lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam"),
+        (["sinusoid", *DIVERGES], 1, "task 17"),
     ],
 )
 def test_errors_are_one_message_and_a_status(tmp_path, capsys, arguments, status, message):
     with pytest.raises(SystemExit) as caught:
-        main(["train", "--out", str(tmp_path / "run"), *arguments])
+        main(["train", *arguments, "--out", str(tmp_path / "run")])
     assert caught.value.code == status
     printed = capsys.readouterr().err
     assert printed.startswith("metaprox: error: ")
@@ -99,11 +88,12 @@ def test_errors_are_one_message_and_a_status(tmp_path, capsys, arguments, status
     assert "Traceback" not in printed
     if status == 1:
         assert "at meta-step 4 of 6, training task 92" in printed
+        assert "lr is --inner-lr" in printed
 
 
 def test_check_prints_a_verdict_on_settings_and_on_a_run(run, capsys):
     folder, _ = run
-    main(["check", "--tasks", "sinusoid", "--hidden", "8", "--steps", "3", "--ids", "4"])
+    main(["check", "sinusoid", "--hidden", "8", "--steps", "3", "--ids", "4"])
     untrained = capsys.readouterr().out
     assert untrained.startswith("Check on 1 task: nothing wrong")
     main(["check", str(folder), "--ids", "4"])
@@ -116,12 +106,14 @@ def test_check_prints_a_verdict_on_settings_and_on_a_run(run, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["check", str(folder), "--lam", "2"])
     assert caught.value.code == 2
-    assert "give a run folder or settings, not both" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert "give a run folder or a family with settings, not both; --lam is a setting" in refusal
+    assert f"{folder} is no family of tasks (banking77, mnist1d, sinusoid)" in refusal
 
 
 def test_check_ends_with_status_1_and_the_options_where_something_is_wrong(capsys):
     with pytest.raises(SystemExit) as caught:
-        main(["check", "--hidden", "8", "--lam", "0.05", "--inner-lr", "30", "--ids", "0", "--steps", "2"])
+        main(["check", "mnist1d", "--hidden", "8", "--lam", "0.05", "--inner-lr", "30", "--ids", "0", "--steps", "2"])
     assert caught.value.code == 1
     printed = capsys.readouterr()
     assert "WRONG  steps" in printed.out
@@ -130,12 +122,15 @@ def test_check_ends_with_status_1_and_the_options_where_something_is_wrong(capsy
 
 
 def test_every_option_has_help(capsys):
-    for command in ("train", "resume", "check", "evaluate", "compare"):
+    commands = [[command, family] for command in ("train", "check", "compare") for family in FAMILIES.names()]
+    commands += [[command] for command in ("resume", "evaluate", "recount", "reproduce")] + [["check", "a/folder"]]
+    for command in commands:
         with pytest.raises(SystemExit) as caught:
-            main([command, "--help"])
+            main([*command, "--help"])
         assert caught.value.code == 0
         text = capsys.readouterr().out
-        options = re.split(r"│ +(?=--|-h)", text)[1:]
+        options = re.split(r"\n(?:│|  ?) ?(?=--[a-z]|-h)", text)[1:]  # with lines around them, or without
+        assert len(options) > (25 if command[-1] in FAMILIES.names() else 0)
         for option in options:
             described = re.sub(r"[│╭╰─╮╯\s]+", " ", option)
             assert len(re.findall(r"[a-z]{3,}", described)) > 3, f"{command}: {described}"
@@ -147,3 +142,18 @@ def test_missing_run_is_one_message(tmp_path, capsys):
     assert caught.value.code == 1
     assert "is not a run folder" in capsys.readouterr().err
     assert issubclass(mp.RunFolderError, OSError)
+
+
+@pytest.mark.parametrize("command", ["train", "check", "compare"])
+def test_without_a_family_a_command_says_which_there_are(capsys, command):
+    for arguments in ([], ["--hidden", "8"]):
+        with pytest.raises(SystemExit) as caught:
+            main([command, *arguments])
+        assert caught.value.code == 2
+        printed = capsys.readouterr().err
+        assert f"metaprox {command} needs a family of tasks first: banking77, mnist1d, sinusoid" in printed
+        assert f"usage: metaprox {command} FAMILY [OPTIONS]" in printed
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert "families of tasks:" in capsys.readouterr().out

@@ -1,22 +1,22 @@
 """metaprox compare: same tasks, same starts, honest budgets, paired differences, and nothing run twice."""
 
 import json
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 import metaprox as mp
-from metaprox import training
+from metaprox import comparison, reports, training
 from metaprox.cli import main
+from metaprox.comparison import Cost, measure, peak_memory
+from metaprox.comparison.plan import Composed
 from metaprox.models import mean_squared_error, mlp
-from metaprox.training.comparison import report
-from metaprox.training.cost import Cost, measure, peak_memory
-from metaprox.training.methods import PRESETS
+from metaprox.reports.comparison import markdown
+from metaprox.training import PRESETS
 
-SHARED = training.TrainConfig(
-    tasks="sinusoid",
+SHARED = training.Settings(
+    "sinusoid",
     hidden=(8,),
     meta_steps=6,
     meta_batch=3,
@@ -30,13 +30,13 @@ VARIANTS = {name: PRESETS[name] for name in ("fobmaml", "maml", "fomaml")}
 
 
 def plan(budget="steps", seeds=(0, 1), variants=VARIANTS, **changes):
-    return training.Plan.of(replace(SHARED, **changes), variants, seeds, budget)
+    return comparison.Plan.of(SHARED.but(**changes), variants, seeds, budget)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison") / "out"
-    return out, training.compare(plan(), out)
+    return out, comparison.compare(plan(), out)
 
 
 def values(out, label, seed):
@@ -47,8 +47,8 @@ def test_runs_differ_in_the_method_alone(done):
     out, results = done
     for label, method in results["methods"].items():
         for seed in (0, 1):
-            config = training.RunFolder.open(out / label / f"seed_{seed}").config()
-            assert config == replace(SHARED, seed=seed).variant(PRESETS[label]).resolved()
+            composition = training.composition_of(training.RunFolder.open(out / label / f"seed_{seed}"))
+            assert composition == SHARED.but(seed=seed).variant(PRESETS[label]).composition()
         first = method["curve"][0]
         assert first["step"] == 0
         assert first["loss"] == results["methods"]["fobmaml"]["curve"][0]["loss"]  # same tasks, same start
@@ -88,11 +88,11 @@ def test_a_finished_comparison_is_counted_again_from_what_its_runs_left(done, tm
     assert json.loads((kept / "comparison.json").read_text()) == json.loads((out / "comparison.json").read_text())
     assert (kept / "table.md").read_text() == _table(results)
     with pytest.raises(mp.RunFolderError, match=r"is not the folder of a finished comparison"):
-        training.read_comparison(tmp_path)
+        comparison.read(tmp_path)
 
 
 def _table(results):
-    return f"{report.markdown(training.comparison_table(results))}\n{training.legend(results)}\n"
+    return f"{markdown(reports.comparison_table(results))}\n{reports.legend(results)}\n"
 
 
 def test_costs_are_counted(done):
@@ -117,17 +117,21 @@ def test_comparison_goes_on_where_it_was_and_runs_nothing_twice(done, tmp_path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        training.compare(plan(), again, say=stop_at_second)
+        comparison.compare(plan(), again, say=stop_at_second)
     assert not (again / "comparison.json").exists()
     half = again / "fomaml" / "seed_0"
     half.mkdir(parents=True)
-    (half / "config.json").write_text(plan().runs()[2][2].to_json())  # killed before its first checkpoint
+    label, seed, contender = plan().runs()[2]
+    assert (label, seed) == ("fomaml", 0)
+    (half / "config.json").write_text(json.dumps(contender.configuration(seed)))  # killed before its first checkpoint
     trained = []
-    train = training.loop.train
+    train = training.Trainer.train
     monkeypatch.setattr(
-        training.loop, "train", lambda config, place, watch: trained.append(place.parent.name) or train(config, place)
+        training.Trainer,
+        "train",
+        lambda self, place, watch: trained.append(place.parent.name) or train(self, place, watch),
     )
-    training.compare(plan(), again)
+    comparison.compare(plan(), again)
     assert trained == ["fomaml", "fobmaml", "maml", "fomaml"]
     for label in VARIANTS:
         for seed in (0, 1):
@@ -136,27 +140,28 @@ def test_comparison_goes_on_where_it_was_and_runs_nothing_twice(done, tmp_path, 
 
 def test_several_jobs_give_the_same_numbers(done, tmp_path):
     out, _ = done
-    training.compare(plan(seeds=(0,)), tmp_path / "two", jobs=2)
+    comparison.compare(plan(seeds=(0,)), tmp_path / "two", jobs=2)
     for label in VARIANTS:
         assert values(tmp_path / "two", label, 0) == values(out, label, 0)
 
 
 def test_equal_gradients_scale_the_meta_steps(tmp_path):
-    results = training.compare(plan("gradients", seeds=(0,)), tmp_path / "out")
+    results = comparison.compare(plan("gradients", seeds=(0,)), tmp_path / "out")
     steps = {label: method["meta_steps"] for label, method in results["methods"].items()}
     assert steps == {"fobmaml": 6, "maml": round(6 * 13 / 10), "fomaml": round(6 * 13 / 4)}
-    assert training.RunFolder.open(tmp_path / "out" / "fomaml" / "seed_0").config().meta_steps == 20
+    folder = training.RunFolder.open(tmp_path / "out" / "fomaml" / "seed_0")
+    assert training.composition_of(folder).pace.meta_steps == 20
 
 
 def test_a_method_that_diverges_from_the_start_has_no_result(tmp_path):
     """Adapting with its settings diverges even before meta-training."""
     variants = VARIANTS | {"wild": {"method": "fomaml", "inner_lr": 1.0, "steps": 40}}
-    results = training.compare(plan(seeds=(0,), variants=variants), tmp_path / "out")
+    results = comparison.compare(plan(seeds=(0,), variants=variants), tmp_path / "out")
     wild = results["methods"]["wild"]
     assert wild["test"] is None
     assert wild["minus_first"]["all"] is None
     assert "the gradient of the base solve became non-finite at step" in wild["failures"]["0"]
-    page = training.write_comparison(results, tmp_path / "out").read_text()
+    page = reports.write_comparison(results, tmp_path / "out").read_text()
     assert "Runs that diverged" in page
     assert "wild, seed 0" in page
     assert "| wild | n/a (1 of 1 seeds diverged) | n/a | n/a | n/a |" in (tmp_path / "out" / "table.md").read_text()
@@ -168,7 +173,7 @@ def test_a_run_that_diverges_counts_as_its_initial_weights(tmp_path):
         "fomaml": PRESETS["fomaml"],
         "wild": {"method": "fobmaml", "branch_lr": 1e4, "branch_steps": 30, "lam": 1e-5},
     }
-    results = training.compare(plan(variants=variants), tmp_path / "out")
+    results = comparison.compare(plan(variants=variants), tmp_path / "out")
     first, wild = results["methods"]["fomaml"], results["methods"]["wild"]
     before = [_initial_loss(tmp_path / "out", seed) for seed in (0, 1)]
     assert set(wild["failures"]) == {"0", "1"}
@@ -177,12 +182,12 @@ def test_a_run_that_diverges_counts_as_its_initial_weights(tmp_path):
     difference = wild["minus_first"]["all"]
     assert difference["mean"] == pytest.approx(wild["test"]["mean"] - first["test"]["mean"])
     assert difference["over_seeds"] > 0
-    again = training.recount(results, tmp_path / "out")
+    again = comparison.recount(results, tmp_path / "out")
     assert again == results
-    row = training.comparison_table(results)[1]
+    row = reports.comparison_table(results)[1]
     assert row["test"].endswith("(2 of 2 seeds diverged)")
     assert row["difference_tasks"] == "± n/a"
-    assert "A seed on which a method diverged counts with its loss before meta-training" in training.legend(results)
+    assert "A seed on which a method diverged counts with its loss before meta-training" in reports.legend(results)
 
 
 def test_tasks_that_were_skipped_are_counted_beside_the_result(tmp_path):
@@ -191,32 +196,31 @@ def test_tasks_that_were_skipped_are_counted_beside_the_result(tmp_path):
         "fomaml": PRESETS["fomaml"],
         "some": {"method": "fobmaml", "nu": 0.1, "branch_lr": 0.2, "branch_steps": 20},
     }
-    results = training.compare(plan(variants=variants, on_nonfinite="skip"), tmp_path / "out")
+    results = comparison.compare(plan(variants=variants, on_nonfinite="skip"), tmp_path / "out")
     runs = [training.RunFolder.open(tmp_path / "out" / "some" / f"seed_{seed}").read_metrics() for seed in (0, 1)]
     count = sum(int(row.get("tasks_skipped", 0)) for run in runs for row in run)
     assert 0 < count < 36
-    first, some = training.comparison_table(results)
+    first, some = reports.comparison_table(results)
     assert some["test"].endswith(f" ({count} of 36 training tasks skipped)")
     assert "skipped" not in first["test"]
     for method in results["methods"].values():
         del method["tasks_skipped"]
-    assert "skipped" not in training.comparison_table(results)[1]["test"]
+    assert "skipped" not in reports.comparison_table(results)[1]["test"]
 
 
 def _initial_loss(out, seed):
-    config = training.RunFolder.open(out / "wild" / f"seed_{seed}").config()
-    setup = training.build(config)
-    return setup.evaluate("test", config.test_tasks).loss.mean
+    trainer = training.trainer_of(training.RunFolder.open(out / "wild" / f"seed_{seed}"))
+    return trainer.evaluate("test", trainer.pace.test_tasks).loss.mean
 
 
 def test_other_settings_and_strange_folders_are_refused_untouched(done, tmp_path):
     out, _ = done
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(mp.RunFolderError, match=r"with other settings \(lam: 0.5 there, 0.7 here\): choose another"):
-        training.compare(plan(lam=0.7), out)
+        comparison.compare(plan(lam=0.7), out)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(mp.RunFolderError, match=r"holds mine.txt, which is not of this comparison"):
-        training.compare(plan(), tmp_path)
+        comparison.compare(plan(), tmp_path)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -230,8 +234,8 @@ def test_other_settings_and_strange_folders_are_refused_untouched(done, tmp_path
         ({"budget": "time"}, "unknown budget 'time'; known: steps, gradients"),
         ({"variants": VARIANTS | {"a/b": {}}}, "'a/b' names a folder"),
         ({"variants": VARIANTS | {"x": {"seed": 3}}}, "x: seed and tasks are the same for all methods"),
-        ({"variants": VARIANTS | {"x": {"colour": 3}}}, r"unknown settings \['colour'\]; known: tasks, ways"),
-        ({"variants": VARIANTS | {"x": {"method": "sgd"}}}, "unknown method 'sgd'; known: fobmaml, tangent"),
+        ({"variants": VARIANTS | {"x": {"colour": 3}}}, r"unknown setting 'colour'; known: tasks, shots"),
+        ({"variants": VARIANTS | {"x": {"method": "sgd"}}}, "unknown method 'sgd'; known: fobmaml, fomaml, imaml"),
         ({"variants": VARIANTS | {"x": {"lam": 0.0}}}, "lam must be a finite number > 0"),
         ({"seed": 5}, "seed=5 can't be shared by all methods: give --seeds"),
         ({"method": "maml"}, "method='maml' can't be shared by all methods: name methods in --methods"),
@@ -252,24 +256,25 @@ def test_bad_plans_are_refused(settings, message):
 )
 def test_settings_of_another_method_are_refused(changes, message):
     with pytest.raises(mp.InputError, match=message):
-        replace(SHARED, **changes)
+        SHARED.but(**changes)
 
 
 def test_variants_drop_what_their_method_does_not_have():
-    shared = replace(SHARED, nu=0.02, branch_steps=2)
-    assert shared.variant({"method": "maml"}) == replace(SHARED, method="maml")
-    center = shared.variant({"perturb": "center"})
+    shared = SHARED.but(nu=0.02, branch_steps=2)
+    assert shared.variant({"method": "maml"}) == SHARED.but(method="maml")
+    center = shared.variant({"perturb": "center"}).composition().estimator
     assert (center.nu, center.branch_steps) == (None, 2)
 
 
 def test_command_line_takes_variants_and_writes_the_report(tmp_path, capsys):
     (tmp_path / "variants.json").write_text(json.dumps({"soft": {"method": "maml", "lam": 0.1}}))
-    small = ["--tasks", "sinusoid", "--hidden", "8", "--meta-steps", "4", "--meta-batch", "2", "--eval-every", "2"]
+    small = ["--hidden", "8", "--meta-steps", "4", "--meta-batch", "2", "--eval-every", "2"]
     small += ["--eval-tasks", "3", "--test-tasks", "4", "--steps", "2", "--seeds", "0"]
     out = tmp_path / "out"
     main(
         [
             "compare",
+            "sinusoid",
             "--out",
             str(out),
             "--methods",
@@ -294,7 +299,7 @@ def test_command_line_takes_variants_and_writes_the_report(tmp_path, capsys):
     assert page.count("data:image/png;base64,") == 1
     assert "<code>lam</code>" in page  # among the settings that differ
     with pytest.raises(SystemExit) as caught:
-        main(["compare", "--out", str(out), "--methods", "fomaml", "harsh", *small])
+        main(["compare", "sinusoid", "--out", str(out), "--methods", "fomaml", "harsh", *small])
     assert caught.value.code == 2
     assert "unknown method 'harsh'; known: fobmaml" in capsys.readouterr().err
 
@@ -302,12 +307,12 @@ def test_command_line_takes_variants_and_writes_the_report(tmp_path, capsys):
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 def test_memory_is_flat_in_the_inner_steps_and_that_of_maml_is_not(backend):
     """Deterministic: it is counted by the allocator, not read off the process."""
-    setup = training.build(replace(SHARED, hidden=(64, 64), meta_batch=4))
-    tasks = setup.batch("train", range(4))
+    trainer = SHARED.but(hidden=(64, 64), meta_batch=4).composition().trainer()
+    tasks = trainer.batch("train", range(4))
 
     def peak(meta):
-        setup.optimizer.zero_grad()
-        return peak_memory(lambda: meta.backward(setup.problem, tasks), torch.device("cpu"))
+        trainer.optimizer.zero_grad()
+        return peak_memory(lambda: meta.backward(trainer.problem, tasks), torch.device("cpu"))
 
     solver = mp.GradientDescent(0.01)
     flat = [peak(mp.FOBMAML(solver, steps, nu=0.05, backend=backend)) for steps in (4, 8, 40)]
@@ -368,7 +373,7 @@ def test_measured_peak_is_what_was_allocated():
 
 def test_measuring_says_why_it_failed():
     with pytest.raises(mp.MetaproxError, match=r"failed:\n(.|\n)*device 'gpu9' can't be used here"):
-        measure({"x": replace(SHARED, device="gpu9").resolved()})
+        measure({"x": Composed(SHARED.but(device="gpu9").composition())})
 
 
 def test_a_hessian_vector_product_counts_as_two_gradients():

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from matplotlib.figure import Figure
 import metaprox as mp
 from metaprox import experiments
 from metaprox.cli import main
-from metaprox.experiments import EXPERIMENTS, base, bias, problems, search, tuning
-from metaprox.training import TrainConfig, build
+from metaprox.experiments import base, bias, problems, search, tuning
+from metaprox.training import Settings
 
+EXPERIMENTS = experiments.experiments()
 RESULTS = Path(__file__).parent.parent / "results"
 
 
@@ -42,7 +42,7 @@ def toy(fail_at=None, value=2.0):
 
 @pytest.fixture
 def bounds(monkeypatch):
-    monkeypatch.setattr(base, "expected", lambda name, size: {"value": [1.0, 3.0]})
+    monkeypatch.setattr(base, "expected", lambda experiment, size: {"value": [1.0, 3.0]})
 
 
 def test_stopped_run_keeps_its_finished_parts(tmp_path, bounds):
@@ -107,7 +107,7 @@ def test_measures_and_bounds_must_match():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_has_bounds_of_both_sizes_and_kept_results_that_pass(name, tmp_path):
     for size in ("quick", "full"):
-        bounds = base.expected(name, size)
+        bounds = base.expected(EXPERIMENTS[name], size)
         assert bounds
         assert all(low <= high for low, high in bounds.values())
     kept = RESULTS / name / "results.json"
@@ -134,15 +134,15 @@ def test_reproduce_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["reproduce", "everything"])
     assert caught.value.code == 2
-    assert "unknown experiment 'everything'; known: all, convergence" in capsys.readouterr().err
+    assert "unknown experiment 'everything'; known: all, mnist1d-tuning, accuracy, bias" in capsys.readouterr().err
 
 
 def test_a_candidate_is_judged_by_unseen_classes_at_the_end_of_its_run():
     """With an outer step too short to move anything, by the accuracy of the initial weights; 0 if it diverges."""
-    config = TrainConfig(hidden=(8,), meta_steps=2, meta_batch=2, eval_tasks=5, eval_split="test", lr=1e-9)
-    start = build(config).evaluate("validation", 5).metrics["accuracy"].mean
-    assert search.validation_accuracy(config) == pytest.approx(start)
-    assert search.validation_accuracy(replace(config, inner_lr=1e6, steps=40)) == 0.0
+    run = Settings("mnist1d", hidden=(8,), meta_steps=2, meta_batch=2, eval_tasks=5, eval_split="test", lr=1e-9)
+    start = run.composition().trainer().evaluate("validation", 5).metrics["accuracy"].mean
+    assert search.validation_accuracy(run.composition()) == pytest.approx(start)
+    assert search.validation_accuracy(run.but(inner_lr=1e6, steps=40).composition()) == 0.0
 
 
 def test_best_candidates_are_those_of_the_highest_accuracy():
@@ -151,7 +151,7 @@ def test_best_candidates_are_those_of_the_highest_accuracy():
     assert search.best_candidates(found, ["lr"]) == {"a": {"lr": 0.2}, "b": {"lr": 0.1}}
 
 
-SMALL = TrainConfig(tasks="mnist1d", hidden=(8,), meta_batch=2, eval_tasks=5, seed=10)
+SMALL = Settings("mnist1d", hidden=(8,), meta_batch=2, eval_tasks=5, seed=10)
 HALVING = search.Halving((4, 2, 1), (2, 4, 6))
 SPACE = search.Space({"method": "fomaml"}, no_lam=True, steps=(1, 2))
 
@@ -183,7 +183,7 @@ def test_the_last_rung_is_the_whole_run_under_one_schedule(tmp_path):
     """A candidate that goes on ends where the same run ends that was never stopped."""
     rows = HALVING.search("fomaml", SPACE, SMALL, base.Remember(tmp_path, "full_0"))
     (winner,) = search.best(rows, 1)
-    straight = replace(SMALL.variant(winner["settings"]), meta_steps=6)
+    straight = SMALL.variant(winner["settings"]).but(meta_steps=6).composition()
     assert search.validation_accuracy(straight) == winner["rungs"][-1]["validation_accuracy"]
 
 
@@ -208,8 +208,8 @@ def test_a_stopped_search_goes_on_to_the_same_end(tmp_path, monkeypatch):
 
 
 def test_a_candidate_that_diverges_has_accuracy_0_and_the_cost_until_then(tmp_path):
-    config = replace(SMALL, meta_steps=4, branch_lr=1e6, branch_steps=40, lam=1e-7, eval_every=2, checkpoint_every=2)
-    assert search.judge(config, tmp_path / "run", 2) == {
+    run = SMALL.but(meta_steps=4, branch_lr=1e6, branch_steps=40, lam=1e-7, eval_every=2, checkpoint_every=2)
+    assert search.judge(run.composition(), tmp_path / "run", 2) == {
         "validation_accuracy": 0.0,
         "meta_steps": 0,
         "gradient_evaluations": 0,

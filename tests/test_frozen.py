@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import metaprox as mp
+from metaprox.comparison import peak_memory
 from metaprox.models import mean_squared_error
-from metaprox.training.cost import peak_memory
 
 GD = mp.GradientDescent(0.1)
 DATA = (torch.randn(2, 6, 8), torch.randn(2, 6, 3))

@@ -5,9 +5,9 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 import metaprox as mp
+from metaprox.comparison import peak_memory
 from metaprox.models import cross_entropy, mlp
 from metaprox.tasks import MNIST1D
-from metaprox.training.cost import peak_memory
 
 SOLVER = mp.GradientDescent(0.1)
 

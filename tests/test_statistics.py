@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.training.comparison.results import Runs
-from metaprox.training.comparison.statistics import Estimate, OfSeed, student
+from metaprox.comparison.results import Runs
+from metaprox.comparison.statistics import Estimate, OfSeed, student
 
 
 @pytest.mark.parametrize(

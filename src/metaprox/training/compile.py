@@ -4,18 +4,17 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from typing import Any
 
-from metaprox.estimators import Estimator
+from metaprox.training.composition import Composition
 
 LONG = 1000  # Meta-steps.
 
 
-def worth_compiling(method: type[Estimator], values: Mapping[str, Any]) -> bool:
+def worth_compiling(run: Composition) -> bool:
     """For long runs of first-order methods on small networks, where there is a compiler."""
-    plain = values["backend"] != "loop" and not values["inner_batch"] and not method._differentiates_twice
-    return plain and values["meta_steps"] >= LONG and has_compiler(values["device"])
+    one = run.estimator
+    plain = one.backend != "loop" and not run.inner_batch and not one._differentiates_twice
+    return run.family.compiles and plain and run.pace.meta_steps >= LONG and has_compiler(run.device)
 
 
 def has_compiler(device: str) -> bool:

@@ -66,6 +66,7 @@ class Composition:
         """The same with other numbers of its pace."""
         return replace(self, pace=replace(self.pace, **changes))
 
+    @torch.inference_mode(False)
     def trainer(self) -> Trainer:
         """Everything that the run needs. Raises InputError for whatever can't be, before any work is done."""
         family, pace = self.family, self.pace

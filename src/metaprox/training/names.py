@@ -40,11 +40,14 @@ class Parts:
         """The settings that come with a name."""
         return self.presets[name][1] if name in self.presets else {}
 
-    def of(self, name: Any) -> type:
-        """The class of a name; a module of one's own is imported. Raises InputError, listing what there is."""
+    def of(self, name: Any, option: str | None = None) -> type:
+        """Return the class of a name; a module of one's own is imported. Raises InputError, listing what there is.
+
+        ``option``: what names the part, where it is not as the kind is called.
+        """
         if isinstance(name, str) and ":" in name:
-            return self._own(name)
-        checks.choice(self.kind, name, self.names())
+            return self._own(name, option or self.kind)
+        checks.choice(option or self.kind, name, self.names())
         return self.known()[self.presets[name][0] if name in self.presets else name]
 
     def name_of(self, part: type) -> str:
@@ -52,16 +55,16 @@ class Parts:
         found = next((name for name, kind in self.known().items() if kind is part), None)
         return found or f"{part.__module__}:{part.__qualname__}"
 
-    def _own(self, name: str) -> type:
+    def _own(self, name: str, option: str) -> type:
         module, _, path = name.partition(":")
         try:
             found: Any = import_module(module)
             for part in path.split("."):
                 found = getattr(found, part)
         except (ImportError, AttributeError, ValueError) as error:
-            raise InputError(f"{self.kind} {name!r} can't be imported: {error}") from error
+            raise InputError(f"{option} {name!r} can't be imported: {error}") from error
         if not isinstance(found, type) or not is_dataclass(found) or not self._fits(found):
-            raise InputError(f"{self.kind} {name!r} must be {self._what}, got {checks.shown(found)}")
+            raise InputError(f"{option} {name!r} must be {self._what}, got {checks.shown(found)}")
         return found
 
 

@@ -88,7 +88,7 @@ class Chosen:
         method: type[Estimator] = METHODS.of(own["method"])
         branched = "branch_solver" in {field.name for field in fields(method)}
         solver = SOLVERS.of(own["solver"])
-        branch = SOLVERS.of(own["branch_solver"]) if own["branch_solver"] is not None else solver
+        branch = SOLVERS.of(own["branch_solver"], "branch_solver") if own["branch_solver"] is not None else solver
         return cls(family, method, solver, branch if branched else None, OPTIMIZERS.of(own["optimizer"]))
 
     def options(self) -> dict[str, Option]:

@@ -1,7 +1,7 @@
 """What a person sets of a run: a family of tasks, and options by name. All else follows from the family."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from metaprox import checks
@@ -39,13 +39,16 @@ class Settings:
         values = {"tasks": name, **{key: value for key, value in given.items() if value is not None}}
         object.__setattr__(self, "given", values)
         known = self.options()
-        for key in values.keys() - {"tasks"} - known.keys():
-            raise InputError(_foreign(key, values))
+        for key in values:
+            if key not in known and key != "tasks":
+                raise InputError(_foreign(key, values))
 
     @classmethod
     def of_version_1(cls, values: Mapping[str, Any]) -> "Settings":
         """Of a configuration in which every setting of every part had a place, null where it had no meaning."""
         given = {name: value for name, value in values.items() if value is not None}
+        if "tasks" not in given:
+            raise InputError("not the configuration of a run of metaprox: it names no tasks")
         known = {"tasks", *Chosen.by(given).options()}
         if odd := sorted(given.keys() - known - VERSION_1):
             raise InputError(f"not the configuration of a run of metaprox: unknown {', '.join(odd)}")
@@ -63,6 +66,9 @@ class Settings:
         """The same with ``changes``, without what the parts chosen by these do not have."""
         if not isinstance(changes, Mapping):
             raise InputError(f"changes must be a dict of settings, got {checks.shown(changes)}")
+        for name in changes:
+            if not isinstance(name, str):
+                raise InputError(f"unknown setting {checks.shown(name)}: settings go by names")
         values = self.given | dict(changes)
         known = Chosen.by(values).options()
         for name in self.given.keys() - changes.keys() - {"tasks"}:
@@ -106,14 +112,14 @@ class Settings:
         own = part["own"]
         pace: Pace = _made(Pace, part["run"])
         family = _made(chosen.tasks, part["tasks"] | {"seed": pace.seed})
-        compiled = _compiled(own["compile"], chosen, values)
         solvers = {"solver": _made(chosen.solver, part["solver"], "inner_")}
         if chosen.branch_solver is not None:
             branch = _made(chosen.branch_solver, part["branch_solver"], "branch_")
             solvers["branch_solver"] = None if branch == solvers["solver"] else branch
-        estimator = _made(chosen.method, part["method"] | solvers | {"compile": compiled})
+        estimator = _made(chosen.method, part["method"] | solvers)
         optimizer = _made(chosen.optimizer, part["optimizer"])
-        return Composition(family, estimator, own["lam"], optimizer, pace, own["inner_batch"], own["device"])
+        made = Composition(family, estimator, own["lam"], optimizer, pace, own["inner_batch"], own["device"])
+        return replace(made, estimator=replace(estimator, compile=_compiled(own["compile"], made)))
 
 
 def _of_preset(part: str, name: str | None) -> dict[str, Any]:
@@ -144,12 +150,12 @@ def _has_meaning(option: Option, given: Mapping[str, Any]) -> bool:
     return option.field not in steps or given.get("perturb", getattr(method, "perturb", None)) == steps[option.field]
 
 
-def _compiled(wanted: Any, chosen: Chosen, values: Mapping[str, Any]) -> bool:
+def _compiled(wanted: Any, run: Composition) -> bool:
     if isinstance(wanted, bool):
         return wanted
     if checks.choice("compile", wanted, ("auto", "on", "off")) != "auto":
         return wanted == "on"
-    return chosen.tasks.compiles and worth_compiling(chosen.method, values)
+    return worth_compiling(run)
 
 
 def owner(name: str, given: Mapping[str, Any]) -> str | None:
