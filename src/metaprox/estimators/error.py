@@ -50,6 +50,12 @@ class Errors:
         return (known + torch.stack([self.truncation, self.rounding]).nansum(0)).clamp(max=1.0)
 
 
+def linear_residual(trail: Trail, norm_v: Tensor, per_nu: Tensor) -> Tensor:
+    """Returns ||rho|| / (lam ||v||) [T], 0 where v = 0, with rho at the last evaluation of the branches."""
+    assert trail.last is not None
+    return torch.where(norm_v > 0, per_nu * trail.last / norm_v, 0.0)
+
+
 def branch_error(trail: Trail, lam: float, per_nu: Tensor) -> Tensor:
     """Returns q ||rho|| / sqrt(lam kappa) [T], with rho = lam v - (H + lam I) g at the last evaluation of the branches.
 

@@ -11,7 +11,7 @@ from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.branches import AtBase, Branches
-from metaprox.estimators.error import BASE_STEPS, Errors, base_error, branch_error, rounding_error
+from metaprox.estimators.error import BASE_STEPS, Errors, base_error, branch_error, linear_residual, rounding_error
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
@@ -70,7 +70,7 @@ class FOBMAML(Branched):
             the solver reaches, and long training ends worse.
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
-        estimate_error: whether to compute ``info.error_estimate``. Without it the loop backend saves a vector.
+        estimate_error: whether to compute ``info.linear_residual``. Without it the loop backend saves a vector.
 
     ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
@@ -158,7 +158,7 @@ class FOBMAML(Branched):
             base_residual=norm_residual.flatten(),
             gradient_ratio=ratio(grad, norm_v),
             nu=branches.nu.flatten(),
-            **self._errors(gradients.lam, norm(grad).flatten(), base, ends, norm_residual, lengths, branches),
+            **self._errors(gradients.lam, norm(grad), norm_v, base, ends, norm_residual, lengths, branches),
         )
         found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
         return self._unless_astray(found, gradients)
@@ -173,22 +173,25 @@ class FOBMAML(Branched):
         self,
         lam: float,
         length: Tensor,
+        norm_v: Tensor,
         base: Solution,
         ends: Solution,
         norm_residual: Tensor,
         lengths: Lengths | None,
         branches: Branches,
     ) -> dict[str, Tensor]:
-        """What is known of the error of g, by its name in ``Info``; ``length``: ||g|| [T]."""
+        """What is known of the error of g, by its name in ``Info``; norms are [T, 1, 1]."""
         if base.trail is None or ends.trail is None or lengths is None:
             return {}
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
-        return Errors.of(
+        length, norm_v = length.flatten(), norm_v.flatten()
+        errors = Errors.of(
             length,
             branch=branch_error(ends.trail, lam, per_nu),
             base=base_error(base.trail, lam, length, norm_residual.flatten(), lengths.moved.flatten()),
             rounding=rounding_error(lam, lengths.size.flatten(), per_nu),
-        ).named()
+        )
+        return {"linear_residual": linear_residual(ends.trail, norm_v, per_nu), **errors.named()}
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients

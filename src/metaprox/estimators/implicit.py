@@ -67,13 +67,15 @@ class IMAML(Estimator):
             self.cg_steps,
             self.cg_tol,
         )
+        left = left.add(z, alpha=self.damping)  # v - (H + lam I) z
         info = Info.of(
             base,
             None,
             gradients.counts,
             base_residual=norm(residual).flatten(),
             gradient_ratio=lam * ratio(z, query.grad),
-            **errors_of_system(gradients, base, residual, z, query.grad, left.add(z, alpha=self.damping)).named(),
+            linear_residual=ratio(left, query.grad),
+            **errors_of_system(gradients, base, residual, z, query.grad, left).named(),
         )
         shared = shared - mixed_product(gradients, base.y, z, 0)
         return Estimate.of(base.y, lam * z, shared, query, info, base)

@@ -10,7 +10,7 @@ from torch import Tensor
 from metaprox.inner.solve import Solution
 from metaprox.losses.gradients import Counts
 
-STATISTICS = ("base_residual", "gradient_ratio", "relative_error")
+STATISTICS = ("base_residual", "gradient_ratio", "linear_residual", "relative_error")
 ERRORS = ("relative_error", "branch_error", "base_error", "truncation_error", "rounding_error")
 
 
@@ -21,6 +21,10 @@ class Info:
     base_residual: ||grad fhat(y_0) + lam (y_0 - x)|| [T], 0 at the exact inner solution.
     gradient_ratio: ||g_i|| / ||v_i|| [T] with v_i = grad f_i(y_0). At most 1 for convex inner losses and exact
         solves, so that larger values are an alarm. NaN for FO-MAML, whose g_i is v_i.
+    linear_residual: ||rho|| / (lam ||v||) [T] with rho = lam v - (H + lam I) g, how far g is from solving (1) at y_0:
+        for differences, by the same difference of gradients that g is of solutions, one step before the end. Where it
+        falls at every step, as with gradient descent on a convex quadratic at lr <= 2/L, g is no farther than this
+        times ||v|| from where the branch solves lead. NaN where branches took no step, or no error was asked for.
     relative_error: how far g_i is from the gradient of F_i, relative to ||g_i|| and at most 1 [T]: an estimate from
         what the solves have seen, no bound (docs/error.md); 1 where g_i may be mostly error. It is the sum of the next
         four, of which those that are NaN are not known. NaN where a method has none, or it was not asked for.
@@ -43,6 +47,7 @@ class Info:
 
     base_residual: Tensor
     gradient_ratio: Tensor
+    linear_residual: Tensor
     relative_error: Tensor
     branch_error: Tensor
     base_error: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.error import BASE_STEPS, Errors, base_error, branch_error
+from metaprox.estimators.error import BASE_STEPS, Errors, base_error, branch_error, linear_residual
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.inner.proximal import proximal_solve
@@ -72,26 +72,34 @@ class Tangent(Branched):
             base_residual=norm(residual).flatten(),
             gradient_ratio=ratio(g, query.grad),
             nu=torch.zeros_like(y0[:, 0, 0]),
-            **self._errors(gradients, base, branch, y0, residual, g),
+            **self._errors(gradients, base, branch, y0, residual, query.grad, g),
         )
         shared = shared + mixed_product(gradients, end, tangent, 0)
         return Estimate.of(base.y, g, shared, query, info, base, branch)
 
     def _errors(
-        self, gradients: Gradients, base: Solution, branch: Solution, y0: Tensor, residual: Tensor, g: Tensor
+        self,
+        gradients: Gradients,
+        base: Solution,
+        branch: Solution,
+        y0: Tensor,
+        residual: Tensor,
+        v: Tensor,
+        g: Tensor,
     ) -> dict[str, Tensor]:
         """What is known of the error of g [T, 1, P]; of a solver that was differentiated nothing is."""
         if branch.trail is None:
             return {}
         assert base.trail is not None
         base.trail.ended(residual)
-        length, moved = norm(g).flatten(), norm(gradients.displacement(y0)).flatten()
-        return Errors.of(
+        length, moved, one = norm(g).flatten(), norm(gradients.displacement(y0)).flatten(), torch.ones_like(g[:, 0, 0])
+        errors = Errors.of(
             length,
-            branch=branch_error(branch.trail, gradients.lam, torch.ones_like(length)),
+            branch=branch_error(branch.trail, gradients.lam, one),
             base=base_error(base.trail, gradients.lam, length, norm(residual).flatten(), moved),
             rounding=torch.zeros_like(length),
-        ).named()
+        )
+        return {"linear_residual": linear_residual(branch.trail, norm(v).flatten(), one), **errors.named()}
 
     def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:

@@ -13,8 +13,9 @@ class Trail:
 
     For a single branch of weight 1 these are its gradient and its step; for a difference of branches, nu/lam times the
     residual of the linear system that g solves, and how far that difference moved. The curvature of a pair of
-    evaluations is <S_k, G_(k+1) - G_k> / <S_k, S_k>. At most two vectors of P numbers are alive: G_k and S_(k-1), or
-    G_(k-1) in the place of that, where the solver says that S_k = -h G_k.
+    evaluations is <S_k, G_(k+1) - G_k> / <S_k, S_k>. Two vectors of P numbers are alive, G_k and S_(k-1), or
+    G_(k-1) in the place of that, where the solver says that S_k = -h G_k; a third, S_k, while branches of several parts
+    take their steps, if it is one after which they are evaluated again.
 
     Args:
         weights: a_j of the branches.
@@ -34,6 +35,7 @@ class Trail:
         self.last: Tensor | None = None  # ||G|| [T] where a task was evaluated last,
         self.before: Tensor | None = None  # and one step before; NaN where there was none
         self._grad: Tensor | None = None  # G_k [T, 1, P]
+        self._step: Tensor | None = None  # S_k, of the branches that have taken theirs
         self._way: Tensor | None = None  # S_(k-1), or G_(k-1)
         self._length: Tensor | None = None  # its norm [T, 1, 1]
         self._slope: Tensor | None = None  # <S_(k-1), G_(k-1)> / <S_(k-1), S_(k-1)> [T, 1, 1]
@@ -48,25 +50,22 @@ class Trail:
     def moved(self, new: Tensor, y: Tensor, where: slice, went: Tensor | None) -> None:
         """The step of some of the branches from y to ``new`` [T, b, P], which only tasks take that ``went`` [T]."""
         if self.relative_step is None:
-            self._way = _add_weighted(None if where.start == 0 else self._way, new - y, self.weights[where])
+            self._step = _add_weighted(None if where.start == 0 else self._step, new - y, self.weights[where])
         if where.stop == len(self.weights):
             assert self._grad is not None
-            if self.relative_step is None:
-                assert self._way is not None
-                self._length = norm(self._way)
-                self._slope = along(self._grad, self._way, self._length)
-            else:
-                self._way, self._length = self._grad, norm(self._grad)
-            self._grad, self._went = None, went
+            self._way = self._grad if self._step is None else self._step
+            self._length = norm(self._way)
+            self._slope = None if self._step is None else along(self._grad, self._way, self._length)
+            self._grad, self._step, self._went = None, None, went
 
     def ended(self, grad: Tensor) -> None:
         """The gradient where the solve of a single branch ended [T, 1, P], which closes its last pair."""
         self._pair(grad)
-        self._grad = self._way = None
+        self.let_go()
 
     def let_go(self) -> None:
         """Of the vectors; numbers stay."""
-        self._grad = self._way = None
+        self._grad = self._step = self._way = None
 
     def _pair(self, grad: Tensor) -> None:
         """G_k, the end of a pair where there was a step before it."""
@@ -79,7 +78,7 @@ class Trail:
         if self.relative_step is None:
             assert self._slope is not None
             curvature = (found - self._slope).flatten()
-        else:
+        else:  # S = -h G
             curvature = ((1 - found) / self.relative_step).flatten()
         assert self.last is not None
         assert self.before is not None

@@ -22,7 +22,7 @@ def norm(vectors: Tensor) -> Tensor:
 
 
 def along(vectors: Tensor, direction: Tensor, length: Tensor) -> Tensor:
-    """<vectors, direction> / <direction, direction> [..., 1]; ``length``: the direction's [..., 1]; NaN where that is 0."""
+    """<vectors, direction> / <direction, direction> [..., 1]; ``length``: the direction's [..., 1]. NaN where it is 0."""
     if vectors.numel() <= BLOCK:
         return torch.linalg.vecdot(direction / length, vectors).unsqueeze(-1) / length
     width = max(1, BLOCK * vectors.shape[-1] // vectors.numel())
