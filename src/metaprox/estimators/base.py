@@ -186,8 +186,10 @@ class Estimator(ABC):
             parameters = call.parameters
         assert total is not None  # a batch has at least one task
         info = Info.join([c.info for c in chunks])
-        mean = total.div_(self._tasks_left(info, chunks, batch.size))
-        info = replace(info, sampling_error=sampling_error(torch.cat([c.length for c in chunks]), info.skipped, mean))
+        left = self._tasks_left(info, chunks, batch.size)
+        mean, lengths = total.div_(left), torch.cat([c.length for c in chunks])
+        kept = lengths if left == batch.size else lengths[~info.skipped]
+        info = replace(info, sampling_error=sampling_error(kept, mean))
         return MetaGradient(
             grad=parameters.unflatten(mean),
             query_loss=torch.cat([c.query_loss for c in chunks]),

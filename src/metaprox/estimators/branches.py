@@ -33,11 +33,14 @@ class AtBase:
     def of(
         cls, gradients: Gradients, y0: Tensor, *, measured: bool, trail: Trail | None = None
     ) -> tuple["AtBase", Evaluation, Tensor]:
-        """It, f at y_0 with ||v|| in the gradient's place, and grad_w f. Costs a gradient of each loss."""
+        """Returns it, f at y_0 with ||v|| in the gradient's place, and grad_w f. Costs a gradient of each loss.
+
+        ``trail``: of the base solve, which is told of r and holds no vector any more when f is evaluated.
+        """
         residual = gradients.proximal(y0, 0)
-        if trail is not None:
-            trail.ended(residual)
         norm_residual, lengths = norm(residual), None
+        if trail is not None:
+            trail.ended(residual, norm_residual.flatten())
         if measured:
             lengths = Lengths.of(y0, gradients.displacement(y0), residual, gradients.lam)
         query, shared = gradients.query_both(y0, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.estimators.base import Estimator
-from metaprox.estimators.error import BASE_STEPS, errors_of_system
+from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_system
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.inner.proximal import proximal_solve
@@ -59,6 +59,9 @@ class IMAML(Estimator):
         stopping, lam = self._stopping(), gradients.lam
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=BASE_STEPS)
         residual = gradients.proximal(base.y, 0)
+        norm_residual = norm(residual).flatten()
+        assert base.trail is not None
+        base.trail.ended(residual, norm_residual)
         query, shared = gradients.query_both(base.y, 0)
         shift = lam + self.damping
         z, left = conjugate_gradients(  # z = g / lam
@@ -72,10 +75,15 @@ class IMAML(Estimator):
             base,
             None,
             gradients.counts,
-            base_residual=norm(residual).flatten(),
+            base_residual=norm_residual,
             gradient_ratio=lam * ratio(z, query.grad),
             linear_residual=ratio(left, query.grad),
-            **errors_of_system(gradients, base, residual, z, query.grad, left).named(),
+            seen=Seen(
+                lam,
+                lam * norm(z).flatten(),
+                **of_base(base.trail, gradients, base.y),
+                **of_system(lam, z, query.grad, left),
+            ),
         )
         shared = shared - mixed_product(gradients, base.y, z, 0)
         return Estimate.of(base.y, lam * z, shared, query, info, base)

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metaprox.estimators.error import Seen
 from metaprox.inner.solve import Solution
 from metaprox.losses.gradients import Counts
 
-STATISTICS = ("base_residual", "gradient_ratio", "linear_residual", "relative_error")
-ERRORS = ("relative_error", "branch_error", "base_error", "truncation_error", "rounding_error")
+OWN = ("base_residual", "gradient_ratio", "linear_residual")
+STATISTICS = (*OWN, "relative_error")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Info:
         divided by the step of the difference [T].
     sampling_error: the standard error of the mean over the tasks of the batch, relative to the mean gradient: that of
         other tasks in their place. NaN for a single task.
+    seen: what the errors are computed from, the first time that one is asked for.
     nu: the weight of the query loss at a node of 1 [T]; 0 where v_i = 0 and no step was given.
     converged: whether the base, and the branches, of the task were seen to reach ``tol`` [T], rather than stopped at
         ``max_steps``. Where no tolerance was asked for (``steps=K``), True.
@@ -48,11 +51,6 @@ class Info:
     base_residual: Tensor
     gradient_ratio: Tensor
     linear_residual: Tensor
-    relative_error: Tensor
-    branch_error: Tensor
-    base_error: Tensor
-    truncation_error: Tensor
-    rounding_error: Tensor
     nu: Tensor
     converged: Tensor
     skipped: Tensor
@@ -62,13 +60,16 @@ class Info:
     branch_step_sizes: Tensor
     counts: Counts
     sampling_error: Tensor
+    seen: Seen
 
     @classmethod
-    def of(cls, base: Solution, branch: Solution | None, counts: Counts, **known: Tensor) -> "Info":
+    def of(
+        cls, base: Solution, branch: Solution | None, counts: Counts, seen: Seen | None = None, **known: Tensor
+    ) -> "Info":
         """Of the two solves; what is not ``known`` is NaN. Without branches there are no branch steps."""
         unknown = torch.full(base.steps.shape, torch.nan, dtype=base.step_sizes.dtype, device=base.steps.device)
         return cls(
-            **(dict.fromkeys((*STATISTICS, *ERRORS, "nu"), unknown) | known),
+            **(dict.fromkeys((*OWN, "nu"), unknown) | known),
             converged=base.converged & branch.converged if branch else base.converged,
             skipped=torch.zeros_like(base.converged),
             base_steps=base.steps,
@@ -77,14 +78,18 @@ class Info:
             branch_step_sizes=branch.step_sizes if branch else base.step_sizes[:, :0],
             counts=counts,
             sampling_error=unknown.new_tensor(torch.nan),
+            seen=Seen.nothing(unknown) if seen is None else seen,
         )
 
     @classmethod
     def join(cls, infos: Sequence["Info"]) -> "Info":
         """Of several chunks of tasks, one after another."""
+        if len(infos) == 1:
+            return infos[0]
         columns = {name: torch.cat(_padded([getattr(info, name) for info in infos])) for name in _COLUMNS}
         counts = Counts.total([info.counts for info in infos])
-        return cls(**columns, counts=counts, sampling_error=infos[0].sampling_error)
+        seen = Seen.join([info.seen for info in infos])
+        return cls(**columns, counts=counts, sampling_error=infos[0].sampling_error, seen=seen)
 
     def where(self, here: Tensor, other: "Info") -> "Info":
         """This one's entries for the tasks ``here`` [T], and the ``other`` one's for the rest; counts of all work."""
@@ -92,7 +97,33 @@ class Info:
         for name in _COLUMNS:
             own, others = _padded([getattr(self, name), getattr(other, name)])
             columns[name] = torch.where(here if own.dim() == 1 else here[:, None], own, others)
-        return Info(**columns, counts=other.counts, sampling_error=self.sampling_error)
+        seen = self.seen.where(here, other.seen)
+        return Info(**columns, counts=other.counts, sampling_error=self.sampling_error, seen=seen)
+
+    @cached_property
+    def _errors(self) -> dict[str, Tensor]:
+        return self.seen.errors()
+
+    @property
+    def relative_error(self) -> Tensor:
+        known = self.branch_error + self.base_error
+        return known + self.truncation_error.nan_to_num(0.0) + self.rounding_error.nan_to_num(0.0)
+
+    @property
+    def branch_error(self) -> Tensor:
+        return self._errors["branch"]
+
+    @property
+    def base_error(self) -> Tensor:
+        return self._errors["base"]
+
+    @property
+    def truncation_error(self) -> Tensor:
+        return self._errors["truncation"]
+
+    @property
+    def rounding_error(self) -> Tensor:
+        return self._errors["rounding"]
 
     def summary(self) -> dict[str, float]:
         """Returns for a log the median and worst over tasks of residual, ratio and error estimate, where known.
@@ -116,7 +147,7 @@ class Info:
         return rows
 
 
-_COLUMNS = tuple(field.name for field in fields(Info) if field.name not in ("counts", "sampling_error"))
+_COLUMNS = tuple(field.name for field in fields(Info) if field.name not in ("counts", "sampling_error", "seen"))
 
 
 def _padded(values: list[Tensor]) -> list[Tensor]:

@@ -1,14 +1,14 @@
 """The derivative that FO-B-MAML's difference approximates, by forward mode through the same solve."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.error import BASE_STEPS, Errors, base_error, branch_error, linear_residual
+from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_branches
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.inner.proximal import proximal_solve
@@ -55,6 +55,9 @@ class Tangent(Branched):
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=BASE_STEPS)
         y0, lam = base.y, gradients.lam
         residual = gradients.proximal(y0, 0)
+        norm_residual = norm(residual).flatten()
+        assert base.trail is not None
+        base.trail.ended(residual, norm_residual)
         query, shared = gradients.query_both(y0, 0)
         self._require_finite(gradients, residual, query.grad)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
@@ -69,37 +72,24 @@ class Tangent(Branched):
             base,
             branch,
             gradients.counts,
-            base_residual=norm(residual).flatten(),
+            base_residual=norm_residual,
             gradient_ratio=ratio(g, query.grad),
             nu=torch.zeros_like(y0[:, 0, 0]),
-            **self._errors(gradients, base, branch, y0, residual, query.grad, g),
+            **self._judged(gradients, base, branch, query.grad, g),
         )
         shared = shared + mixed_product(gradients, end, tangent, 0)
         return Estimate.of(base.y, g, shared, query, info, base, branch)
 
-    def _errors(
-        self,
-        gradients: Gradients,
-        base: Solution,
-        branch: Solution,
-        y0: Tensor,
-        residual: Tensor,
-        v: Tensor,
-        g: Tensor,
-    ) -> dict[str, Tensor]:
-        """What is known of the error of g [T, 1, P]; of a solver that was differentiated nothing is."""
-        if branch.trail is None:
+    def _judged(self, gradients: Gradients, base: Solution, branch: Solution, v: Tensor, g: Tensor) -> dict[str, Any]:
+        """What is seen of the error of g [T, 1, P]; of a solver that was differentiated nothing is."""
+        known = of_base(base.trail, gradients, base.y)
+        if branch.trail is None or branch.trail.last is None:
             return {}
-        assert base.trail is not None
-        base.trail.ended(residual)
-        length, moved, one = norm(g).flatten(), norm(gradients.displacement(y0)).flatten(), torch.ones_like(g[:, 0, 0])
-        errors = Errors.of(
-            length,
-            branch=branch_error(branch.trail, gradients.lam, one),
-            base=base_error(base.trail, gradients.lam, length, norm(residual).flatten(), moved),
-            rounding=torch.zeros_like(length),
-        )
-        return {"linear_residual": linear_residual(branch.trail, norm(v).flatten(), one), **errors.named()}
+        length, one = norm(g).flatten(), torch.ones_like(g[:, 0, 0])
+        known |= of_branches(branch.trail, gradients.lam, one) | {"per_nu": 0 * one}  # nothing is divided by nu
+        norm_v = norm(v).flatten()
+        residual = torch.where(norm_v > 0, branch.trail.last / norm_v, 0.0)
+        return {"linear_residual": residual, "seen": Seen(gradients.lam, length, **known)}
 
     def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:

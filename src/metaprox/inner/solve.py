@@ -196,7 +196,7 @@ class _Progress:
             self.tol is not None or step >= self.max_steps - self.trail.evaluations
         )
         if self._watching and self.trail is not None:
-            self.trail.evaluated(grad, where)
+            self.trail.evaluated(grad, norms, where)
         if self._freezes:
             self.finite = self.finite & norms.isfinite().all(1)
             self.active = self.active & self.finite
