@@ -8,7 +8,7 @@ them; below 1e-7 they are the truth's own. A row counts as covered where its err
 no exaggeration where it is at least a tenth of it. The constants of the estimate were fixed before, on other problems.
 
 Where the losses have kinks (ReLU) the derivative at y_0 is that of one linear piece, and the truth that of another;
-such problems are counted apart. A quarter of an hour on one core (quick: two problems, a minute).
+such problems are counted apart. Twenty minutes on one core (quick: two problems, a minute).
 """
 
 from collections.abc import Callable, Iterable
