@@ -164,7 +164,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         "reference": {
             "base_residual": float(truth.info.base_residual.max()),
             "steps": int(truth.info.base_steps.max()),
-            "linear_residual": float(truth.info.error_estimate.max()),
+            "linear_residual": float(truth.info.linear_residual.max()),
         },
         "rounds": rounds,
         "unit_seconds": base,

@@ -361,7 +361,7 @@ def test_memory_is_flat_in_the_inner_steps_and_that_of_maml_is_not(backend):
     ("method", "while_evaluating", "at_most"),
     [
         (mp.FOMAML, 2, 2),
-        (mp.FOBMAML, 4, 4),
+        (mp.FOBMAML, 5, 5),
         (partial(mp.FOBMAML, estimate_error=False), 3, 3),
         (partial(mp.FOBMAML, scheme="forward", residual_correction=True, estimate_error=False), 4, 4),
     ],

@@ -58,7 +58,7 @@ def test_an_estimate_keeps_no_vector_that_nobody_asked_for(name):
         assert found.y is None
         for solved in found.solves:
             assert solved.parts == ()
-            assert solved.grad is None
+            assert solved.trail._grad is solved.trail._way is None
         assert meta._estimate(gradients, keep_adapted=True).y.shape == (3, 1, 4)
 
 
@@ -81,7 +81,7 @@ def test_what_an_error_estimate_takes_is_taken_where_it_is_asked_for(asked):
     meta = mp.FOBMAML(mp.GradientDescent(LR / 3), K, nu=0.05, estimate_error=asked)
     with started() as (_, gradients):
         info = meta._estimate(gradients, keep_adapted=False).info
-    assert info.error_estimate.isnan().tolist() == [not asked] * 3
+    assert info.linear_residual.isnan().tolist() == [not asked] * 3
 
 
 SOLVER = mp.GradientDescent(0.1)

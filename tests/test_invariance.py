@@ -188,7 +188,7 @@ def same_in(units, settings, where):
     per_unit = {
         "base_residual": units.gradient,
         "gradient_ratio": 1.0,
-        "error_estimate": 1.0,
+        "linear_residual": 1.0,
         "nu": 1 / units.query,
         "base_step_sizes": 1 / units.curvature,
         "branch_step_sizes": 1 / units.curvature,

@@ -199,8 +199,8 @@ def test_info_of_solves_and_of_parts_of_a_batch():
     alone = Info.of(solution(), None, Counts(1, 2, 3), **known)
     same((alone.nu, alone.base_residual), (known["nu"], known["base_residual"]))
     assert alone.gradient_ratio.isnan().all()
-    assert alone.error_estimate.isnan().all()
-    assert alone.error_estimate.dtype == torch.float64
+    assert alone.linear_residual.isnan().all()
+    assert alone.linear_residual.dtype == torch.float64
     assert alone.converged.tolist() == [True, False, True]
     assert alone.skipped.tolist() == [False] * T
     assert alone.branch_steps.tolist() == [0] * T

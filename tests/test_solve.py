@@ -6,6 +6,7 @@ import torch
 import metaprox as mp
 from metaprox.inner.failures import Purpose
 from metaprox.inner.solve import Solution, Stopping, solve, solve_parts
+from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
 
 CURVATURE = torch.tensor([0.2, 1.0, 1.9], dtype=torch.float64).view(3, 1, 1)
@@ -112,7 +113,7 @@ def test_what_a_count_ends_has_taken_all_its_steps_and_nothing_to_converge_to():
         assert out.steps.tolist() == [steps] * 3
         assert out.step_sizes.shape == (3, steps)
         assert out.converged.tolist() == out.finite.tolist() == [True] * 3
-        assert out.grad is out.failure is None
+        assert out.trail is out.failure is None
 
 
 def test_converged_is_who_was_seen_at_the_tolerance():
@@ -180,12 +181,14 @@ def test_a_step_that_comes_with_its_gradient_is_taken_as_it_is(tol):
             return super().step(grad, y, state)
 
     solver = mp.GradientDescent(0.9)
-    out = solve_parts(alone, [ones()], Watched(0.9), 60, tol=limits, weights=(2.0,), fused=fused)
+    seen = [Trail((2.0,), None, 3, closed=True) for _ in range(2)]
+    out = solve_parts(alone, [ones()], Watched(0.9), 60, tol=limits, trail=seen[0], fused=fused)
     assert stepped in (asked, asked[:-1])  # the last look takes no step
-    plain = solve_parts(lambda y, step, _: gradient(y, step), [ones()], solver, 60, tol=limits, weights=(2.0,))
+    plain = solve_parts(lambda y, step, _: gradient(y, step), [ones()], solver, 60, tol=limits, trail=seen[1])
     assert asked == [step for step in range(max(asked) + 1) if step % 2 == 0]
     torch.testing.assert_close(out.y, plain.y)
-    torch.testing.assert_close(out.grad, plain.grad)
+    torch.testing.assert_close(seen[0].last, seen[1].last)
+    torch.testing.assert_close(seen[0].curvatures, seen[1].curvatures, equal_nan=True)
     torch.testing.assert_close(out.step_sizes, plain.step_sizes, equal_nan=True)
     assert out.steps.tolist() == plain.steps.tolist()
 
@@ -243,34 +246,39 @@ def test_start_is_not_written_on():
 
 
 @pytest.mark.parametrize("tol", [None, torch.full((3,), 1e-3, dtype=torch.float64)])
-def test_the_kept_gradient_is_the_weighted_sum_of_the_last_ones(tol):
+def test_the_trail_sees_the_weighted_sum_of_the_last_gradients(tol):
     start = torch.arange(18.0, dtype=torch.float64).view(3, 3, 2)
     weights = (-0.5, 2.0, 0.25)
+    seen = Trail(weights, 0.9, 2, closed=False)
     out = solve_parts(
-        lambda y, step, branches: gradient(y, step), [start], mp.GradientDescent(0.9), 400, tol=tol, weights=weights
+        lambda y, step, branches: gradient(y, step), [start], mp.GradientDescent(0.9), 400, tol=tol, trail=seen
     )
     before = out.y if tol is not None else out.y / (1 - 0.9 * CURVATURE)
     expected = sum(w * gradient(before, 0)[:, j : j + 1] for j, w in enumerate(weights))
-    torch.testing.assert_close(out.grad, expected, rtol=1e-9, atol=1e-300)
+    torch.testing.assert_close(seen.last, expected.norm(dim=-1).flatten(), rtol=1e-9, atol=1e-300)
 
 
 @pytest.mark.parametrize("solver", [mp.GradientDescent(0.3), mp.Nesterov(0.3), mp.Adam(0.3), mp.Anderson(0.3)], ids=str)
 def test_branches_one_by_one_are_the_branches_at_once(solver):
     start = torch.arange(18.0, dtype=torch.float64).view(3, 3, 2)
     shift = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)[:, None]
-    seen = []
+    asked = []
 
     def pulled(y, step, branches):
-        seen.append((step, branches.start, branches.stop))
+        asked.append((step, branches.start, branches.stop))
         return CURVATURE * (y - shift[branches])
 
-    together = solve_parts(pulled, [start], solver, 7, weights=(1.0, -3.0, 2.0))
+    seen = [Trail((1.0, -3.0, 2.0), None, 3, closed=False) for _ in range(2)]
+    together = solve_parts(pulled, [start], solver, 7, trail=seen[0])
     parts = [start[:, j : j + 1] for j in range(3)]
-    apart = solve_parts(pulled, parts, solver, 7, weights=(1.0, -3.0, 2.0))
-    assert seen == [(k, 0, 3) for k in range(7)] + [(k, j, j + 1) for k in range(7) for j in range(3)]
+    apart = solve_parts(pulled, parts, solver, 7, trail=seen[1])
+    assert asked == [(k, 0, 3) for k in range(7)] + [(k, j, j + 1) for k in range(7) for j in range(3)]
     assert parts == []  # taken over, so that no start outlives its first step
     torch.testing.assert_close(apart.y, together.y, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(apart.grad, together.grad, rtol=1e-10, atol=1e-12)
+    for name in ("last", "before"):
+        torch.testing.assert_close(getattr(seen[1], name), getattr(seen[0], name), rtol=1e-10, atol=1e-12)
+    assert seen[0].curvatures.shape == seen[1].curvatures.shape == (3, 2)
+    torch.testing.assert_close(seen[1].curvatures, seen[0].curvatures, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(apart.step_sizes, together.step_sizes)
 
 

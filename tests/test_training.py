@@ -83,7 +83,7 @@ def test_metrics_log_every_step_with_median_and_worst(tmp_path):
     steps = [r for r in rows if r["kind"] == "step"]
     assert [r["step"] for r in steps] == list(range(1, 8))
     for row in steps:
-        for name in ("base_residual", "gradient_ratio", "error_estimate"):
+        for name in ("base_residual", "gradient_ratio", "linear_residual"):
             assert 0 <= row[f"{name}_median"] <= row[f"{name}_worst"]
         assert row["base_step_size_median"] == pytest.approx(0.01)
         assert row["support_gradients"] == 3 * (3 + 1 + 2 * 2)

@@ -64,7 +64,7 @@ def assert_same(make, units, **settings):
     other, new = gradient(make, units, **settings)
     assert one.norm() > 1e-3
     assert torch.equal(one, other)
-    for name in ("gradient_ratio", "error_estimate"):
+    for name in ("gradient_ratio", "linear_residual"):
         torch.testing.assert_close(getattr(new, name), getattr(old, name), rtol=1e-6, atol=0, equal_nan=True)
 
 
@@ -176,7 +176,7 @@ def test_a_replaced_task_is_the_one_of_the_center_and_the_others_are_untouched()
     out = meta["loss"](problem, START, tasks)
     singles = [meta["center" if i == 1 else "loss"](problem, START, one(i)) for i in range(3)]
     torch.testing.assert_close(out.grad["y"], torch.stack([single.grad["y"] for single in singles]).mean(0))
-    for name in ("nu", "gradient_ratio", "error_estimate"):
+    for name in ("nu", "gradient_ratio", "linear_residual"):
         torch.testing.assert_close(
             getattr(out.info, name), torch.cat([getattr(single.info, name) for single in singles])
         )

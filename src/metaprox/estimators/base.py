@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +14,7 @@ from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.errors import NonFiniteError
+from metaprox.estimators.error import sampling_error
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import ChunkResult, Estimate, MetaGradient
 from metaprox.inner.failures import Purpose
@@ -185,8 +186,12 @@ class Estimator(ABC):
             parameters = call.parameters
         assert total is not None  # a batch has at least one task
         info = Info.join([c.info for c in chunks])
+        left = self._tasks_left(info, chunks, batch.size)
+        mean, lengths = total.div_(left), torch.cat([c.length for c in chunks])
+        kept = lengths if left == batch.size else lengths[~info.skipped]
+        info = replace(info, sampling_error=sampling_error(kept, mean))
         return MetaGradient(
-            grad=parameters.unflatten(total.div_(self._tasks_left(info, chunks, batch.size))),
+            grad=parameters.unflatten(mean),
             query_loss=torch.cat([c.query_loss for c in chunks]),
             metrics=joined([c.metrics for c in chunks]),
             adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox.estimators.step import Lengths
-from metaprox.inner.solve import add_weighted
+from metaprox.inner.trail import Trail, add_weighted
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.gradients import Gradients
 from metaprox.vectors.norms import norm
@@ -30,10 +30,17 @@ class AtBase:
     lengths: Lengths | None
 
     @classmethod
-    def of(cls, gradients: Gradients, y0: Tensor, *, measured: bool) -> tuple["AtBase", Evaluation, Tensor]:
-        """It, f at y_0 with ||v|| in the gradient's place, and grad_w f. Costs a gradient of each loss."""
+    def of(
+        cls, gradients: Gradients, y0: Tensor, *, measured: bool, trail: Trail | None = None
+    ) -> tuple["AtBase", Evaluation, Tensor]:
+        """Returns it, f at y_0 with ||v|| in the gradient's place, and grad_w f. Costs a gradient of each loss.
+
+        ``trail``: of the base solve, which is told of r and holds no vector any more when f is evaluated.
+        """
         residual = gradients.proximal(y0, 0)
         norm_residual, lengths = norm(residual), None
+        if trail is not None:
+            trail.ended(residual, norm_residual.flatten())
         if measured:
             lengths = Lengths.of(y0, gradients.displacement(y0), residual, gradients.lam)
         query, shared = gradients.query_both(y0, 0)

@@ -11,16 +11,18 @@ from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.branches import AtBase, Branches
+from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_branches
 from metaprox.estimators.info import Info
-from metaprox.estimators.result import Estimate, ratio
+from metaprox.estimators.result import Estimate
 from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Fused, GradientAt, solve_parts
+from metaprox.inner.solve import Fused, GradientAt, Solution, solve_parts
+from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import InnerSolver, separates_branches
+from metaprox.solvers.protocol import InnerSolver, relative_step, separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -38,7 +40,7 @@ class FOBMAML(Branched):
     The base solve goes from x to y_0; then all branches start at y_0 together and share steps, step sizes and
     noise, so that what they have in common cancels in the difference. Memory does not grow with the steps. In the
     loop backend a loss is evaluated with one batch's memory, as in plain training, and (symmetric, "loss", gradient
-    descent) 3 further vectors of P numbers: both branches and a gradient; a fourth at the last step for the error
+    descent) 3 further vectors of P numbers: both branches and a gradient; two more at the last step for the error
     estimate; between evaluations there are no more. Up to a megabyte of parameters x is copied: one more. Under vmap
     it is P numbers and an evaluation's memory for each task and branch of the chunk at hand. With forward and symmetric
     differences of exact solves the error is O(nu) and O(nu^2); see ``scheme``.
@@ -68,7 +70,7 @@ class FOBMAML(Branched):
             the solver reaches, and long training ends worse.
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
-        estimate_error: whether to compute ``info.error_estimate``. Without it the loop backend saves a vector.
+        estimate_error: whether to say ``info.relative_error``. Without it the loop backend saves two vectors.
 
     ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
@@ -125,9 +127,12 @@ class FOBMAML(Branched):
         return self._chooses and self.perturb == "loss" and min(stencil(self.scheme).nodes) < 0
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
+        watched = BASE_STEPS if self.estimate_error else 0
+        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite, watched=watched)
         adapted = base.y if keep_adapted else None
-        at_base, query, shared = AtBase.of(gradients, base.y, measured=self._chooses or self.tol is not None)
+        measured = self._chooses or self.tol is not None
+        at_base, query, shared = AtBase.of(gradients, base.y, measured=measured, trail=base.trail)
+        seen = of_base(base.trail, gradients, at_base.y0)
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
@@ -141,24 +146,43 @@ class FOBMAML(Branched):
             first=first,
             fused=self._step_of(branches, gradients, solver),
             tol=tol,
-            weights=branches.weights if self.estimate_error else None,
+            trail=self._trail(branches, solver),
             purpose=self._purpose_of_branches(gradients),
         )
-        error = torch.full_like(norm_v, torch.nan) if ends.grad is None else branches.per_nu(norm(ends.grad))
-        ends = replace(ends, grad=None)
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
+        per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
+        length, norm_v = norm(grad).flatten(), norm_v.flatten()
         info = Info.of(
             base,
             ends,
             gradients.counts,
             base_residual=norm_residual.flatten(),
-            gradient_ratio=ratio(grad, norm_v),
-            error_estimate=ratio(error, norm_v),
+            gradient_ratio=torch.where(norm_v > 0, length / norm_v, 0.0),
+            linear_residual=self._linear_residual(ends, norm_v, per_nu),
             nu=branches.nu.flatten(),
+            seen=self._seen(gradients.lam, length, seen, ends, per_nu),
         )
         found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
         return self._unless_astray(found, gradients)
+
+    def _trail(self, branches: Branches, solver: InnerSolver) -> Trail | None:
+        """What is to be seen of the branches' last two gradients."""
+        if not self.estimate_error or not self._steps_of_branches:
+            return None
+        return Trail(branches.weights, relative_step(solver), 2, closed=False)
+
+    def _linear_residual(self, ends: Solution, norm_v: Tensor, per_nu: Tensor) -> Tensor:
+        """||rho|| / (lam ||v||) [T], 0 where v = 0; NaN where it was not looked at."""
+        if ends.trail is None or ends.trail.last is None:
+            return torch.full_like(norm_v, torch.nan)
+        return torch.where(norm_v > 0, per_nu * ends.trail.last / norm_v, 0.0)
+
+    def _seen(self, lam: float, length: Tensor, base: dict[str, Tensor], ends: Solution, per_nu: Tensor) -> Seen:
+        """What the error of g, of ``length`` [T], is judged by."""
+        if ends.trail is None or not base:
+            return Seen.nothing(length)
+        return Seen(lam, length, **base, **of_branches(ends.trail, lam, per_nu))
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.estimators.base import Estimator
+from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_system
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.inner.proximal import proximal_solve
@@ -23,7 +24,7 @@ class IMAML(Estimator):
     """Implicit MAML: g solves (H + lam I) g = lam v, with H = Hess fhat(y_K) and v = grad f(y_K).
 
     Exact where the base has converged and CG has. Needs second derivatives of the inner loss, but keeps no graph
-    of the inner steps. ``info.error_estimate`` is the residual of the system relative to lam ||v||.
+    of the inner steps. ``info.branch_error`` is that of the system.
 
     Args:
         cg_steps: steps of conjugate gradients, each one Hessian-vector product.
@@ -55,8 +56,12 @@ class IMAML(Estimator):
         return 3  # of a gradient and its derivative
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base, lam = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite), gradients.lam
+        stopping, lam = self._stopping(), gradients.lam
+        base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=BASE_STEPS)
         residual = gradients.proximal(base.y, 0)
+        norm_residual = norm(residual).flatten()
+        assert base.trail is not None
+        base.trail.ended(residual, norm_residual)
         query, shared = gradients.query_both(base.y, 0)
         shift = lam + self.damping
         z, left = conjugate_gradients(  # z = g / lam
@@ -65,13 +70,20 @@ class IMAML(Estimator):
             self.cg_steps,
             self.cg_tol,
         )
+        left = left.add(z, alpha=self.damping)  # v - (H + lam I) z
         info = Info.of(
             base,
             None,
             gradients.counts,
-            base_residual=norm(residual).flatten(),
+            base_residual=norm_residual,
             gradient_ratio=lam * ratio(z, query.grad),
-            error_estimate=ratio(left.add(z, alpha=self.damping), query.grad),
+            linear_residual=ratio(left, query.grad),
+            seen=Seen(
+                lam,
+                lam * norm(z).flatten(),
+                **of_base(base.trail, gradients, base.y),
+                **of_system(lam, z, query.grad, left),
+            ),
         )
         shared = shared - mixed_product(gradients, base.y, z, 0)
         return Estimate.of(base.y, lam * z, shared, query, info, base)

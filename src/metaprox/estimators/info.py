@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metaprox.estimators.error import Seen
 from metaprox.inner.solve import Solution
 from metaprox.losses.gradients import Counts
 
-STATISTICS = ("base_residual", "gradient_ratio", "error_estimate")
+OWN = ("base_residual", "gradient_ratio", "linear_residual")
+STATISTICS = (*OWN, "relative_error")
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,19 @@ class Info:
     base_residual: ||grad fhat(y_0) + lam (y_0 - x)|| [T], 0 at the exact inner solution.
     gradient_ratio: ||g_i|| / ||v_i|| [T] with v_i = grad f_i(y_0). At most 1 for convex inner losses and exact
         solves, so that larger values are an alarm. NaN for FO-MAML, whose g_i is v_i.
-    error_estimate: ||lam v - (H + lam I) g|| / (lam ||v||) [T], how far g is from solving (1) at y_0: for differences,
-        by the same difference of gradients that g is of solutions, one step before the end. Where it falls at every
-        step, as with gradient descent on a convex quadratic at lr <= 2/L, g is no farther than this times ||v|| from
-        where the branch solves lead; with solvers or losses for which it does not, it is an estimate and no bound.
-        What is wrong with y_0 itself, truncation and rounding are not in it. NaN where branches took no step, or it
-        was not asked for.
+    linear_residual: ||rho|| / (lam ||v||) [T] with rho = lam v - (H + lam I) g, how far g is from solving (1) at y_0:
+        for differences, by the same difference of gradients that g is of solutions, one step before the end. Where it
+        falls at every step, as with gradient descent on a convex quadratic at lr <= 2/L, g is no farther than this
+        times ||v|| from where the branch solves lead. NaN where branches took no step, or no error was asked for.
+    relative_error: how far g_i is from the gradient of F_i, relative to ||g_i|| and at most 1 [T]: an estimate from
+        what the solves have seen, no bound (docs/error.md); 1 where g_i may be mostly error. It is the sum of the next
+        four, of which those that are NaN are not known. NaN where a method has none, or it was not asked for.
+    branch_error: of branches that are not solved, or of the linear system [T]. base_error: of y_0, which is not [T].
+    truncation_error: of the finite difference [T]; NaN, for it takes a further gradient. rounding_error: of rounding,
+        divided by the step of the difference [T].
+    sampling_error: the standard error of the mean over the tasks of the batch, relative to the mean gradient: that of
+        other tasks in their place. NaN for a single task.
+    seen: what the errors are computed from, the first time that one is asked for.
     nu: the weight of the query loss at a node of 1 [T]; 0 where v_i = 0 and no step was given.
     converged: whether the base, and the branches, of the task were seen to reach ``tol`` [T], rather than stopped at
         ``max_steps``. Where no tolerance was asked for (``steps=K``), True.
@@ -40,7 +50,7 @@ class Info:
 
     base_residual: Tensor
     gradient_ratio: Tensor
-    error_estimate: Tensor
+    linear_residual: Tensor
     nu: Tensor
     converged: Tensor
     skipped: Tensor
@@ -49,13 +59,17 @@ class Info:
     base_step_sizes: Tensor
     branch_step_sizes: Tensor
     counts: Counts
+    sampling_error: Tensor
+    seen: Seen
 
     @classmethod
-    def of(cls, base: Solution, branch: Solution | None, counts: Counts, **known: Tensor) -> "Info":
+    def of(
+        cls, base: Solution, branch: Solution | None, counts: Counts, seen: Seen | None = None, **known: Tensor
+    ) -> "Info":
         """Of the two solves; what is not ``known`` is NaN. Without branches there are no branch steps."""
         unknown = torch.full(base.steps.shape, torch.nan, dtype=base.step_sizes.dtype, device=base.steps.device)
         return cls(
-            **(dict.fromkeys((*STATISTICS, "nu"), unknown) | known),
+            **(dict.fromkeys((*OWN, "nu"), unknown) | known),
             converged=base.converged & branch.converged if branch else base.converged,
             skipped=torch.zeros_like(base.converged),
             base_steps=base.steps,
@@ -63,13 +77,19 @@ class Info:
             base_step_sizes=base.step_sizes,
             branch_step_sizes=branch.step_sizes if branch else base.step_sizes[:, :0],
             counts=counts,
+            sampling_error=unknown.new_tensor(torch.nan),
+            seen=Seen.nothing(unknown) if seen is None else seen,
         )
 
     @classmethod
     def join(cls, infos: Sequence["Info"]) -> "Info":
         """Of several chunks of tasks, one after another."""
+        if len(infos) == 1:
+            return infos[0]
         columns = {name: torch.cat(_padded([getattr(info, name) for info in infos])) for name in _COLUMNS}
-        return cls(**columns, counts=Counts.total([info.counts for info in infos]))
+        counts = Counts.total([info.counts for info in infos])
+        seen = Seen.join([info.seen for info in infos])
+        return cls(**columns, counts=counts, sampling_error=infos[0].sampling_error, seen=seen)
 
     def where(self, here: Tensor, other: "Info") -> "Info":
         """This one's entries for the tasks ``here`` [T], and the ``other`` one's for the rest; counts of all work."""
@@ -77,7 +97,33 @@ class Info:
         for name in _COLUMNS:
             own, others = _padded([getattr(self, name), getattr(other, name)])
             columns[name] = torch.where(here if own.dim() == 1 else here[:, None], own, others)
-        return Info(**columns, counts=other.counts)
+        seen = self.seen.where(here, other.seen)
+        return Info(**columns, counts=other.counts, sampling_error=self.sampling_error, seen=seen)
+
+    @cached_property
+    def _errors(self) -> dict[str, Tensor]:
+        return self.seen.errors()
+
+    @property
+    def relative_error(self) -> Tensor:
+        known = self.branch_error + self.base_error
+        return known + self.truncation_error.nan_to_num(0.0) + self.rounding_error.nan_to_num(0.0)
+
+    @property
+    def branch_error(self) -> Tensor:
+        return self._errors["branch"]
+
+    @property
+    def base_error(self) -> Tensor:
+        return self._errors["base"]
+
+    @property
+    def truncation_error(self) -> Tensor:
+        return self._errors["truncation"]
+
+    @property
+    def rounding_error(self) -> Tensor:
+        return self._errors["rounding"]
 
     def summary(self) -> dict[str, float]:
         """Returns for a log the median and worst over tasks of residual, ratio and error estimate, where known.
@@ -101,7 +147,7 @@ class Info:
         return rows
 
 
-_COLUMNS = tuple(field.name for field in fields(Info) if field.name != "counts")
+_COLUMNS = tuple(field.name for field in fields(Info) if field.name not in ("counts", "sampling_error", "seen"))
 
 
 def _padded(values: list[Tensor]) -> list[Tensor]:

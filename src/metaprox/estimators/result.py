@@ -70,12 +70,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """An estimate for some of the tasks: gradient [T, P + W], adapted parameters [T, P] if kept, the rest per task.
+    """An estimate for some of the tasks: gradient [T, P + W], its norm, adapted parameters [T, P] if kept, the rest.
 
     failure: why the first of the tasks that are skipped is; their gradients are 0.
     """
 
     grad: Tensor
+    length: Tensor
     adapted: Tensor | None
     query_loss: Tensor
     metrics: Metrics
@@ -97,7 +98,10 @@ class ChunkResult:
             loss = torch.where(adapts, loss, torch.nan)
             y = None if y is None else torch.where(adapts[..., None], y, torch.nan)
         metrics = {name: metric.squeeze(1) for name, metric in query.metrics.items()}
-        return cls(grad.squeeze(1), None if y is None else y.squeeze(1), loss.squeeze(1), metrics, info, failure)
+        length = norm(grad).flatten()
+        return cls(
+            grad.squeeze(1), length, None if y is None else y.squeeze(1), loss.squeeze(1), metrics, info, failure
+        )
 
     def without_vectors(self) -> "ChunkResult":
         """The same without what takes P numbers a task."""

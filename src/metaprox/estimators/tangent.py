@@ -1,20 +1,22 @@
 """The derivative that FO-B-MAML's difference approximates, by forward mode through the same solve."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaprox.estimators.branched import Branched
+from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_branches
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Solution, solve
+from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import hessian_vector, mixed_product
-from metaprox.solvers.protocol import check_differentiable
+from metaprox.solvers.protocol import check_differentiable, relative_step
 from metaprox.vectors.norms import norm
 
 
@@ -49,9 +51,13 @@ class Tangent(Branched):
         return 3  # of a gradient and its derivative
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite)
+        stopping = self._stopping()
+        base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=BASE_STEPS)
         y0, lam = base.y, gradients.lam
         residual = gradients.proximal(y0, 0)
+        norm_residual = norm(residual).flatten()
+        assert base.trail is not None
+        base.trail.ended(residual, norm_residual)
         query, shared = gradients.query_both(y0, 0)
         self._require_finite(gradients, residual, query.grad)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
@@ -66,12 +72,24 @@ class Tangent(Branched):
             base,
             branch,
             gradients.counts,
-            base_residual=norm(residual).flatten(),
+            base_residual=norm_residual,
             gradient_ratio=ratio(g, query.grad),
             nu=torch.zeros_like(y0[:, 0, 0]),
+            **self._judged(gradients, base, branch, query.grad, g),
         )
         shared = shared + mixed_product(gradients, end, tangent, 0)
         return Estimate.of(base.y, g, shared, query, info, base, branch)
+
+    def _judged(self, gradients: Gradients, base: Solution, branch: Solution, v: Tensor, g: Tensor) -> dict[str, Any]:
+        """What is seen of the error of g [T, 1, P]; of a solver that was differentiated nothing is."""
+        known = of_base(base.trail, gradients, base.y)
+        if branch.trail is None or branch.trail.last is None:
+            return {}
+        length, one = norm(g).flatten(), torch.ones_like(g[:, 0, 0])
+        known |= of_branches(branch.trail, gradients.lam, one) | {"per_nu": 0 * one}  # nothing is divided by nu
+        norm_v = norm(v).flatten()
+        residual = torch.where(norm_v > 0, branch.trail.last / norm_v, 0.0)
+        return {"linear_residual": residual, "seen": Seen(gradients.lam, length, **known)}
 
     def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:
@@ -79,11 +97,13 @@ class Tangent(Branched):
                 return v  # z is 0
             return hessian_vector(gradients, y0, z, 0).add(z, alpha=gradients.lam).add(v)
 
+        solver, steps = gradients.for_parameters(self._solver_of_branches), self._steps_of_branches
         return solve(
             gradient,
             start,
-            gradients.for_parameters(self._solver_of_branches),
-            self._steps_of_branches,
+            solver,
+            steps,
+            trail=Trail((1.0,), relative_step(solver), 2, closed=False) if steps else None,
             purpose=self._purpose("branch solve", gradients),
         )
 

@@ -170,12 +170,13 @@ CASES: dict[str, Callable[[int], Case]] = {
 
 @dataclass(frozen=True)
 class Exact:
-    """grad F, the mean over tasks of lam (H + lam I)^{-1} v at the inner solutions y_i.
+    """grad F, the mean over tasks of lam (H + lam I)^{-1} v at the inner solutions y_i; per_task: each [T, P].
 
     residual: the mean norm of the gradient that is left at y_i. least: the least eigenvalue of H + lam I of all tasks.
     """
 
     gradient: Params
+    per_task: Tensor
     residual: float
     least: float
 
@@ -200,4 +201,5 @@ def exact(case: Case) -> Exact:
         solved.append(torch.linalg.solve(curvature, case.problem.lam * v))
         left.append(float(grad(phi)(y).norm()))
         least.append(float(torch.linalg.eigvalsh(curvature)[0]))
-    return Exact(parameters.unflatten(torch.stack(solved).mean(0)), sum(left) / TASKS, min(least))
+    per_task = torch.stack(solved)
+    return Exact(parameters.unflatten(per_task.mean(0)), per_task, sum(left) / TASKS, min(least))

@@ -4,12 +4,18 @@ from functools import partial
 
 from metaprox.inner.failures import OnNonfinite, Purpose
 from metaprox.inner.solve import Solution, Stopping, solve_parts
+from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import BASE_NOISE, Gradients
-from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.protocol import InnerSolver, relative_step
 
 
 def proximal_solve(
-    gradients: Gradients, solver: InnerSolver, stopping: Stopping, on_nonfinite: OnNonfinite = "raise"
+    gradients: Gradients,
+    solver: InnerSolver,
+    stopping: Stopping,
+    on_nonfinite: OnNonfinite = "raise",
+    *,
+    watched: int = 0,
 ) -> Solution:
     """Returns argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P].
 
@@ -24,5 +30,6 @@ def proximal_solve(
         stopping.max_steps,
         fused=partial(gradients.step, solver, noise=BASE_NOISE),
         tol=None if stopping.tol is None else gradients.per_task(stopping.tol),
+        trail=Trail((1.0,), relative_step(solver), watched, closed=True) if watched else None,
         purpose=Purpose("base solve", gradients.start, gradients.lam, on_nonfinite=on_nonfinite),
     )

@@ -1,7 +1,7 @@
 """THE loop: T tasks x B coupled branches, one step at a time. It owns stopping, finite checks and step records."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.inner.failures import Purpose, failure_of
+from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
 from metaprox.solvers.protocol import InnerSolver, relative_step, take_step
 from metaprox.vectors.norms import norm
@@ -43,15 +44,14 @@ class Solution:
     """Where a solve ended.
 
     parts: the points, branch after branch, each [T, b, P]. steps: [T].
-    grad: the weighted sum over branches of the last gradients that were evaluated [T, 1, P], one step before the end
-    where the step count ended the solve, at the end where the tolerance did; None where it was not asked for.
+    trail: what was seen of the last gradients, where it was asked for.
     step_sizes: ||y_(k+1) - y_k|| / ||grad_k|| of the first branch [T, K], NaN after a task's last step.
     converged: whether the tolerance ended the task's solve [T]; True where none was asked for.
     finite: whether all gradients of the task were [T]; failure: of the first for which one was not.
     """
 
     parts: tuple[Tensor, ...]
-    grad: Tensor | None
+    trail: Trail | None
     steps: Tensor
     step_sizes: Tensor
     converged: Tensor
@@ -87,10 +87,12 @@ def solve(
     max_steps: int,
     *,
     tol: Tensor | None = None,
+    trail: Trail | None = None,
     purpose: Purpose = ANY,
 ) -> Solution:
     """``solve_parts`` of all branches y [T, B, P] at once: ``gradient(y, step)`` -> gradient [T, B, P]."""
-    return solve_parts(lambda y, step, branches: gradient(y, step), [y], solver, max_steps, tol=tol, purpose=purpose)
+    one = lambda y, step, branches: gradient(y, step)  # noqa: E731
+    return solve_parts(one, [y], solver, max_steps, tol=tol, trail=trail, purpose=purpose)
 
 
 def solve_parts(
@@ -102,7 +104,7 @@ def solve_parts(
     first: list[Tensor] | None = None,
     fused: Fused = lambda y, step, branches: None,
     tol: Tensor | None = None,
-    weights: Sequence[float] | None = None,
+    trail: Trail | None = None,
     purpose: Purpose = ANY,
 ) -> Solution:
     """Take up to ``max_steps`` steps of ``solver`` from B branches of T tasks, a part of the branches at a time.
@@ -118,7 +120,7 @@ def solve_parts(
         first: the gradients there, where they are known. This list is emptied too.
         fused: tried before ``gradient``.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
-        weights: of the branches in ``Solution.grad``. None: it is not kept.
+        trail: is shown the last gradients and steps.
         purpose: what this is, for the error message, and what happens where a gradient is not finite.
 
     Returns:
@@ -129,12 +131,10 @@ def solve_parts(
             that an accelerator never waits for the host; the step named is the first bad one all the same.
     """
     assert tol is None or len(parts) == 1
-    progress, known = _Progress(parts[0], solver, max_steps, weights, tol, purpose), first or []
+    progress, known = _Progress(parts[0], solver, max_steps, trail, tol, purpose), first or []
     current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
     parts.clear()
     for step, (index, where) in itertools.product(range(max_steps), enumerate(branches)):
-        if index == 0:
-            progress.kept = None  # of the step before
         y = current[index]
         taken = None if known else fused(y, step, where)
         grad = known.pop(0) if known else gradient(y, step, where) if taken is None else taken.grad
@@ -166,20 +166,20 @@ class _Progress:
         like: Tensor,
         solver: InnerSolver,
         max_steps: int,
-        weights: Sequence[float] | None,
+        trail: Trail | None,
         tol: Tensor | None,
         purpose: Purpose,
     ) -> None:
-        self.solver, self.max_steps, self.weights, self.tol, self.purpose = solver, max_steps, weights, tol, purpose
+        self.solver, self.max_steps, self.trail, self.tol, self.purpose = solver, max_steps, trail, tol, purpose
         self.everyone = torch.ones(len(like), dtype=torch.bool, device=like.device)  # [T]
         self.active = self.everyone  # going on
         self.finite = self.everyone  # so far; looked at only where something depends on it
         self.stopped = False
-        self.kept: Tensor | None = None
         self.norms: list[Tensor] = []  # of each step, [T, B]
         self.step_sizes: list[Tensor] = []
         self._nothing = like.new_empty(len(like), 0)
         self._relative_step = relative_step(solver)
+        self._watching = False
         # Whether some tasks may stay where they are while others go on.
         self._freezes = tol is not None or purpose.on_nonfinite == "skip"
 
@@ -192,8 +192,11 @@ class _Progress:
             self.norms.append(norms)
         else:
             self.norms[-1] = torch.cat([self.norms[-1], norms], 1)
-        if self.weights is not None and (step == self.max_steps - 1 or self.tol is not None):
-            self.kept = add_weighted(self.kept, grad, self.weights[where])
+        self._watching = self.trail is not None and (
+            self.tol is not None or step >= self.max_steps - self.trail.evaluations
+        )
+        if self._watching and self.trail is not None:
+            self.trail.evaluated(grad, norms, where)
         if self._freezes:
             self.finite = self.finite & norms.isfinite().all(1)
             self.active = self.active & self.finite
@@ -206,6 +209,8 @@ class _Progress:
         """The part after a step from y to ``new``, which only tasks take that go on."""
         if self._freezes:
             new = torch.where(self.active[:, None, None], new, y)
+        if self._watching and self.trail is not None and (self.trail.closed or len(self.norms) < self.max_steps):
+            self.trail.moved(new, y, where, self.active if self._freezes else None)
         if where.start == 0:
             size = step_size(self._relative_step, new, y, norms)
             self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
@@ -214,6 +219,8 @@ class _Progress:
     def solution(self, parts: tuple[Tensor, ...]) -> Solution:
         """Raises NonFiniteError where a gradient was not finite, if it is to be raised."""
         failure = None
+        if self.trail is not None and not self.trail.closed:
+            self.trail.let_go()
         if self.norms:
             failure = failure_of(torch.stack(self.norms), self.solver, self.max_steps, self.purpose)
         if failure is not None and self.purpose.on_nonfinite == "raise":
@@ -223,7 +230,7 @@ class _Progress:
         instant = self.tol is None or self.max_steps == 0
         return Solution(
             parts=parts,
-            grad=self.kept,
+            trail=self.trail,
             steps=taken if self.tol is None else (~sizes.isnan()).sum(1),
             step_sizes=sizes,
             converged=self.everyone if instant else self.finite & ~self.active,
@@ -234,12 +241,3 @@ class _Progress:
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-
-
-def add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]) -> Tensor:
-    """``total`` + sum_j weights_j vectors_j [T, 1, P] for vectors [T, b, P], in place where there is a total."""
-    for j, weight in enumerate(weights):
-        vector = vectors[:, j : j + 1]
-        total = vector * weight if total is None else total.add_(vector, alpha=weight)
-    assert total is not None
-    return total

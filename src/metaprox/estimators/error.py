@@ -1,0 +1,129 @@
+"""How far g_i is from the gradient of F_i, by what its solves have seen: no gradient is taken for it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from metaprox.inner.trail import Trail
+from metaprox.losses.gradients import Gradients
+from metaprox.vectors.norms import inner, norm
+
+# Fixed before `metaprox reproduce calibration`.
+BASE_STEPS = 1  # of the base, by which the curvature is judged that its residual meets
+LEAST_RATIO = 0.03  # by which a step of the branches is trusted to bring them closer
+BASE_SHARE = 1 / 3
+PARTS = ("branch", "base", "truncation", "rounding")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the error of g_i is judged by, each [T]; NaN where it is not known.
+
+    length: ||g||. rho: ||lam v - (H + lam I) g||, at the last evaluation of the branches, and how much the step before
+    it reduced that. curvature: along the branches' last step, and base_curvature: along the last step of the
+    base. residual: ||r||, r the gradient left at y_0. moved: ||y_0 - x||. size: ||y_0||. per_nu: 1/nu, or 0.
+    """
+
+    lam: float
+    length: Tensor
+    rho: Tensor
+    reduction: Tensor
+    curvature: Tensor
+    base_curvature: Tensor
+    residual: Tensor
+    moved: Tensor
+    size: Tensor
+    per_nu: Tensor
+
+    @classmethod
+    def nothing(cls, like: Tensor) -> "Seen":
+        """As many tasks as ``like`` has [T]."""
+        return cls(torch.nan, *[torch.full_like(like, torch.nan)] * len(COLUMNS))
+
+    @classmethod
+    def join(cls, some: Sequence["Seen"]) -> "Seen":
+        """Of several chunks of tasks, one after another."""
+        return cls(some[0].lam, *(torch.cat([getattr(one, name) for one in some]) for name in COLUMNS))
+
+    def where(self, here: Tensor, other: "Seen") -> "Seen":
+        """This one's entries for the tasks ``here`` [T], and the ``other`` one's for the rest."""
+        return Seen(self.lam, *(torch.where(here, getattr(self, name), getattr(other, name)) for name in COLUMNS))
+
+    def errors(self) -> dict[str, Tensor]:
+        """Returns the parts of the error by name, each [T] and relative to ||g|| + their sum: at most 1 in all.
+
+            branch     q ||rho|| / sqrt(lam kappa)                  kappa >= lam, along the branches' last step
+            base       (1/3) ||g|| (||r|| / sqrt(lam kappa)) / D    kappa >= lam, along the base's last step
+            rounding   u ||y_0|| lam / nu                           u the machine epsilon
+
+        ||rho|| / lam is the worst that can be, with all of rho where the curvature is least, ||rho|| / kappa the best;
+        theirs is the geometric mean. q, at most 1, carries it from the last evaluation to the end. What y_0 has to go
+        changes g as going all of D has brought it about. Truncation is not known: NaN.
+        """
+        lam, length = self.lam, self.length
+        ratio = self.reduction.nan_to_num(1.0, 1.0).clamp(LEAST_RATIO, 1.0)
+        branch = ratio * self.rho / (lam * _at_least(lam, self.curvature)).sqrt()
+        way = self.residual / (lam * _at_least(lam, self.base_curvature)).sqrt()
+        base = torch.where(self.residual > 0, BASE_SHARE * length * (way / self.moved), 0 * self.residual)
+        rounding = torch.finfo(length.dtype).eps * self.size * lam * self.per_nu
+        parts = torch.stack([branch, base, torch.full_like(length, torch.nan), rounding])
+        whole = length + parts.nansum(0)
+        shares = torch.where(parts.isinf(), 1.0, parts / torch.where(whole > 0, whole, 1.0))
+        return dict(zip(PARTS, shares, strict=True))
+
+
+COLUMNS = tuple(field.name for field in fields(Seen))[1:]  # all but lam
+
+
+def of_base(trail: Trail | None, gradients: Gradients, y0: Tensor) -> dict[str, Tensor]:
+    """What is seen of the base solve, as ``Seen`` has it, where ``trail`` was told of it to its end; else nothing."""
+    if trail is None or trail.last is None:
+        return {}
+    moved, size = norm(gradients.displacement(y0)).flatten(), norm(y0).flatten()
+    return {"base_curvature": least_curvature(trail), "residual": trail.last, "moved": moved, "size": size}
+
+
+def of_branches(trail: Trail, lam: float, per_nu: Tensor) -> dict[str, Tensor]:
+    """Returns what is seen of the branches; rho is (lam/nu) sum_j a_j grad_j.
+
+    By how much a step reduced it says something of the next one where both are the same multiple of the gradient.
+    """
+    assert trail.last is not None
+    reduction = torch.ones_like(per_nu)
+    if trail.before is not None and trail.relative_step is not None:
+        reduction = trail.last / trail.before
+    rho = lam * per_nu * trail.last
+    return {"rho": rho, "reduction": reduction, "curvature": least_curvature(trail), "per_nu": per_nu}
+
+
+def of_system(lam: float, z: Tensor, v: Tensor, left: Tensor) -> dict[str, Tensor]:
+    """What is seen of z with v - (H + lam I) z = ``left``, all [T, 1, P]: the curvature along it; g is lam z."""
+    length, none = norm(z).flatten(), torch.zeros_like(z[:, 0, 0])
+    curvature = inner(v - left, z, length[:, None]).flatten() / length
+    return {"rho": lam * norm(left).flatten(), "reduction": none + 1, "curvature": curvature, "per_nu": none}
+
+
+def least_curvature(trail: Trail) -> Tensor:
+    """Of the last steps [T]; NaN where none is known."""
+    found = trail.curvatures
+    if found is None:
+        assert trail.last is not None
+        return torch.full_like(trail.last, torch.nan)
+    return found.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(1)
+
+
+def sampling_error(lengths: Tensor, mean: Tensor) -> Tensor:
+    """Returns sqrt((mean ||g_i||^2 - ||g||^2) / (T - 1)) / ||g||: the standard error of the mean g [P] of T gradients.
+
+    From their norms [T] alone. NaN for one task.
+    """
+    if len(lengths) < 2:
+        return lengths.new_tensor(torch.nan)
+    return (((lengths / norm(mean)).square().mean() - 1).clamp(min=0) / (len(lengths) - 1)).sqrt()
+
+
+def _at_least(lam: float, curvature: Tensor) -> Tensor:
+    """The curvature, but at least lam, which stands in for what is not known."""
+    return torch.where(curvature.isfinite(), curvature.clamp(min=lam), lam)

@@ -1,0 +1,198 @@
+"""What a meta-gradient says of its own error: the formulas by hand, and what is seen of the solves."""
+
+import math
+
+import pytest
+import torch
+
+import metaprox as mp
+from metaprox.estimators.error import BASE_SHARE, LEAST_RATIO
+from metaprox.inner.solve import solve_parts
+from metaprox.inner.trail import Trail
+from metaprox.vectors.norms import BLOCK, inner
+
+CURVATURE = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+LAM, LR = 0.5, 0.3
+
+
+def gradient(y, step=0, branches=None):
+    return CURVATURE * y
+
+
+def test_an_inner_product_is_one_whatever_the_units_and_the_size():
+    a, b = torch.randn(2, 3, 2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lengths = b.norm(dim=-1)
+    torch.testing.assert_close(inner(a, b, lengths), (a * b).sum(-1) / lengths)
+    for scale in (1e-30, 1e30):
+        small = (b * scale).float()
+        lengths = torch.linalg.vector_norm(small.double(), dim=-1).float()
+        torch.testing.assert_close(inner(small, small, lengths), lengths)
+    wide = torch.ones(1, 1, 2 * BLOCK + 7)
+    torch.testing.assert_close(inner(3 * wide, wide, wide.norm(dim=-1)), 3 * wide.norm(dim=-1))
+    assert inner(a, 0 * b, torch.zeros(3, 2, dtype=torch.float64)).isnan().all()
+
+
+@pytest.mark.parametrize("solver", [mp.GradientDescent(LR), mp.Nesterov(LR), mp.Anderson(LR)], ids=str)
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_trail_has_the_curvature_along_each_of_the_last_steps(solver, relative):
+    """A quadratic's is <s, H s> / <s, s>; by the steps themselves, or by the gradients that they are a multiple of."""
+    if relative and not isinstance(solver, mp.GradientDescent):
+        return
+    points, start = [], torch.ones(2, 1, 3, dtype=torch.float64)
+    start[1, 0, 2] = -4.0
+
+    def watched(y, step, branches):
+        points.append(y)
+        return gradient(y)
+
+    trail = Trail((1.0,), LR if relative else None, 4, closed=True)
+    end = solve_parts(watched, [start], solver, 7, trail=trail).y
+    assert trail.curvatures.shape == (2, 3)
+    trail.ended(gradient(end), gradient(end).norm(dim=-1).flatten())
+    steps = [b - a for a, b in zip(points[3:], [*points[4:], end], strict=True)]
+    assert len(steps) == trail.curvatures.shape[1] == 4
+    for step, found in zip(steps, trail.curvatures.T, strict=True):
+        expected = (CURVATURE * step * step).sum(-1) / (step * step).sum(-1)
+        torch.testing.assert_close(found, expected.flatten(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(trail.last, gradient(end).norm(dim=-1).flatten())
+    torch.testing.assert_close(trail.before, gradient(points[-1]).norm(dim=-1).flatten())
+
+
+def test_tasks_that_stopped_keep_what_was_seen_of_their_last_step():
+    start = torch.ones(2, 1, 3, dtype=torch.float64)
+    start[1] *= 1e-3
+    tol = torch.tensor([1e-6, 1e-4], dtype=torch.float64)
+    trail = Trail((1.0,), LR, 5, closed=True)
+    out = solve_parts(gradient, [start], mp.GradientDescent(LR), 400, tol=tol, trail=trail)
+    assert out.converged.all()
+    assert out.steps[1] < out.steps[0]
+    for task in range(2):
+        alone = Trail((1.0,), LR, 5, closed=True)
+        solve_parts(gradient, [start[task : task + 1]], mp.GradientDescent(LR), int(out.steps[task]) + 1, trail=alone)
+        torch.testing.assert_close(trail.last[task], alone.last[0])
+        torch.testing.assert_close(trail.before[task], alone.before[0])
+
+
+def quadratic(tasks=3):
+    source = torch.Generator().manual_seed(1)
+    a, b, support, query = torch.rand(4, tasks, 4, generator=source, dtype=torch.float64).add(0.1)
+    inner = lambda p, data: 0.5 * (data[0] * (p["y"] - data[1]).square()).sum()  # noqa: E731
+    batch = mp.Task((a, support), (b, query - 1))
+    return mp.ProximalProblem(inner, inner, LAM), {"y": torch.zeros(4, dtype=torch.float64)}, batch
+
+
+def by_hand(steps, branch_steps, nu, tasks):
+    """Everything of symmetric "loss" with gradient descent on diagonal quadratics, from x = 0."""
+    (a, s), (b, q) = tasks
+    path = [torch.zeros_like(s)]
+    for _ in range(steps):
+        path.append(path[-1] - LR * (a * (path[-1] - s) + LAM * path[-1]))
+    y0 = path[-1]
+    norm = lambda x: x.norm(dim=-1)  # noqa: E731
+    residual = norm(a * (y0 - s) + LAM * y0)
+    moves = [after - before for before, after in zip(path[-2:-1], path[-1:], strict=True)]
+    least = torch.stack([((a + LAM) * m * m).sum(-1) / (m * m).sum(-1) for m in moves]).amin(0).clamp(min=LAM)
+    ends, differences, slopes = [y0, y0], [], []
+    for _ in range(branch_steps):
+        grads = [a * (y - s) + LAM * y + sign * nu * b * (y - q) for y, sign in zip(ends, (1, -1), strict=True)]
+        slopes.append((grads[0] - grads[1]) / 2)
+        differences.append((ends[0] - ends[1]) / 2)
+        ends = [y - LR * slope for y, slope in zip(ends, grads, strict=True)]
+    g = -(LAM / nu) * (ends[0] - ends[1]) / 2
+    moved = differences[-1] - differences[-2]
+    curvature = ((slopes[-1] - slopes[-2]) * moved).sum(-1) / (moved * moved).sum(-1)
+    ratio = (norm(slopes[-1]) / norm(slopes[-2])).clamp(LEAST_RATIO, 1.0)
+    branch = ratio * norm(slopes[-1]) * LAM / nu / (LAM * curvature.clamp(min=LAM)).sqrt()
+    base = BASE_SHARE * norm(g) * residual / (LAM * least).sqrt() / norm(y0)
+    rounding = torch.finfo(torch.float64).eps * norm(y0) * LAM / nu
+    whole = norm(g) + branch + base + rounding
+    return {"branch_error": branch / whole, "base_error": base / whole, "rounding_error": rounding / whole}
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize(("steps", "branch_steps"), [(8, 5), (12, 2), (6, 30)])
+def test_the_error_by_its_parts_is_the_formulas(backend, steps, branch_steps):
+    problem, params, tasks = quadratic()
+    meta = mp.FOBMAML(mp.GradientDescent(LR), steps, branch_steps=branch_steps, nu=0.05, backend=backend)
+    info = meta(problem, params, tasks).info
+    expected = by_hand(steps, branch_steps, 0.05, tasks)
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(info, name), value, rtol=1e-6, atol=1e-18)
+    torch.testing.assert_close(info.relative_error, sum(expected.values()), rtol=1e-6, atol=0)
+    assert info.truncation_error.isnan().all()
+    assert "relative_error_median" in info.summary()
+    silent = mp.FOBMAML(mp.GradientDescent(LR), steps, branch_steps=branch_steps, nu=0.05, estimate_error=False)
+    quiet = silent(problem, params, tasks)
+    assert quiet.info.relative_error.isnan().all()
+    assert quiet.info.counts == info.counts  # no further gradient is taken
+    assert "relative_error_median" not in quiet.info.summary()
+
+
+@pytest.mark.parametrize("method", [mp.FOBMAML, mp.Tangent, mp.IMAML], ids=lambda m: m.__name__)
+def test_the_estimate_falls_with_the_error_down_to_none(method):
+    problem, params, tasks = quadratic()
+    truth = mp.exact_meta_gradient(problem, params, tasks).per_task
+    settings = {"residual_correction": True} if method is mp.Tangent else {}
+    if method is mp.FOBMAML:
+        settings["perturb"] = "center"
+    for steps in (3, 10, 30, 100):
+        if method is mp.IMAML:
+            settings["cg_steps"] = min(steps, 4)
+        for task in range(3):
+            one = mp.Task(*(tuple(leaf[task : task + 1] for leaf in part) for part in tasks))
+            out = method(mp.GradientDescent(LR), steps, **settings)(problem, params, one)
+            error = float((out.grad["y"] - truth[task]).norm() / out.grad["y"].norm())
+            estimate = float(out.info.relative_error)
+            assert error / (1 + error) <= 3 * estimate + 1e-8
+            assert estimate <= 10 * error + 1e-6
+
+
+@pytest.mark.parametrize("method", [mp.MAML, mp.FOMAML, mp.Reptile], ids=lambda m: m.__name__)
+def test_methods_that_know_nothing_of_their_error_say_nan(method):
+    problem, params, tasks = quadratic()
+    info = method(mp.GradientDescent(LR), 4)(problem, params, tasks).info
+    for name in ("relative_error", "branch_error", "base_error", "truncation_error", "rounding_error"):
+        assert getattr(info, name).isnan().all()
+    assert info.sampling_error > 0
+
+
+@pytest.mark.parametrize("backend", ["loop", "vmap"])
+@pytest.mark.parametrize("method", [mp.FOBMAML, mp.FOMAML, mp.MAML], ids=lambda m: m.__name__)
+def test_the_sampling_error_is_the_standard_error_of_the_mean(method, backend):
+    problem, params, tasks = quadratic(5)
+    meta = method(mp.GradientDescent(LR), 4, backend=backend)
+    alone = torch.stack(
+        [
+            meta(problem, params, mp.Task(*(tuple(x[i : i + 1] for x in part) for part in tasks))).grad["y"]
+            for i in range(5)
+        ]
+    )
+    expected = (alone.var(0).sum() / 5).sqrt() / alone.mean(0).norm()
+    found = meta(problem, params, tasks).info.sampling_error
+    assert found.shape == ()
+    torch.testing.assert_close(found, expected)
+    single = meta(problem, params, mp.Task(*(tuple(x[:1] for x in part) for part in tasks)))
+    assert math.isnan(single.info.sampling_error)
+
+
+def test_tasks_that_are_skipped_are_no_part_of_the_sampling_error():
+    problem, params, tasks = quadratic(4)
+    wild = mp.Task((tasks.support[0].clone(), tasks.support[1]), tasks.query)
+    wild.support[0][2] = 1e4
+    meta = mp.FOMAML(mp.GradientDescent(LR), 400, on_nonfinite="skip")
+    out = meta(problem, params, wild)
+    assert out.info.skipped.tolist() == [False, False, True, False]
+    rest = mp.Task(*(tuple(x[[0, 1, 3]] for x in part) for part in tasks))
+    torch.testing.assert_close(out.info.sampling_error, meta(problem, params, rest).info.sampling_error)
+
+
+def test_where_nothing_is_left_to_do_the_error_is_rounding():
+    """x solves the inner problem, and f does not depend on it: y_0 = x, r = 0, v = 0, g = 0."""
+    inner = lambda p, target: 0.5 * (p["y"] - target).square().sum()  # noqa: E731
+    flat = lambda p, target: 0.0 * p["y"].sum()  # noqa: E731
+    tasks = mp.Task(torch.zeros(2, 3), torch.zeros(2, 3))
+    info = mp.FOBMAML(mp.GradientDescent(0.1), 3)(
+        mp.ProximalProblem(inner, flat, 1.0), {"y": torch.zeros(3)}, tasks
+    ).info
+    assert not info.relative_error.isnan().any()
+    assert info.relative_error.max() == 0
