@@ -126,7 +126,7 @@ class Info:
         return self._errors["rounding"]
 
     def summary(self) -> dict[str, float]:
-        """Returns for a log the median and worst over tasks of residual, ratio and error estimate, where known.
+        """Returns for a log the median and worst over tasks of residuals, ratio and error, and the sample's, where known.
 
         Of the base's step sizes, the median and the least. Tasks that were skipped are left out, and counted, as are
         those that did not converge, where there are any.
@@ -138,6 +138,8 @@ class Info:
                 continue
             rows[f"{name}_median"] = float(values.median())
             rows[f"{name}_worst"] = float(values.max())
+        if not bool(self.sampling_error.isnan()):
+            rows["sampling_error"] = float(self.sampling_error)
         sizes = self.base_step_sizes[~self.skipped]
         rows["base_step_size_median"] = float(sizes.nanmedian())
         rows["base_step_size_least"] = float(sizes.nan_to_num(torch.inf).min())

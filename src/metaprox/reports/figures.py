@@ -73,6 +73,7 @@ def _learning_curve(records: list[dict[str, Any]]) -> Figure:
 PANELS = {
     "base_residual": ("residual ||∇(f̂ + prox)(y₀)||", "Base residual"),
     "gradient_ratio": ("||gᵢ|| / ||vᵢ||", "Meta-gradient against query gradient"),
+    "relative_error": ("estimated error / ||gᵢ||, at most 1", "Error of the meta-gradient, by its own estimate"),
 }
 
 
