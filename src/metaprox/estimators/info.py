@@ -126,7 +126,7 @@ class Info:
         return self._errors["rounding"]
 
     def summary(self) -> dict[str, float]:
-        """Returns for a log the median and worst of residuals, ratio and error over tasks, and the sample's, where known.
+        """Returns for a log the median and worst of residuals, ratio and error over tasks, and the sample's, if known.
 
         Of the base's step sizes, the median and the least. Tasks that were skipped are left out, and counted, as are
         those that did not converge, where there are any.
