@@ -20,24 +20,28 @@ def gradient(y, step=0, branches=None):
 
 
 def test_an_inner_product_is_one_whatever_the_units_and_the_size():
-    a, b = torch.randn(2, 3, 2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    lengths = b.norm(dim=-1)
-    torch.testing.assert_close(inner(a, b, lengths), (a * b).sum(-1) / lengths)
+    a, b = torch.randn(2, 3, 1, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    lengths = b.norm(dim=-1).flatten()
+    torch.testing.assert_close(inner(a, b, lengths), (a * b).sum(-1).flatten() / lengths)
     for scale in (1e-30, 1e30):
         small = (b * scale).float()
-        lengths = torch.linalg.vector_norm(small.double(), dim=-1).float()
+        lengths = torch.linalg.vector_norm(small.double(), dim=-1).float().flatten()
         torch.testing.assert_close(inner(small, small, lengths), lengths)
     wide = torch.ones(1, 1, 2 * BLOCK + 7)
-    torch.testing.assert_close(inner(3 * wide, wide, wide.norm(dim=-1)), 3 * wide.norm(dim=-1))
-    assert inner(a, 0 * b, torch.zeros(3, 2, dtype=torch.float64)).isnan().all()
+    lengths = wide.norm(dim=-1).flatten()
+    torch.testing.assert_close(inner(3 * wide, wide, lengths), 3 * lengths)
+    assert inner(a, 0 * b, torch.zeros(3, dtype=torch.float64)).isnan().all()
 
 
-@pytest.mark.parametrize("solver", [mp.GradientDescent(LR), mp.Nesterov(LR), mp.Anderson(LR)], ids=str)
-@pytest.mark.parametrize("relative", [True, False])
-def test_the_trail_has_the_curvature_along_each_of_the_last_steps(solver, relative):
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("solver", "relative"),
+    [(mp.GradientDescent(LR), LR), (mp.GradientDescent(LR), None), (mp.Nesterov(LR), None), (mp.Anderson(LR), None)],
+    ids=str,
+)
+def test_the_trail_has_the_curvature_along_the_last_step(solver, relative, steps, closed):
     """A quadratic's is <s, H s> / <s, s>; by the steps themselves, or by the gradients that they are a multiple of."""
-    if relative and not isinstance(solver, mp.GradientDescent):
-        return
     points, start = [], torch.ones(2, 1, 3, dtype=torch.float64)
     start[1, 0, 2] = -4.0
 
@@ -45,32 +49,36 @@ def test_the_trail_has_the_curvature_along_each_of_the_last_steps(solver, relati
         points.append(y)
         return gradient(y)
 
-    trail = Trail((1.0,), LR if relative else None, 4, closed=True)
-    end = solve_parts(watched, [start], solver, 7, trail=trail).y
-    assert trail.curvatures.shape == (2, 3)
-    trail.ended(gradient(end), gradient(end).norm(dim=-1).flatten())
-    steps = [b - a for a, b in zip(points[3:], [*points[4:], end], strict=True)]
-    assert len(steps) == trail.curvatures.shape[1] == 4
-    for step, found in zip(steps, trail.curvatures.T, strict=True):
-        expected = (CURVATURE * step * step).sum(-1) / (step * step).sum(-1)
-        torch.testing.assert_close(found, expected.flatten(), rtol=1e-9, atol=0)
-    torch.testing.assert_close(trail.last, gradient(end).norm(dim=-1).flatten())
-    torch.testing.assert_close(trail.before, gradient(points[-1]).norm(dim=-1).flatten())
+    trail = Trail((1.0,), relative, 1 if closed else 2, closed=closed)
+    end = solve_parts(watched, [start], solver, steps, trail=trail).y
+    if closed:
+        trail.ended(gradient(end), gradient(end).norm(dim=-1).flatten())
+        points.append(end)
+    torch.testing.assert_close(trail.last, gradient(points[-1]).norm(dim=-1).flatten())
+    if len(points) == 1:
+        assert trail.before is trail.curvature is None
+        return
+    step = points[-1] - points[-2]
+    expected = (CURVATURE * step * step).sum(-1) / (step * step).sum(-1)
+    torch.testing.assert_close(trail.curvature, expected.flatten(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(trail.before, gradient(points[-2]).norm(dim=-1).flatten())
+    assert trail._grad is trail._way is trail._step is None  # no vector is kept
 
 
 def test_tasks_that_stopped_keep_what_was_seen_of_their_last_step():
     start = torch.ones(2, 1, 3, dtype=torch.float64)
     start[1] *= 1e-3
     tol = torch.tensor([1e-6, 1e-4], dtype=torch.float64)
-    trail = Trail((1.0,), LR, 5, closed=True)
+    trail = Trail((1.0,), LR, 2, closed=True)
     out = solve_parts(gradient, [start], mp.GradientDescent(LR), 400, tol=tol, trail=trail)
     assert out.converged.all()
     assert out.steps[1] < out.steps[0]
     for task in range(2):
-        alone = Trail((1.0,), LR, 5, closed=True)
+        alone = Trail((1.0,), LR, 2, closed=True)
         solve_parts(gradient, [start[task : task + 1]], mp.GradientDescent(LR), int(out.steps[task]) + 1, trail=alone)
         torch.testing.assert_close(trail.last[task], alone.last[0])
         torch.testing.assert_close(trail.before[task], alone.before[0])
+        torch.testing.assert_close(trail.curvature[task], alone.curvature[0])
 
 
 def quadratic(tasks=3):

@@ -82,7 +82,7 @@ def of_base(trail: Trail | None, gradients: Gradients, y0: Tensor) -> dict[str, 
     if trail is None or trail.last is None:
         return {}
     moved, size = norm(gradients.displacement(y0)).flatten(), norm(y0).flatten()
-    return {"base_curvature": least_curvature(trail), "residual": trail.last, "moved": moved, "size": size}
+    return {"base_curvature": _curvature(trail), "residual": trail.last, "moved": moved, "size": size}
 
 
 def of_branches(trail: Trail, lam: float, per_nu: Tensor) -> dict[str, Tensor]:
@@ -95,23 +95,14 @@ def of_branches(trail: Trail, lam: float, per_nu: Tensor) -> dict[str, Tensor]:
     if trail.before is not None and trail.relative_step is not None:
         reduction = trail.last / trail.before
     rho = lam * per_nu * trail.last
-    return {"rho": rho, "reduction": reduction, "curvature": least_curvature(trail), "per_nu": per_nu}
+    return {"rho": rho, "reduction": reduction, "curvature": _curvature(trail), "per_nu": per_nu}
 
 
 def of_system(lam: float, z: Tensor, v: Tensor, left: Tensor) -> dict[str, Tensor]:
     """What is seen of z with v - (H + lam I) z = ``left``, all [T, 1, P]: the curvature along it; g is lam z."""
     length, none = norm(z).flatten(), torch.zeros_like(z[:, 0, 0])
-    curvature = inner(v - left, z, length[:, None]).flatten() / length
+    curvature = inner(v - left, z, length) / length
     return {"rho": lam * norm(left).flatten(), "reduction": none + 1, "curvature": curvature, "per_nu": none}
-
-
-def least_curvature(trail: Trail) -> Tensor:
-    """Of the last steps [T]; NaN where none is known."""
-    found = trail.curvatures
-    if found is None:
-        assert trail.last is not None
-        return torch.full_like(trail.last, torch.nan)
-    return found.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(1)
 
 
 def sampling_error(lengths: Tensor, mean: Tensor) -> Tensor:
@@ -122,6 +113,12 @@ def sampling_error(lengths: Tensor, mean: Tensor) -> Tensor:
     if len(lengths) < 2:
         return lengths.new_tensor(torch.nan)
     return (((lengths / norm(mean)).square().mean() - 1).clamp(min=0) / (len(lengths) - 1)).sqrt()
+
+
+def _curvature(trail: Trail) -> Tensor:
+    """Along the last step [T]; NaN where none is known."""
+    assert trail.last is not None
+    return torch.full_like(trail.last, torch.nan) if trail.curvature is None else trail.curvature
 
 
 def _at_least(lam: float, curvature: Tensor) -> Tensor:

@@ -22,16 +22,16 @@ def norm(vectors: Tensor) -> Tensor:
 
 
 def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
-    """Returns <vectors, directions> / lengths [T, n] of [T, n, P], ``lengths`` the directions'; NaN where that is 0.
+    """Returns <vectors, directions> / lengths [T] of [T, 1, P], with the directions' ``lengths``; NaN where that is 0.
 
     Divided before it is summed, so that it is a number wherever the vectors' own norms are.
     """
-    scale = lengths[..., None]
+    scale = lengths[:, None, None]
     if vectors.numel() <= BLOCK:
-        return ((directions / scale) * vectors).sum(-1)
+        return ((directions / scale) * vectors).sum((1, 2))
     width = max(1, BLOCK * vectors.shape[-1] // vectors.numel())
     pieces = zip(directions.split(width, -1), vectors.split(width, -1), strict=True)
-    return torch.stack([((one / scale) * other).sum(-1) for one, other in pieces]).sum(0)
+    return torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0)
 
 
 def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:
