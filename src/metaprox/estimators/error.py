@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
+from metaprox.solvers.protocol import InnerSolver, relative_step
 from metaprox.vectors.norms import inner, norm
 
 # Fixed before `metaprox reproduce calibration`.
@@ -85,6 +86,11 @@ def of_base(trail: Trail | None, gradients: Gradients, y0: Tensor) -> dict[str, 
     return {"base_curvature": _curvature(trail), "residual": trail.last, "moved": moved, "size": size}
 
 
+def of_last_steps(weights: Sequence[float], solver: InnerSolver, steps: int) -> Trail | None:
+    """What branches, of which ``steps`` steps of ``solver`` are to be taken, are watched by."""
+    return Trail(weights, relative_step(solver), 2, closed=False) if steps else None
+
+
 def of_branches(trail: Trail, lam: float, per_nu: Tensor) -> dict[str, Tensor]:
     """Returns what is seen of the branches; rho is (lam/nu) sum_j a_j grad_j.
 
@@ -96,6 +102,20 @@ def of_branches(trail: Trail, lam: float, per_nu: Tensor) -> dict[str, Tensor]:
         reduction = trail.last / trail.before
     rho = lam * per_nu * trail.last
     return {"rho": rho, "reduction": reduction, "curvature": _curvature(trail), "per_nu": per_nu}
+
+
+def of_difference(lam: float, length: Tensor, base: dict[str, Tensor], branches: Trail | None, per_nu: Tensor) -> Seen:
+    """Of a g of ``length`` [T], by what ``of_base`` has seen and what of the branches; nothing where they are not."""
+    if branches is None or not base:
+        return Seen.nothing(length)
+    return Seen(lam, length, **base, **of_branches(branches, lam, per_nu))
+
+
+def linear_residual(branches: Trail | None, norm_v: Tensor, per_nu: Tensor) -> Tensor:
+    """||rho|| / (lam ||v||) [T], 0 where v = 0; NaN where the branches were not watched."""
+    if branches is None or branches.last is None:
+        return torch.full_like(norm_v, torch.nan)
+    return torch.where(norm_v > 0, per_nu * branches.last / norm_v, 0.0)
 
 
 def of_system(lam: float, z: Tensor, v: Tensor, left: Tensor) -> dict[str, Tensor]:

@@ -11,18 +11,17 @@ from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.branches import AtBase, Branches
-from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_branches
+from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
 from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Fused, GradientAt, Solution, solve_parts
-from metaprox.inner.trail import Trail
+from metaprox.inner.solve import Fused, GradientAt, solve_parts
 from metaprox.losses.backend import Step
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import InnerSolver, relative_step, separates_branches
+from metaprox.solvers.protocol import InnerSolver, separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -146,7 +145,7 @@ class FOBMAML(Branched):
             first=first,
             fused=self._step_of(branches, gradients, solver),
             tol=tol,
-            trail=self._trail(branches, solver),
+            trail=of_last_steps(branches.weights, solver, self._steps_of_branches) if self.estimate_error else None,
             purpose=self._purpose_of_branches(gradients),
         )
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
@@ -159,30 +158,12 @@ class FOBMAML(Branched):
             gradients.counts,
             base_residual=norm_residual.flatten(),
             gradient_ratio=torch.where(norm_v > 0, length / norm_v, 0.0),
-            linear_residual=self._linear_residual(ends, norm_v, per_nu),
+            linear_residual=linear_residual(ends.trail, norm_v, per_nu),
             nu=branches.nu.flatten(),
-            seen=self._seen(gradients.lam, length, seen, ends, per_nu),
+            seen=of_difference(gradients.lam, length, seen, ends.trail, per_nu),
         )
         found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
         return self._unless_astray(found, gradients)
-
-    def _trail(self, branches: Branches, solver: InnerSolver) -> Trail | None:
-        """What is to be seen of the branches' last two gradients."""
-        if not self.estimate_error or not self._steps_of_branches:
-            return None
-        return Trail(branches.weights, relative_step(solver), 2, closed=False)
-
-    def _linear_residual(self, ends: Solution, norm_v: Tensor, per_nu: Tensor) -> Tensor:
-        """||rho|| / (lam ||v||) [T], 0 where v = 0; NaN where it was not looked at."""
-        if ends.trail is None or ends.trail.last is None:
-            return torch.full_like(norm_v, torch.nan)
-        return torch.where(norm_v > 0, per_nu * ends.trail.last / norm_v, 0.0)
-
-    def _seen(self, lam: float, length: Tensor, base: dict[str, Tensor], ends: Solution, per_nu: Tensor) -> Seen:
-        """What the error of g, of ``length`` [T], is judged by."""
-        if ends.trail is None or not base:
-            return Seen.nothing(length)
-        return Seen(lam, length, **base, **of_branches(ends.trail, lam, per_nu))
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients

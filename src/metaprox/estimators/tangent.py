@@ -8,15 +8,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_branches
+from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
 from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Solution, solve
-from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import hessian_vector, mixed_product
-from metaprox.solvers.protocol import check_differentiable, relative_step
+from metaprox.solvers.protocol import check_differentiable
 from metaprox.vectors.norms import norm
 
 
@@ -82,14 +81,10 @@ class Tangent(Branched):
 
     def _judged(self, gradients: Gradients, base: Solution, branch: Solution, v: Tensor, g: Tensor) -> dict[str, Any]:
         """What is seen of the error of g [T, 1, P]; of a solver that was differentiated nothing is."""
-        known = of_base(base.trail, gradients, base.y)
-        if branch.trail is None or branch.trail.last is None:
-            return {}
-        length, one = norm(g).flatten(), torch.ones_like(g[:, 0, 0])
-        known |= of_branches(branch.trail, gradients.lam, one) | {"per_nu": 0 * one}  # nothing is divided by nu
-        norm_v = norm(v).flatten()
-        residual = torch.where(norm_v > 0, branch.trail.last / norm_v, 0.0)
-        return {"linear_residual": residual, "seen": Seen(gradients.lam, length, **known)}
+        length, norm_v, one = norm(g).flatten(), norm(v).flatten(), torch.ones_like(g[:, 0, 0])
+        seen = of_difference(gradients.lam, length, of_base(base.trail, gradients, base.y), branch.trail, one)
+        seen = replace(seen, per_nu=0 * seen.per_nu)  # nothing is divided by nu
+        return {"linear_residual": linear_residual(branch.trail, norm_v, one), "seen": seen}
 
     def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
         def gradient(z: Tensor, step: int) -> Tensor:
@@ -103,7 +98,7 @@ class Tangent(Branched):
             start,
             solver,
             steps,
-            trail=Trail((1.0,), relative_step(solver), 2, closed=False) if steps else None,
+            trail=of_last_steps((1.0,), solver, steps),
             purpose=self._purpose("branch solve", gradients),
         )
 
