@@ -91,7 +91,8 @@ def _of_task(meta: mp.FOBMAML, case: zoo.Case, task: int, truth: torch.Tensor) -
         return None
     g = torch.cat([part.flatten() for part in out.grad.values()]).double()
     error = float((g - truth).norm())
-    return {"error": error / (float(g.norm()) + error), "estimate": float(out.info.relative_error)}
+    found = {"error": error / (float(g.norm()) + error), "estimate": float(out.info.relative_error)}
+    return {name: float(f"{value:.3g}") for name, value in found.items()}
 
 
 def shares(rows: list[Row]) -> tuple[float, float]:
