@@ -5,7 +5,8 @@ base solved (100 steps), half-way (10) and hardly (2), branches of as many steps
 Nesterov's, Anderson's and adaptive steps; float32 and float64. The truth is (1) at the inner solution, by a long solve
 and a dense system in float64. Errors are e / (||g|| + e) with e = ||g - truth||, as ``info.relative_error`` estimates
 them; below 1e-7 they are the truth's own. A row counts as covered where its error is at most 3 times the estimate, as
-no exaggeration where it is at least a tenth of it. The constants of the estimate were fixed before, on other problems.
+no exaggeration where it is at least a tenth of it. The constants of the estimate were fixed before, on other
+problems; q = 1 for solvers of unlike steps, and one step of the base, were chosen on the first three of these.
 
 Where the losses have kinks (ReLU) the derivative at y_0 is that of one linear piece, and the truth that of another;
 such problems are counted apart. Twenty minutes on one core (quick: two problems, a minute).
