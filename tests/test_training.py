@@ -55,6 +55,18 @@ def test_interrupted_and_resumed_equals_straight_bit_for_bit(tmp_path, optimizer
     assert records(resumed) == records(straight)
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_when_it_is_resumed(tmp_path, monkeypatch):
+    straight = training.train(SMALL, tmp_path / "straight")
+    with monkeypatch.context() as patched:
+        patched.setattr(training.checkpoint, "save", lambda *given: interrupt_at(0)(training.Progress(0, 7, 0.0, {})))
+        with pytest.raises(KeyboardInterrupt):
+            training.train(SMALL, tmp_path / "killed")
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["config.json"]
+    resumed = training.resume(tmp_path / "killed")
+    assert resumed.weights.read_bytes() == straight.weights.read_bytes()
+    assert records(resumed) == records(straight)
+
+
 def test_run_killed_by_a_signal_resumes_bit_for_bit(tmp_path):
     config = ["--hidden", "8", "--meta-steps", "400", "--meta-batch", "2", "--eval-every", "50"]
     config += ["--eval-tasks", "4", "--test-tasks", "5", "--checkpoint-every", "20", "--steps", "3"]

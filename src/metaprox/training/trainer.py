@@ -157,10 +157,7 @@ class Trainer:
         assert self.configuration is not None
         folder = RunFolder.create(out, self.configuration)
         self._runs.append(str(out))
-        with borrowed_torch(self.device, self.pace.threads):
-            torch.manual_seed(self.pace.seed)
-            checkpoint.save(folder, self, 0, 0.0)
-            self._run(folder, 0, 0.0, watch)
+        self._go_on(folder, watch)
         return folder
 
     @torch.inference_mode(False)
@@ -185,9 +182,7 @@ class Trainer:
         if folder.weights.exists():
             self.load_weights(folder)
             return folder
-        with borrowed_torch(self.device, self.pace.threads):
-            step, seconds = checkpoint.load(folder, self)
-            self._run(folder, step, seconds, watch)
+        self._go_on(folder, watch)
         return folder
 
     def load_weights(self, folder: RunFolder) -> None:
@@ -196,6 +191,14 @@ class Trainer:
             raise RunFolderError(f"{folder.weights} is missing: the run in {folder.path} has not finished; resume it")
         tensors, _ = weights.load(folder.weights, WEIGHTS)
         weights.load_into(self.model, tensors, folder.weights)
+
+    def _go_on(self, folder: RunFolder, watch: Watch) -> None:
+        """From the last checkpoint, or from the start where there was none yet."""
+        with borrowed_torch(self.device, self.pace.threads):
+            if not folder.checkpoint.exists() and not folder.metrics.exists():
+                torch.manual_seed(self.pace.seed)
+                checkpoint.save(folder, self, 0, 0.0)
+            self._run(folder, *checkpoint.load(folder, self), watch)
 
     def _look(self, watch: Watch) -> None:
         """Take a task of each split, and adapt to one: whatever can't be is refused before there is a folder."""
