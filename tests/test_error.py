@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.estimators.error import BASE_SHARE, LEAST_RATIO
+from metaprox.estimators.error import Seen, linear_residual
 from metaprox.inner.solve import solve_parts
 from metaprox.inner.trail import Trail
 from metaprox.vectors.norms import BLOCK, inner
@@ -107,18 +107,20 @@ def by_hand(steps, branch_steps, nu, tasks):
         differences.append((ends[0] - ends[1]) / 2)
         ends = [y - LR * slope for y, slope in zip(ends, grads, strict=True)]
     g = -(LAM / nu) * (ends[0] - ends[1]) / 2
-    moved = differences[-1] - differences[-2]
-    curvature = ((slopes[-1] - slopes[-2]) * moved).sum(-1) / (moved * moved).sum(-1)
-    ratio = (norm(slopes[-1]) / norm(slopes[-2])).clamp(LEAST_RATIO, 1.0)
+    curvature, ratio = torch.full_like(norm(g), LAM), torch.ones_like(norm(g))
+    if branch_steps > 1:
+        moved = differences[-1] - differences[-2]
+        curvature = ((slopes[-1] - slopes[-2]) * moved).sum(-1) / (moved * moved).sum(-1)
+        ratio = (norm(slopes[-1]) / norm(slopes[-2])).clamp(0.03, 1.0)
     branch = ratio * norm(slopes[-1]) * LAM / nu / (LAM * curvature.clamp(min=LAM)).sqrt()
-    base = BASE_SHARE * norm(g) * residual / (LAM * least).sqrt() / norm(y0)
+    base = 1 / 3 * norm(g) * residual / (LAM * least).sqrt() / norm(y0)
     rounding = torch.finfo(torch.float64).eps * norm(y0) * LAM / nu
     whole = norm(g) + branch + base + rounding
     return {"branch_error": branch / whole, "base_error": base / whole, "rounding_error": rounding / whole}
 
 
 @pytest.mark.parametrize("backend", ["loop", "vmap"])
-@pytest.mark.parametrize(("steps", "branch_steps"), [(8, 5), (12, 2), (6, 30)])
+@pytest.mark.parametrize(("steps", "branch_steps"), [(8, 5), (12, 2), (6, 30), (5, 1)])
 def test_the_error_by_its_parts_is_the_formulas(backend, steps, branch_steps):
     problem, params, tasks = quadratic()
     meta = mp.FOBMAML(mp.GradientDescent(LR), steps, branch_steps=branch_steps, nu=0.05, backend=backend)
@@ -204,3 +206,59 @@ def test_where_nothing_is_left_to_do_the_error_is_rounding():
     ).info
     assert not info.relative_error.isnan().any()
     assert info.relative_error.max() == 0
+
+
+def test_the_error_of_conjugate_gradients_is_the_formulas():
+    """One step of them, along v: z = v |v|^2 / <v, A v>."""
+    problem, params, tasks = quadratic()
+    (a, s), (b, q) = tasks
+    info = mp.IMAML(mp.GradientDescent(LR), 6, cg_steps=1)(problem, params, tasks).info
+    path = [torch.zeros_like(s)]
+    for _ in range(6):
+        path.append(path[-1] - LR * (a * (path[-1] - s) + LAM * path[-1]))
+    y0, move = path[-1], path[-1] - path[-2]
+    dot = lambda one, other: (one * other).sum(-1)  # noqa: E731
+    v = b * (y0 - q)
+    z = v * (dot(v, v) / dot(v, (a + LAM) * v))[:, None]
+    left, length = v - (a + LAM) * z, LAM * z.norm(dim=-1)
+    curvature = (dot((a + LAM) * z, z) / dot(z, z)).clamp(min=LAM)
+    branch = LAM * left.norm(dim=-1) / (LAM * curvature).sqrt()
+    slope = (dot((a + LAM) * move, move) / dot(move, move)).clamp(min=LAM)
+    base = length / 3 * (a * (y0 - s) + LAM * y0).norm(dim=-1) / (LAM * slope).sqrt() / y0.norm(dim=-1)
+    whole = length + branch + base
+    torch.testing.assert_close(info.branch_error, branch / whole)
+    torch.testing.assert_close(info.base_error, base / whole)
+    assert info.rounding_error.tolist() == [0.0] * 3
+
+
+def numbers(**changes):
+    one = torch.ones(1, dtype=torch.float64)
+    known = dict.fromkeys(
+        ("length", "rho", "reduction", "curvature", "base_curvature", "residual", "moved", "size", "per_nu"), one
+    )
+    errors = Seen(0.5, **known | {name: torch.full_like(one, value) for name, value in changes.items()}).errors()
+    assert errors.pop("truncation").isnan()
+    return {name: float(value) for name, value in errors.items()}
+
+
+def test_what_is_seen_counts_within_its_limits():
+    plain = numbers()
+    assert plain["branch"] / plain["base"] == pytest.approx(3.0)  # of 1 / sqrt(lam), and a third of it
+    for reduction in (7.0, math.nan, math.inf):  # what did not fall, or was not seen to, is taken as it is
+        assert numbers(reduction=reduction) == plain
+    assert numbers(reduction=1e-9)["branch"] / numbers(reduction=1e-9)["base"] == pytest.approx(0.09)
+    for curvature in (0.1, -3.0, math.nan, math.inf):  # at least lam, which stands in for what is not known
+        assert numbers(curvature=curvature) == numbers(curvature=0.5)
+        assert numbers(base_curvature=curvature) == numbers(base_curvature=0.5)
+    assert numbers(moved=0.0)["base"] == 1.0  # nothing has moved, and a residual is left: all is error
+    assert numbers(moved=0.0, residual=0.0)["base"] == 0.0
+    assert numbers(size=1e9)["rounding"] > 1e-8
+    assert 0.999 < sum(numbers(rho=1e9).values()) <= 1.0
+
+
+def test_the_linear_residual_is_none_where_v_is():
+    trail = Trail((1.0,), LR, 2, closed=False)
+    trail.last = torch.tensor([2.0, 0.0])
+    found = linear_residual(trail, torch.tensor([4.0, 0.0]), torch.tensor([3.0, 0.0]))
+    assert found.tolist() == [1.5, 0.0]
+    assert linear_residual(None, torch.ones(2), torch.ones(2)).isnan().all()
