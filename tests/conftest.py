@@ -45,3 +45,18 @@ def banking77():
 def relative_error(estimate, truth):
     """||estimate - truth|| / ||truth||."""
     return float((estimate - truth).norm() / truth.norm())
+
+
+def records(folder):
+    """The metrics of a run without the wall-clock time."""
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in folder.read_metrics()]
+
+
+def interrupt_at(step):
+    """A watcher that stops a run after so many meta-steps."""
+
+    def watch(progress):
+        if progress.step == step:
+            raise KeyboardInterrupt
+
+    return watch

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.optim import lr_scheduler as schedulers
 
 import metaprox as mp
+from conftest import interrupt_at, records
 from metaprox import comparison, reports, training
 from metaprox.cli import main
 from metaprox.models import mean_squared_error, mlp
@@ -83,18 +84,6 @@ def trainer(seed=0, optimizer="adam", method=mp.FOBMAML, pace=PACE, **changes):
 
 def fomaml(seed):
     return trainer(seed, method=mp.FOMAML)
-
-
-def records(folder):
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in folder.read_metrics()]
-
-
-def interrupt_at(step):
-    def watch(progress):
-        if progress.step == step:
-            raise KeyboardInterrupt
-
-    return watch
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])

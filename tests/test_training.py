@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 import metaprox as mp
+from conftest import interrupt_at, records
 from metaprox import reports, training
 from metaprox.training import weights
 
@@ -28,19 +29,6 @@ SMALL = training.Settings(
     checkpoint_every=3,
     steps=3,
 )
-
-
-def records(folder):
-    """The metrics without the wall-clock time."""
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in folder.read_metrics()]
-
-
-def interrupt_at(step):
-    def watch(progress):
-        if progress.step == step:
-            raise KeyboardInterrupt
-
-    return watch
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6, 7])

@@ -204,7 +204,7 @@ def _has_converged(estimator: Estimator, found: Run, left: float) -> bool:
     """Whether nothing that the solves have left over explains a difference."""
     if isinstance(estimator, MAML):
         return True  # it is the derivative of its own steps
-    return left < SOLVED and float(found.info.branch_error) < SOLVED  # NaN: not known
+    return left < SOLVED and float(found.info.linear_residual) < SOLVED  # NaN: not known
 
 
 def _explained(one: Judged) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox.estimators.step import Lengths
+from metaprox.inner.proximal import residual_at
 from metaprox.inner.trail import Trail, add_weighted
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.gradients import Gradients
@@ -37,10 +38,8 @@ class AtBase:
 
         ``trail``: of the base solve, which is told of r and holds no vector any more when f is evaluated.
         """
-        residual = gradients.proximal(y0, 0)
-        norm_residual, lengths = norm(residual), None
-        if trail is not None:
-            trail.ended(residual, norm_residual.flatten())
+        residual, norm_residual = residual_at(gradients, y0, trail)
+        lengths = None
         if measured:
             lengths = Lengths.of(y0, gradients.displacement(y0), residual, gradients.lam)
         query, shared = gradients.query_both(y0, 0)

@@ -67,7 +67,8 @@ class Seen:
         ratio = self.reduction.nan_to_num(1.0, 1.0).clamp(LEAST_RATIO, 1.0)
         branch = ratio * self.rho / (lam * _at_least(lam, self.curvature)).sqrt()
         way = self.residual / (lam * _at_least(lam, self.base_curvature)).sqrt()
-        base = torch.where(self.residual > 0, BASE_SHARE * length * (way / self.moved), 0 * self.residual)
+        base = BASE_SHARE * length * (way / self.moved)
+        base = torch.where(self.residual == 0, 0.0, base)  # also where x is the solution, and nothing has moved
         rounding = torch.finfo(length.dtype).eps * self.size * lam * self.per_nu
         parts = torch.stack([branch, base, torch.full_like(length, torch.nan), rounding])
         whole = length + parts.nansum(0)

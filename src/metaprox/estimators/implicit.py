@@ -12,7 +12,7 @@ from metaprox.estimators.base import Estimator
 from metaprox.estimators.error import BASE_STEPS, Seen, of_base, of_system
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
-from metaprox.inner.proximal import proximal_solve
+from metaprox.inner.proximal import proximal_solve, residual_at
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import hessian_vector, mixed_product
 from metaprox.problem import ProximalProblem
@@ -58,10 +58,7 @@ class IMAML(Estimator):
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         stopping, lam = self._stopping(), gradients.lam
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=BASE_STEPS)
-        residual = gradients.proximal(base.y, 0)
-        norm_residual = norm(residual).flatten()
-        assert base.trail is not None
-        base.trail.ended(residual, norm_residual)
+        _, norm_residual = residual_at(gradients, base.y, base.trail)
         query, shared = gradients.query_both(base.y, 0)
         shift = lam + self.damping
         z, left = conjugate_gradients(  # z = g / lam
@@ -75,7 +72,7 @@ class IMAML(Estimator):
             base,
             None,
             gradients.counts,
-            base_residual=norm_residual,
+            base_residual=norm_residual.flatten(),
             gradient_ratio=lam * ratio(z, query.grad),
             linear_residual=ratio(left, query.grad),
             seen=Seen(

@@ -11,7 +11,7 @@ from metaprox.estimators.branched import Branched
 from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
-from metaprox.inner.proximal import proximal_solve
+from metaprox.inner.proximal import proximal_solve, residual_at
 from metaprox.inner.solve import Solution, solve
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import hessian_vector, mixed_product
@@ -53,10 +53,7 @@ class Tangent(Branched):
         stopping = self._stopping()
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=BASE_STEPS)
         y0, lam = base.y, gradients.lam
-        residual = gradients.proximal(y0, 0)
-        norm_residual = norm(residual).flatten()
-        assert base.trail is not None
-        base.trail.ended(residual, norm_residual)
+        residual, norm_residual = residual_at(gradients, y0, base.trail)
         query, shared = gradients.query_both(y0, 0)
         self._require_finite(gradients, residual, query.grad)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
@@ -71,7 +68,7 @@ class Tangent(Branched):
             base,
             branch,
             gradients.counts,
-            base_residual=norm_residual,
+            base_residual=norm_residual.flatten(),
             gradient_ratio=ratio(g, query.grad),
             nu=torch.zeros_like(y0[:, 0, 0]),
             **self._judged(gradients, base, branch, query.grad, g),

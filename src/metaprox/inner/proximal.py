@@ -2,11 +2,23 @@
 
 from functools import partial
 
+from torch import Tensor
+
 from metaprox.inner.failures import OnNonfinite, Purpose
 from metaprox.inner.solve import Solution, Stopping, solve_parts
 from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import BASE_NOISE, Gradients
 from metaprox.solvers.protocol import InnerSolver, relative_step
+from metaprox.vectors.norms import norm
+
+
+def residual_at(gradients: Gradients, y0: Tensor, trail: Trail | None) -> tuple[Tensor, Tensor]:
+    """r = grad fhat(y_0) + lam (y_0 - x) [T, 1, P] and ||r|| [T, 1, 1], which the ``trail`` of the solve is told of."""
+    residual = gradients.proximal(y0, 0)
+    length = norm(residual)
+    if trail is not None:
+        trail.ended(residual, length.flatten())
+    return residual, length
 
 
 def proximal_solve(
