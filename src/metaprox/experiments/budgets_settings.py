@@ -1,0 +1,131 @@
+"""The problems and the variants of training-budgets, and one training run."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+import metaprox as mp
+from metaprox.comparison import gradient_evaluations
+from metaprox.models import mlp
+from metaprox.modules.loss import ModelLoss
+from metaprox.tasks import MNIST1D, Family, Sinusoid, Split
+
+TEST_TASKS, VALIDATION_TASKS = 600, 300
+
+
+@dataclass(frozen=True)
+class Training:
+    """A family with a network, and what all variants share. metric: by which it is judged; better: its direction."""
+
+    family: Family
+    model: Callable[[int], nn.Module]
+    metric: str
+    lam: float
+    inner_lr: float
+    meta_batch: int
+    outer_lr: float
+
+    @property
+    def loss(self) -> ModelLoss:
+        return self.family.loss
+
+    @property
+    def sign(self) -> int:
+        """1 where more of the metric is better, else -1."""
+        return 1 if self.metric == "accuracy" else -1
+
+
+def convolutions(seed: int, channels: int = 16) -> nn.Module:
+    """Three strided convolutions with batch norm (of the batch at hand) and ReLU, and a linear layer, on 40 numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Unflatten(-1, (1, 40))]
+        for inputs in (1, channels, channels):
+            layers += [nn.Conv1d(inputs, channels, 5, stride=2, padding=2)]
+            layers += [nn.BatchNorm1d(channels, track_running_stats=False), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * channels, 5))
+
+
+TRAININGS = {
+    "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1),
+    "MNIST-1D, MLP": Training(MNIST1D(), lambda seed: mlp([40, 128, 128, 5], seed), "accuracy", 0.1, 0.1, 16, 0.4),
+    "MNIST-1D, conv": Training(MNIST1D(), convolutions, "accuracy", 0.1, 0.1, 8, 0.4),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An estimator but for its solver. steps: K; branch_steps: J."""
+
+    method: Callable[..., mp.Estimator]
+    steps: int
+    settings: dict[str, Any]
+
+    def estimator(self, training: Training) -> mp.Estimator:
+        return self.method(mp.GradientDescent(training.inner_lr), self.steps, compile=True, **self.settings)
+
+
+def fobmaml(perturb: str, steps: int, branch_steps: int, scheme: str = "symmetric") -> Variant:
+    return Variant(mp.FOBMAML, steps, {"perturb": perturb, "scheme": scheme, "branch_steps": branch_steps})
+
+
+VARIANTS = {
+    "loss, K = 10, J = 10": fobmaml("loss", 10, 10),
+    "center, K = 10, J = 10": fobmaml("center", 10, 10),
+    "center, K = 10, J = 5": fobmaml("center", 10, 5),
+    "center, K = 10, J = 2": fobmaml("center", 10, 2),
+    "loss, K = 10, J = 2": fobmaml("loss", 10, 2),
+    "center, K = 5, J = 2": fobmaml("center", 5, 2),
+    "center, K = 20, J = 5": fobmaml("center", 20, 5),
+    "FO-MAML, K = 10": Variant(mp.FOMAML, 10, {}),
+}
+
+
+def evaluations(name: str, variant: str) -> int:
+    """Gradient evaluations per task and meta-step."""
+    training, seen = TRAININGS[name], VARIANTS[variant]
+    problem = mp.ProximalProblem.from_module(training.model(0), training.loss, training.lam)
+    out = replace(seen.estimator(training), compile=False).backward(problem, training.family.batch(range(2)))
+    return gradient_evaluations(out.info.counts) // 2
+
+
+def train(name: str, variant: str, seed: int, meta_steps: int, lr: float, split: Split) -> dict[str, Any]:
+    """Meta-train, and adapt to unseen tasks as in training. What diverges is left as it is at the initial weights."""
+    training = TRAININGS[name]
+    family = replace(training.family, seed=seed)
+    problem = mp.ProximalProblem.from_module(training.model(seed), training.loss, training.lam)
+    meta = VARIANTS[variant].estimator(training)
+    parameters = list(problem.live_parameters().values())
+    start = [p.detach().clone() for p in parameters]
+    optimizer = mp.optim.NormalizedSGD(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, meta_steps)
+    died = None
+    for step in range(meta_steps):
+        optimizer.zero_grad()
+        try:
+            meta.backward(problem, family.batch(range(training.meta_batch * step, training.meta_batch * (step + 1))))
+        except mp.NonFiniteError as error:
+            died = {"meta_step": step + 1, "message": str(error)}
+            for p, first in zip(parameters, start, strict=True):
+                p.data.copy_(first)
+            break
+        optimizer.step()
+        schedule.step()
+    count = TEST_TASKS if split == "test" else VALIDATION_TASKS
+    return {"lr": lr, "died": died, "result": _judged(training, problem, meta, family.of_split(split), count)}
+
+
+def _judged(
+    training: Training, problem: mp.ProximalProblem, meta: mp.Estimator, family: Family, count: int
+) -> dict[str, Any]:
+    """Mean, standard deviation and number of the metric on the first tasks of a split; the worst where one diverges."""
+    try:
+        found = mp.evaluate(problem, family.batch, range(count), meta.solver, meta.steps)
+    except mp.NonFiniteError:
+        return {"mean": -training.sign * math.inf, "std": None, "n": 0}
+    one = found.loss if training.metric == "loss" else found.metrics[training.metric]
+    return {"mean": one.mean, "std": one.std, "n": one.n}
