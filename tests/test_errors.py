@@ -108,7 +108,7 @@ def held(**values):
         (mp.Nesterov, 0.5, {"momentum": 0.25}),
         (mp.Adam, 0.5, {"eps": 0.125}),
         (mp.Anderson, 0.5, {"memory": 3}),
-        (mp.AdaptiveGradientDescent, 0.5, {"max_lr": 0.75, "probe": 0.25}),
+        (mp.AdaptiveGradientDescent, 0.5, {"probe": 0.25}),
     ],
 )
 def test_settings_are_kept_as_numbers_of_python(kind, first, settings):

@@ -79,8 +79,8 @@ def solver(name, units):
         "nesterov": lambda: mp.Nesterov(lr),
         "heavy": lambda: mp.Nesterov(lr, momentum=0.5),
         "anderson": lambda: mp.Anderson(lr),
-        "adaptive": lambda: mp.AdaptiveGradientDescent(lr),
-        "capped": lambda: mp.AdaptiveGradientDescent(lr, max_lr=0.8 * lr),
+        "adaptive": lambda: mp.AdaptiveGradientDescent(),
+        "capped": lambda: mp.AdaptiveGradientDescent(0.8 * lr),
         "adam": lambda: mp.Adam(0.1 * units.parameter, eps=0.1 * units.gradient),
     }[name]()
 

@@ -33,9 +33,9 @@ def test_tangent_is_the_limit_of_fobmaml(logistic, solver, perturb, start, corre
     settings = {"perturb": perturb, "start": start, "residual_correction": correction, "branch_steps": 4}
     tangent = mp.Tangent(SOLVERS[solver], 6, **settings)(logistic.problem, logistic.params, logistic.tasks).grad["w"]
     errors = []
-    # Anderson's coefficients are linear in nu only while the perturbation is small against the base's residual.
-    small = solver == "anderson" and not correction
-    for step in (4e-5, 2e-5) if small else (2e-3, 1e-3):
+    # Anderson's coefficients and adapted steps are linear in nu only while it is small against the base's residual.
+    small = {"anderson": 0.02, "adaptive": 0.01}.get(solver, 1.0) if not correction else 1.0
+    for step in (2e-3 * small, 1e-3 * small):
         size = {"nu": step} if perturb == "loss" else {"eps": step}
         meta = mp.FOBMAML(SOLVERS[solver], 6, **settings, **size)
         errors.append(relative_error(meta(logistic.problem, logistic.params, logistic.tasks).grad["w"], tangent))

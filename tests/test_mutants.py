@@ -68,7 +68,7 @@ def test_a_change_leaves_the_rest_of_the_text_as_it_is():
     [
         ("inner/solve.py", "self.active = self.active & ~(norms.amin(1) <= self.tol)"),
         ("inner/solve.py", 'with __import__("contextlib").nullcontext():'),
-        ("solvers/adaptive.py", "safe = (moved / (math.sqrt(2) * turned))"),
+        ("solvers/adaptive.py", "size = length / change * along.clamp(ALONG, 1.0).sqrt()"),
     ],
 )
 def test_what_survived_once_is_tried(file, after):

@@ -76,6 +76,17 @@ def test_branches_are_solved_as_the_base_where_nothing_else_is_said():
     assert estimator(solver="adam", inner_betas=(0.5, 0.9)).solver == mp.Adam(0.01, (0.5, 0.9))
 
 
+def test_the_step_of_the_family_is_not_for_a_solver_that_finds_its_own():
+    estimator = lambda **given: Settings("sinusoid", **given).composition().estimator  # noqa: E731
+    free = estimator(solver="adaptive")
+    assert (free.solver, free.branch_solver) == (mp.AdaptiveGradientDescent(), None)
+    assert estimator(solver="adaptive", inner_lr=0.05).solver == mp.AdaptiveGradientDescent(0.05)
+    assert estimator(solver="adaptive", branch_solver="anderson").branch_solver == mp.Anderson(0.01)
+    assert estimator(branch_solver="adaptive").branch_solver == mp.AdaptiveGradientDescent(0.01)
+    whole = Settings("sinusoid", solver="adaptive").composition()
+    assert Settings(**whole.settings()).composition() == whole
+
+
 def test_a_tolerance_takes_the_place_of_steps():
     found = Settings("mnist1d", tol=1e-3, max_steps=40).composition().estimator
     assert (found.steps, found.tol, found.max_steps) == (None, 1e-3, 40)

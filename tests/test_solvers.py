@@ -9,7 +9,7 @@ import torch
 import metaprox as mp
 from conftest import LAM, SOLVERS, relative_error
 from metaprox.inner.solve import solve
-from metaprox.solvers.protocol import relative_step, separates_branches
+from metaprox.solvers.protocol import relative_step, resumed, separates_branches
 from metaprox.tasks import quadratic as closed_form
 
 
@@ -158,42 +158,64 @@ def test_adaptive_takes_steps_of_its_own_for_each_task():
     """Curvatures 1, 10 and 100: where a fixed lr of 0.5 diverges in two of the three tasks, each gets its own."""
     curvature = torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64).view(3, 1, 1)
     gradient = lambda y, step: curvature * y  # noqa: E731
-    solution = solve(gradient, torch.ones(3, 2, 4, dtype=torch.float64), mp.AdaptiveGradientDescent(0.5), 60)
-    assert solution.y.abs().max() < 1e-6
-    last = solution.step_sizes[:, -1]
-    assert torch.allclose(last, 1 / (2**0.5 * curvature.flatten()), rtol=1e-6)
+    solution = solve(gradient, torch.ones(3, 2, 4, dtype=torch.float64), mp.AdaptiveGradientDescent(), 3)
+    assert solution.y.abs().max() < 1e-12  # the second step is 1 / curvature
+    assert torch.allclose(solution.step_sizes[:, 1], 1 / curvature.flatten(), rtol=1e-6)
     fixed = solve(gradient, torch.ones(3, 2, 4, dtype=torch.float64), mp.GradientDescent(0.5), 60).y
     assert fixed[1:].abs().min() > 1e20
 
 
-def test_adaptive_grows_from_a_first_step_that_is_far_too_small():
-    gradient, center, y = batch_of_quadratics(condition=10.0)
-    assert relative_error(solve(gradient, y, mp.AdaptiveGradientDescent(1e-6), 120).y, center) < 1e-3
-    assert relative_error(solve(gradient, y, mp.GradientDescent(1e-6), 120).y, center) > 0.9
+@pytest.mark.parametrize("condition", [10.0, 100.0])
+def test_adaptive_without_lr_is_faster_than_the_best_fixed_step(condition):
+    gradient, center, y = batch_of_quadratics(condition=condition, size=20)  # curvatures up to 1
+    errors = [
+        relative_error(solve(gradient, y, solver, 60).y, center)
+        for solver in (mp.AdaptiveGradientDescent(), mp.GradientDescent(2 / (1 + 1 / condition)))
+    ]
+    assert errors[0] < errors[1] / 2
 
 
-@pytest.mark.parametrize("max_lr", [None, 0.9])
-def test_adaptive_steps_are_their_formula(max_lr):
-    """L_k, the largest over the branches, and lr_k, by hand for each task."""
-    gradient, _, start = batch_of_quadratics(tasks=2, condition=300.0)
-    solver = mp.AdaptiveGradientDescent(0.3, max_lr=max_lr, probe=0.02)
-    out = solve(gradient, start, solver, 40)
-    y, slope = start, gradient(start, 0)
-    steps, bound = [torch.full((2,), 0.02 * 0.3, dtype=torch.float64)], torch.full((2,), 0.3, dtype=torch.float64)
-    for _ in range(39):
-        new = y - steps[-1][:, None, None] * slope
-        turned = gradient(new, 0) - slope
-        curvature = (turned.norm(dim=-1) / (new - y).norm(dim=-1)).amax(1)
-        y, slope = new, slope + turned
-        lr = torch.minimum(bound, 1 / (2**0.5 * curvature))
-        bound = (1 + torch.minimum(lr / steps[-1], torch.ones(2))).sqrt() * lr
-        steps.append(lr if max_lr is None else lr.clamp(max=max_lr))
-    torch.testing.assert_close(out.step_sizes, torch.stack(steps, 1), rtol=1e-6, atol=0)
-    assert (out.step_sizes[:, -1] > 1.5 * out.step_sizes[:, 1]).any()  # grown
-    assert mp.AdaptiveGradientDescent(0.3) == mp.AdaptiveGradientDescent(0.3, max_lr=None, probe=0.01)
+def by_hand(gradient, start, steps, lr, probe):
+    """Step sizes [T, steps] of one task after another, and where they end."""
+    sizes, ends = [], []
+    for t in range(len(start)):
+        slope = lambda y: gradient(y[None].expand_as(start), 0)[t]  # noqa: E731, B023
+        y, g, own = start[t], slope(start[t]), []
+        last = y, g
+        for k in range(steps):
+            if k == 0:
+                h = min(probe * min(lr, float(a.norm() / b.norm())) for a, b in zip(y, g, strict=True))
+            else:
+                limits = []
+                for s, d in zip(y - last[0], g - last[1], strict=True):
+                    curvature, turn = float(s @ d / (s @ s)), float(d.norm() / s.norm())
+                    limits.append(1 / (max(curvature, turn / 16) * turn) ** 0.5)
+                h = min(limits) if k == 1 else min(*limits, 1.5 * h)
+            h = min(h, lr)
+            last, y = (y, g), y - h * g
+            g = slope(y)
+            own.append(h)
+        sizes.append(own)
+        ends.append(y)
+    return torch.tensor(sizes, dtype=torch.float64), torch.stack(ends)
 
 
-def test_adaptive_branches_share_steps_and_respect_max_lr():
+@pytest.mark.parametrize("lr", [None, 0.9, 20.0])
+def test_adaptive_steps_are_their_formula(lr):
+    """On a field that curves up and down and turns, where all of its terms come into play."""
+    gradient, _, start = batch_of_quadratics(tasks=3, condition=300.0)
+    turning = lambda y, step: gradient(y, step) + 0.4 * (3 * y).sin() + 0.6 * (y - 1).roll(1, -1)  # noqa: E731
+    out = solve(turning, start, mp.AdaptiveGradientDescent(lr, probe=0.02), 30)
+    sizes, ends = by_hand(turning, start, 30, lr or float("inf"), 0.02)
+    torch.testing.assert_close(out.step_sizes, sizes, rtol=1e-6, atol=0)
+    torch.testing.assert_close(out.y, ends)
+    ratios = sizes[:, 2:] / sizes[:, 1:-1]
+    assert lr == 0.9 or torch.isclose(ratios, torch.tensor(1.5, dtype=torch.float64)).any()
+    assert (ratios < 0.9).any()
+    assert mp.AdaptiveGradientDescent(lr) == mp.AdaptiveGradientDescent(lr, probe=0.01)
+
+
+def test_adaptive_branches_share_steps_and_respect_lr():
     gradient, _, y = batch_of_quadratics()
     sizes = []
 
@@ -204,16 +226,63 @@ def test_adaptive_branches_share_steps_and_respect_max_lr():
             sizes.append((y - moved).norm(dim=-1) / grad.norm(dim=-1))
             return moved, state
 
-    solve(gradient, y, Watched(0.1, max_lr=0.8), 30)
+    solve(gradient, y, Watched(0.8), 30)
     for size in sizes:
         torch.testing.assert_close(size[:, 0], size[:, 1])
         assert size.max() <= 0.8 + 1e-12
     assert max(size.max() for size in sizes) > 0.5
 
 
-def test_adaptive_stands_still_at_a_solution():
+def test_adaptive_stands_still_at_a_solution_and_starts_where_it_has_to():
     gradient, center, _ = batch_of_quadratics()
     assert torch.equal(solve(gradient, center.clone(), mp.AdaptiveGradientDescent(1.0), 6).y, center)
+    late = lambda y, step: gradient(y, step) * (step > 2)  # noqa: E731  # no gradient at first, as dropout can have it
+    assert relative_error(solve(late, center + 1, mp.AdaptiveGradientDescent(), 100).y, center) < 1e-2
+    out = solve(gradient, 0 * center, mp.AdaptiveGradientDescent(), 100)  # 0 has no length
+    assert relative_error(out.y, center) < 1e-2
+    torch.testing.assert_close(out.step_sizes[:, 0], 0.01 / gradient(0 * center, 0).norm(dim=-1).amax(1))
+    one_solved = torch.cat([center[:, :1], center[:, :1] + 1], 1)
+    end = solve(lambda y, step: gradient(y, step), one_solved, mp.AdaptiveGradientDescent(), 100).y
+    assert relative_error(end, center) < 1e-2
+
+
+def test_adaptive_crosses_what_is_flat():
+    """A constant gradient has no curvature: steps grow by half."""
+    out = solve(lambda y, step: torch.ones_like(y), torch.ones(1, 1, 4), mp.AdaptiveGradientDescent(), 5)
+    torch.testing.assert_close(out.step_sizes[0, 1:] / out.step_sizes[0, :-1], torch.full((4,), 1.5), rtol=1e-4, atol=0)
+
+
+class Restarted(mp.AdaptiveGradientDescent):
+    """Inherits ``resume``, which is then no promise of its own."""
+
+
+@pytest.mark.parametrize("tol", [None, 0.05])
+def test_adaptive_branches_go_on_with_the_step_of_their_base(quadratic, tol):
+    problem, params, tasks = quadratic
+    stop = {"steps": 6} if tol is None else {"tol": tol, "max_steps": 30}
+    info = mp.FOBMAML(mp.AdaptiveGradientDescent(), **stop)(problem, params, tasks).info
+    last = torch.stack([sizes[taken - 1] for sizes, taken in zip(info.base_step_sizes, info.base_steps, strict=True)])
+    torch.testing.assert_close(info.branch_step_sizes[:, 0], last, rtol=1e-6, atol=0)
+    assert info.counts.support_gradients == int(info.base_steps.sum()) + 5 * (2 * 5 + 1) or tol
+    again = mp.FOBMAML(mp.AdaptiveGradientDescent(), **stop, branch_solver=mp.AdaptiveGradientDescent())
+    assert torch.equal(again(problem, params, tasks).info.branch_step_sizes[:, 0], info.branch_step_sizes[:, 0])
+    for other in (Restarted(3.0), mp.AdaptiveGradientDescent(3.0)):
+        anew = mp.FOBMAML(mp.GradientDescent(0.5), 6, branch_solver=other)(problem, params, tasks).info
+        assert anew.branch_step_sizes[:, 0].max() <= 0.03 + 1e-9  # a probe
+    assert resumed(Restarted(3.0), Restarted(3.0), info.base_step_sizes) is None
+
+
+def test_a_single_base_step_was_a_probe_and_the_second_of_the_branches_is_as_long_as_it_may_be(quadratic):
+    problem, params, tasks = quadratic
+    info = mp.FOBMAML(mp.AdaptiveGradientDescent(), 1, branch_steps=3)(problem, params, tasks).info
+    torch.testing.assert_close(info.branch_step_sizes[:, 0], info.base_step_sizes[:, 0], rtol=1e-6, atol=0)
+    assert (info.branch_step_sizes[:, 1] > 2 * info.branch_step_sizes[:, 0]).all()
+
+
+@pytest.mark.parametrize("kind", [mp.FOBMAML, mp.Tangent])
+def test_adaptive_branches_of_another_base_need_lr(kind):
+    with pytest.raises(mp.InputError, match=r"branch_solver=AdaptiveGradientDescent\(lr=None.* give it lr"):
+        kind(mp.Nesterov(0.1), 5, branch_solver=mp.AdaptiveGradientDescent())
 
 
 @pytest.mark.parametrize("name", SOLVERS)

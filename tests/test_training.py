@@ -135,7 +135,7 @@ def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_pat
     ) as caught:
         training.train(config, tmp_path / "fixed")
     assert caught.value.__notes__[0] == f"at meta-step 4 of 12, training task {75 + caught.value.task}"
-    training.train(config.but(solver="adaptive"), tmp_path / "adaptive")
+    training.train(config.but(solver="adaptive", inner_lr=None), tmp_path / "adaptive")
     assert (tmp_path / "adaptive" / "weights.safetensors").exists()
 
 

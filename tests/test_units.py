@@ -105,6 +105,7 @@ SOLVERS = {
     "nesterov": mp.Nesterov,
     "anderson": mp.Anderson,
     "adaptive": mp.AdaptiveGradientDescent,
+    "free": lambda lr: mp.AdaptiveGradientDescent(),
 }
 METHODS = {
     "fobmaml": lambda solver: mp.FOBMAML(solver, 6),

@@ -38,12 +38,12 @@ OTHER = [torch.zeros(3)]
 def rows() -> list[Row]:
     found = []
     for solver in (mp.GradientDescent, mp.Nesterov, mp.Adam, mp.Anderson, mp.AdaptiveGradientDescent):
-        found += refused(solver, "lr", values.NOT_POSITIVE)
+        optional = solver is mp.AdaptiveGradientDescent
+        found += refused(solver, "lr", [value for value in values.NOT_POSITIVE if value is not None or not optional])
         found += taken(solver, "lr", values.NUMBERS)
-        found += [
-            Row(f"{solver.__name__}()", solver, "lr"),
-            Row(f"{solver.__name__}(learning_rate)", lambda solver=solver: solver(learning_rate=0.1), "learning_rate"),
-        ]
+        named = lambda solver=solver: solver(learning_rate=0.1)  # noqa: E731
+        found += [Row(f"{solver.__name__}(learning_rate)", named, "learning_rate")]
+        found += [] if optional else [Row(f"{solver.__name__}()", solver, "lr")]
     some = [value for value in values.NO_FRACTIONS if value is not None]
     found += refused(mp.Nesterov, "momentum", some, lr=0.5) + taken(mp.Nesterov, "momentum", values.NUMBERS[:4], lr=0.5)
     found += refused(mp.Adam, "eps", values.NOT_POSITIVE, lr=0.5) + taken(mp.Adam, "eps", values.NUMBERS, lr=0.5)
@@ -70,9 +70,6 @@ def rows() -> list[Row]:
     found += taken(mp.Adam, "betas", [([0.5, 0.75], (0.5, 0.75)), (torch.tensor([0.5, 0.75]), (0.5, 0.75))], lr=0.5)
     found += refused(mp.Anderson, "memory", values.NO_COUNTS, lr=0.5)
     found += taken(mp.Anderson, "memory", values.COUNTS, lr=0.5)
-    limits = [value for value in values.NOT_POSITIVE if value is not None]
-    found += refused(mp.AdaptiveGradientDescent, "max_lr", limits, lr=0.5)
-    found += taken(mp.AdaptiveGradientDescent, "max_lr", values.NUMBERS, lr=0.5)
     found += refused(mp.AdaptiveGradientDescent, "probe", values.NOT_POSITIVE, lr=0.5)
     found += refused(mp.TorchOptimizer, "elementwise", values.NO_SWITCHES, factory=SGD)
     return found + _factories()

@@ -14,6 +14,7 @@ from metaprox.inner.failures import failure_at_end
 from metaprox.losses.gradients import Gradients
 from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, check_solver
+from metaprox.solvers.stability import check_first_step
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Branched(Estimator):
         self._check_base()
         checks.settle(self, perturb=checks.one_of("loss", "center"), start=checks.one_of("base", "predictor"))
         checks.settle(self, branch_solver=checks.optional(check_solver), residual_correction=checks.switch)
+        check_first_step(self._solver_of_branches, self.solver)
         least = 0 if self.start == "predictor" else 1
         checks.settle(self, branch_steps=checks.optional(partial(checks.count, least=least)))
 

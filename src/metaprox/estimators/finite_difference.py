@@ -21,7 +21,7 @@ from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Fused, GradientAt, solve_parts
 from metaprox.losses.backend import Step
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import InnerSolver, separates_branches
+from metaprox.solvers.protocol import InnerSolver, resumed, separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -146,6 +146,7 @@ class FOBMAML(Branched):
             fused=self._step_of(branches, gradients, solver),
             tol=tol,
             trail=of_last_steps(branches.weights, solver, self._steps_of_branches) if self.estimate_error else None,
+            begin=resumed(solver, self.solver, base.step_sizes),
             purpose=self._purpose_of_branches(gradients),
         )
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j

@@ -15,7 +15,7 @@ from metaprox.inner.proximal import proximal_solve, residual_at
 from metaprox.inner.solve import Solution, solve
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import hessian_vector, mixed_product
-from metaprox.solvers.protocol import check_differentiable
+from metaprox.solvers.protocol import check_differentiable, resumed
 from metaprox.vectors.norms import norm
 
 
@@ -58,10 +58,10 @@ class Tangent(Branched):
         self._require_finite(gradients, residual, query.grad)
         start = query.grad * (-1 / lam if self.start == "predictor" else 0.0)
         if self.residual_correction:
-            branch = self._solve_linear(gradients, y0, query.grad, start)
+            branch = self._solve_linear(gradients, base, query.grad, start)
             end, tangent = y0, branch.y
         else:
-            branch, tangent = self._solve_dual(gradients, y0, query.grad, start)
+            branch, tangent = self._solve_dual(gradients, base, query.grad, start)
             end = branch.y
         g = -lam * tangent
         info = Info.of(
@@ -83,7 +83,9 @@ class Tangent(Branched):
         seen = replace(seen, per_nu=0 * seen.per_nu)  # nothing is divided by nu
         return {"linear_residual": linear_residual(branch.trail, norm_v, one), "seen": seen}
 
-    def _solve_linear(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> Solution:
+    def _solve_linear(self, gradients: Gradients, base: Solution, v: Tensor, start: Tensor) -> Solution:
+        y0 = base.y
+
         def gradient(z: Tensor, step: int) -> Tensor:
             if step == 0 and self.start == "base":
                 return v  # z is 0
@@ -96,10 +98,13 @@ class Tangent(Branched):
             solver,
             steps,
             trail=of_last_steps((1.0,), solver, steps),
+            begin=resumed(solver, self.solver, base.step_sizes),
             purpose=self._purpose("branch solve", gradients),
         )
 
-    def _solve_dual(self, gradients: Gradients, y0: Tensor, v: Tensor, start: Tensor) -> tuple[Solution, Tensor]:
+    def _solve_dual(self, gradients: Gradients, base: Solution, v: Tensor, start: Tensor) -> tuple[Solution, Tensor]:
+        solver = gradients.for_parameters(self._solver_of_branches)
+
         def gradient(dual: Tensor, step: int) -> Tensor:
             """The gradient of the branch problem at nu = 0, and its derivative along the solution's."""
             y, tangent = forward_ad.unpack_dual(dual)
@@ -111,9 +116,10 @@ class Tangent(Branched):
         with forward_ad.dual_level():
             branch = solve(
                 gradient,
-                forward_ad.make_dual(y0, start),
-                gradients.for_parameters(self._solver_of_branches),
+                forward_ad.make_dual(base.y, start),
+                solver,
                 self._steps_of_branches,
+                begin=resumed(solver, self.solver, base.step_sizes),
                 purpose=self._purpose("branch solve", gradients),
             )
             y, tangent = forward_ad.unpack_dual(branch.y)

@@ -88,11 +88,12 @@ def solve(
     *,
     tol: Tensor | None = None,
     trail: Trail | None = None,
+    begin: Callable[[Tensor], Any] | None = None,
     purpose: Purpose = ANY,
 ) -> Solution:
     """``solve_parts`` of all branches y [T, B, P] at once: ``gradient(y, step)`` -> gradient [T, B, P]."""
     one = lambda y, step, branches: gradient(y, step)  # noqa: E731
-    return solve_parts(one, [y], solver, max_steps, tol=tol, trail=trail, purpose=purpose)
+    return solve_parts(one, [y], solver, max_steps, tol=tol, trail=trail, begin=begin, purpose=purpose)
 
 
 def solve_parts(
@@ -105,6 +106,7 @@ def solve_parts(
     fused: Fused = lambda y, step, branches: None,
     tol: Tensor | None = None,
     trail: Trail | None = None,
+    begin: Callable[[Tensor], Any] | None = None,
     purpose: Purpose = ANY,
 ) -> Solution:
     """Take up to ``max_steps`` steps of ``solver`` from B branches of T tasks, a part of the branches at a time.
@@ -121,6 +123,7 @@ def solve_parts(
         fused: tried before ``gradient``.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
         trail: is shown the last gradients and steps.
+        begin: the solver's state at a start [T, b, P]; ``solver.init`` unless given.
         purpose: what this is, for the error message, and what happens where a gradient is not finite.
 
     Returns:
@@ -132,7 +135,7 @@ def solve_parts(
     """
     assert tol is None or len(parts) == 1
     progress, known = _Progress(parts[0], solver, max_steps, trail, tol, purpose), first or []
-    current, branches, states = parts[:], _slices(parts), [solver.init(y) for y in parts]
+    current, branches, states = parts[:], _slices(parts), [(begin or solver.init)(y) for y in parts]
     parts.clear()
     for step, (index, where) in itertools.product(range(max_steps), enumerate(branches)):
         y = current[index]

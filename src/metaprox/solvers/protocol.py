@@ -30,10 +30,13 @@ class InnerSolver(Protocol):
     - ``largest_curvature(steps)``: up to which curvature so many steps come closer to a minimum; None: not known. With
       ``relative_step`` it is 2/h. A lam above it is refused before the solve.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
+    - ``resume(y, step_sizes)``: the state before the first step of branches from ``y``, in place of ``init``, where
+      their base was solved by an equal solver, in steps of these sizes [T, K] (NaN after a task's last).
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
 
-    The first two are promises, and hold for the class that makes them alone: a subclass, which may step otherwise,
-    makes them anew or goes without, and so does whatever has its ``step`` replaced, or wrapped by a decorator.
+    The first three and ``resume`` are promises, and hold for the class that makes them alone: a subclass, which may
+    step otherwise, makes them anew or goes without, and so does whatever has its ``step`` replaced, or wrapped by a
+    decorator.
     """
 
     def init(self, y: Tensor) -> Any:
@@ -111,6 +114,14 @@ def separates_branches(solver: InnerSolver) -> bool:
 def relative_step(solver: InnerSolver) -> float | None:
     """h, where the class of ``solver`` promises that all its steps are -h times the gradient."""
     return promised(solver, "relative_step")
+
+
+def resumed(solver: InnerSolver, base: InnerSolver, step_sizes: Tensor) -> Callable[[Tensor], Any] | None:
+    """Returns what makes the state of branches where they start, after a ``base`` of these steps; None: ``init``."""
+    resume = promised(solver, "resume")
+    if resume is None or type(base) is not type(solver) or base != solver:
+        return None
+    return lambda y: resume(y, step_sizes)
 
 
 def check_differentiable(solver: InnerSolver, method: str) -> None:

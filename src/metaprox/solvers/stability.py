@@ -1,6 +1,6 @@
 """What is known of a solver's steps before any is taken: up to which curvature they converge, and what would help."""
 
-from metaprox.errors import UnstableError
+from metaprox.errors import InputError, UnstableError
 from metaprox.solvers.adaptive import AdaptiveGradientDescent
 from metaprox.solvers.protocol import InnerSolver, promised, relative_step
 
@@ -42,12 +42,18 @@ def check_stable(solver: InnerSolver, lam: float, steps: int, name: str = "solve
 def remedy(solver: InnerSolver, lam: float | None = None) -> str:
     """What helps where a solve overflowed, as far as is known."""
     lr = relative_step(solver) or getattr(solver, "lr", None)
-    adaptive = isinstance(solver, AdaptiveGradientDescent)
+    if isinstance(solver, AdaptiveGradientDescent):
+        return f"{'Give lr, the longest step' if lr is None else 'Lower lr'}, or raise lam."
     if lr is not None and lam is not None and lr * lam > STIFF:
-        rest = "" if adaptive else "; or use mp.AdaptiveGradientDescent"
-        return f"Lower lr, or lower lam, of which much of the stiffness comes (lr * lam = {lr * lam:.3g}){rest}."
-    return (
-        "Lower lr or set max_lr, or raise lam."
-        if adaptive
-        else "Lower lr, raise lam, or use mp.AdaptiveGradientDescent."
-    )
+        stiff = f"lower lam, of which much of the stiffness comes (lr * lam = {lr * lam:.3g})"
+        return f"Lower lr, or {stiff}; or use mp.AdaptiveGradientDescent."
+    return "Lower lr, raise lam, or use mp.AdaptiveGradientDescent."
+
+
+def check_first_step(branches: InnerSolver, base: InnerSolver) -> None:
+    """Raise InputError where branches, next to their solution, would begin with a probe as for a solve from afar."""
+    if isinstance(branches, AdaptiveGradientDescent) and branches.lr is None and branches != base:
+        raise InputError(
+            f"branch_solver={branches!r} finds its first step in a base that it has solved too, but solver={base!r}: "
+            "give it lr, its longest step, or leave branch_solver out and give it as the solver"
+        )

@@ -29,8 +29,8 @@ class Own:
     lam: float = 0.5
     """Weight of the proximal term that holds adapted parameters near the meta-parameters."""
     solver: str = "gd"
-    """Inner solver. adam0: Adam with beta1 = 0, as Reptile's authors take it. adaptive: gradient descent with a
-    safeguarded step of its own for each task."""
+    """Inner solver. adam0: Adam with beta1 = 0, as Reptile's authors take it. adaptive: gradient descent that finds a
+    step of its own for each task, without --inner-lr; with it, none is longer."""
     inner_batch: int | None = None
     """Support examples that an inner step of training sees, drawn anew for each step (Reptile learns little without).
     Default: all. Evaluation takes all."""
@@ -77,9 +77,14 @@ class Option:
         return f"the field {self.field!r} of the {part}"
 
     @property
+    def optional(self) -> bool:
+        """Whether None is among its values."""
+        return type(None) in get_args(self.hint)
+
+    @property
     def takes_none(self) -> bool:
         """Whether None is a value of its own, and not the same as no value."""
-        return self.default is not None and type(None) in get_args(self.hint)
+        return self.default is not None and self.optional
 
 
 @dataclass(frozen=True)

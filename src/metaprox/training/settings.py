@@ -89,14 +89,19 @@ class Settings:
             own.pop("lr", None)  # the family's is for another
         if self.given.get("steps") is not None:  # and not until a tolerance is met
             own = {name: value for name, value in own.items() if name not in ("tol", "max_steps")}
-        found = {name: option.default for name, option in known.items()} | {"steps": STEPS, "inner_lr": INNER_LR}
+        step = own.pop("inner_lr", INNER_LR)
+        found = {name: option.default for name, option in known.items()} | {"steps": STEPS}
+        if "inner_lr" in known and not known["inner_lr"].optional:  # else the solver finds it
+            found["inner_lr"] = step
         found |= _of_preset("solver", self.given.get("solver", own.get("solver")))
         found |= {name: one for name, one in own.items() if name in known and _has_meaning(known[name], self.given)}
         if self.given.get("steps") is None and self.given.get("tol", own.get("tol")) is not None:
             found["steps"] = None
-        alike = [field.name for field in fields(chosen.solver)] if chosen.branch_solver is chosen.solver else ["lr"]
         inner = found | self.given  # as which the branches are solved, where nothing else is said
-        branch = {f"branch_{name}": inner.get(f"inner_{name}") for name in alike}
+        if chosen.branch_solver is chosen.solver:
+            branch = {f"branch_{field.name}": inner.get(f"inner_{field.name}") for field in fields(chosen.solver)}
+        else:
+            branch = {"branch_lr": step if inner.get("inner_lr") is None else inner["inner_lr"]}
         branch |= _of_preset("branch_solver", self.given.get("branch_solver", own.get("branch_solver")))
         found |= {name: value for name, value in branch.items() if name not in own}
         return {name: value for name, value in found.items() if name in known}
