@@ -1,13 +1,14 @@
 """What should FO-B-MAML be by default? Variants trained at equal gradient evaluations, over five seeds.
 
 Sinusoid regression (MLP 1-40-40-1) and MNIST-1D, 5-way 5-shot with 15 queries a class (MLP 40-128-128-5; three strided
-convolutions with batch norm). Variants differ in the base steps K, the branch steps J, and where nu enters; the step of
-the difference is the default one. Each gets 3,000 gradient evaluations a task ("short") and 12,000 ("long"), a
+convolutions with batch norm). Variants differ in the base steps K, the branch steps J, and where nu enters; the inner
+step is found by AdaptiveGradientDescent() or, where that is said, fixed at that of the family; the step of the
+difference is the default one. Each gets 3,000 gradient evaluations a task ("short") and 12,000 ("long"), a
 support and a query gradient counting one each, as many meta-steps as these pay for, by normalized SGD with momentum 0.9
 and a step that decays linearly to 0. (quick: sinusoid alone, two variants, 300 evaluations, two seeds.)
 
-The outer step is half, one or two times that of the family, whichever is best on 300 validation tasks after a short run
-of seed 10 + the seed given, which is not among those compared. Judged by 600 unseen tasks, with K inner steps as in
+The outer step is half, one or two times that of the family, whichever is best on 200 validation tasks after a short run
+of seed 10 + the seed given, which is not among those compared. Judged by 400 unseen tasks, with K inner steps as in
 training; a run that diverged counts with its initial weights. Takes an hour and a half (quick: two minutes).
 """
 

@@ -14,7 +14,7 @@ from metaprox.models import mlp
 from metaprox.modules.loss import ModelLoss
 from metaprox.tasks import MNIST1D, Family, Sinusoid, Split
 
-TEST_TASKS, VALIDATION_TASKS = 600, 300
+TEST_TASKS, VALIDATION_TASKS = 400, 200
 
 
 @dataclass(frozen=True)
@@ -52,36 +52,38 @@ def convolutions(seed: int, channels: int = 16) -> nn.Module:
 
 TRAININGS = {
     "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1),
-    "MNIST-1D, MLP": Training(MNIST1D(), lambda seed: mlp([40, 128, 128, 5], seed), "accuracy", 0.1, 0.1, 16, 0.4),
+    "MNIST-1D, MLP": Training(MNIST1D(), lambda seed: mlp([40, 128, 128, 5], seed), "accuracy", 0.1, 0.1, 8, 0.4),
     "MNIST-1D, conv": Training(MNIST1D(), convolutions, "accuracy", 0.1, 0.1, 8, 0.4),
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An estimator but for its solver. steps: K; branch_steps: J."""
+    """An estimator but for its solver. steps: K. fixed: with the inner step of the problem, not one that is found."""
 
     method: Callable[..., mp.Estimator]
     steps: int
     settings: dict[str, Any]
+    fixed: bool = False
 
     def estimator(self, training: Training) -> mp.Estimator:
-        return self.method(mp.GradientDescent(training.inner_lr), self.steps, compile=True, **self.settings)
+        solver = mp.GradientDescent(training.inner_lr) if self.fixed else mp.AdaptiveGradientDescent()
+        return self.method(solver, self.steps, compile=True, **self.settings)
 
 
-def fobmaml(perturb: str, steps: int, branch_steps: int, scheme: str = "symmetric") -> Variant:
-    return Variant(mp.FOBMAML, steps, {"perturb": perturb, "scheme": scheme, "branch_steps": branch_steps})
+def fobmaml(perturb: str, steps: int, branch_steps: int, *, fixed: bool = False) -> Variant:
+    return Variant(mp.FOBMAML, steps, {"perturb": perturb, "branch_steps": branch_steps}, fixed)
 
 
 VARIANTS = {
     "loss, K = 10, J = 10": fobmaml("loss", 10, 10),
-    "center, K = 10, J = 10": fobmaml("center", 10, 10),
     "center, K = 10, J = 5": fobmaml("center", 10, 5),
     "center, K = 10, J = 2": fobmaml("center", 10, 2),
     "loss, K = 10, J = 2": fobmaml("loss", 10, 2),
     "center, K = 5, J = 2": fobmaml("center", 5, 2),
     "center, K = 20, J = 5": fobmaml("center", 20, 5),
     "FO-MAML, K = 10": Variant(mp.FOMAML, 10, {}),
+    "center, K = 10, J = 2, fixed step": fobmaml("center", 10, 2, fixed=True),
 }
 
 
