@@ -109,6 +109,7 @@ SOLVERS = {
 }
 METHODS = {
     "fobmaml": lambda solver: mp.FOBMAML(solver, 6),
+    "fobmaml, rtol": lambda solver: mp.FOBMAML(solver, 60, rtol=0.3),
     "fobmaml, predictor": lambda solver: mp.FOBMAML(solver, 6, start="predictor"),
     "tangent": lambda solver: mp.Tangent(solver, 6, residual_correction=True),
     "imaml": lambda solver: mp.IMAML(solver, 6),

@@ -13,7 +13,6 @@ from metaprox.checking.probe import Probe
 from metaprox.checking.watched import Record, Run
 from metaprox.estimators import FOBMAML, IMAML, Estimator
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.stencil import stencil
 from metaprox.solvers.protocol import relative_step
 
 CLOSE = 0.1  # of the gradient at x: a base that leaves less has converged
@@ -76,7 +75,7 @@ def _along_last_step(loss: Probe, start: Tensor, record: Record, branch: int, le
 def _branches(call: Call, estimator: FOBMAML, run: Run, task: int, least: float) -> tuple[tuple[float, float], ...]:
     inner, outer = Probe(call, "inner_loss", task), Probe(call, "outer_loss", task)
     found = []
-    for branch, node in enumerate(estimator._table(stencil(estimator.scheme))[0]):
+    for branch, node in enumerate(estimator._nodes_and_weights[0]):
         weight = node * float(run.info.nu) if estimator.perturb == "loss" else 0.0
         along = _along_last_step(inner, run.y0, run.branches, branch, least)
         query = _along_last_step(outer, run.y0, run.branches, branch, least) if weight else 0.0

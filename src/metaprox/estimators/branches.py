@@ -1,6 +1,6 @@
 """The perturbed inner problems: their gradients at y_0, where all of them start, and away from it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +102,22 @@ class Branches:
             terms.append((-torch.ones_like(tilt), at_base.residual))
         y0 = at_base.y0 if len(nodes) == 1 else None
         return cls(nodes, weights, nu, tilt, LinearTerm(terms) if terms else None, y0)
+
+    def gradient(
+        self,
+        gradients: Gradients,
+        noise: Callable[[int], int],
+        moves_query: bool,
+        y: Tensor,
+        step: int,
+        where: slice,
+    ) -> Tensor:
+        """Of the branches in ``where`` at y [T, b, P], with n_j nu f where ``moves_query``, and n_j nu v else."""
+        grad = gradients.proximal(y, noise(step), where, linear=self.linear)
+        moved = slice(1 if self.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
+        if moves_query and y[:, moved].shape[1]:
+            gradients.add_query(grad[:, moved], self.tilt[:, where][:, moved], y[:, moved], noise(step))
+        return grad
 
     def per_nu(self, difference: Tensor) -> Tensor:
         """``difference`` / nu; 0 where nu is, because branches are then alike."""

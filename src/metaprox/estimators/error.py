@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from metaprox.inner.solve import Solution
 from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
 from metaprox.solvers.protocol import InnerSolver, relative_step
@@ -22,8 +23,8 @@ PARTS = ("branch", "base", "truncation", "rounding")
 class Seen:
     """What the error of g_i is judged by, each [T]; NaN where it is not known.
 
-    length: ||g||. rho: ||lam v - (H + lam I) g||, at the last evaluation of the branches, and how much the step before
-    it reduced that. curvature: along the branches' last step, and base_curvature: along the last step of the
+    length: ||g||. rho: ||lam v - (H + lam I) g|| / lam, at the last evaluation of the branches, and how much the step
+    before it reduced that. curvature: along the branches' last step, and base_curvature: along the last step of the
     base. residual: ||r||, r the gradient left at y_0. moved: ||y_0 - x||. size: ||y_0||. per_nu: 1/nu, or 0.
     """
 
@@ -55,18 +56,18 @@ class Seen:
     def errors(self) -> dict[str, Tensor]:
         """Returns the parts of the error by name, each [T] and relative to ||g|| + their sum: at most 1 in all.
 
-            branch     q ||rho|| / sqrt(lam kappa)                  kappa >= lam, along the branches' last step
+            branch     q lam rho / sqrt(lam kappa)                  kappa >= lam, along the branches' last step
             base       (1/3) ||g|| (||r|| / sqrt(lam kappa)) / D    kappa >= lam, along the base's last step
             rounding   u ||y_0|| lam / nu                           u the machine epsilon
 
-        ||rho|| / lam is the worst that can be, with all of rho where the curvature is least, ||rho|| / kappa the best;
+        rho is the worst that can be, with all of it where the curvature is least, lam rho / kappa the best;
         theirs is the geometric mean. q, at most 1, carries it from the last evaluation to the end. What y_0 has to go
         changes g as going all of D has brought it about. Truncation is not known: NaN.
         """
         lam, length = self.lam, self.length
         ratio = self.reduction.nan_to_num(1.0, 1.0).clamp(LEAST_RATIO, 1.0)
-        branch = ratio * self.rho / (lam * _at_least(lam, self.curvature)).sqrt()
-        way = self.residual / (lam * _at_least(lam, self.base_curvature)).sqrt()
+        branch = ratio * self.rho / _middle(lam, self.curvature)
+        way = self.residual / lam / _middle(lam, self.base_curvature)
         base = BASE_SHARE * length * (way / self.moved)
         base = torch.where(self.residual == 0, 0.0, base)  # also where x is the solution, and nothing has moved
         rounding = torch.finfo(length.dtype).eps * self.size * lam * self.per_nu
@@ -92,24 +93,30 @@ def of_last_steps(weights: Sequence[float], solver: InnerSolver, steps: int) -> 
     return Trail(weights, relative_step(solver), 2, closed=False) if steps else None
 
 
-def of_branches(trail: Trail, lam: float, per_nu: Tensor) -> dict[str, Tensor]:
-    """Returns what is seen of the branches; rho is (lam/nu) sum_j a_j grad_j.
+def of_branches(trail: Trail, per_nu: Tensor, ended: Tensor) -> dict[str, Tensor]:
+    """Returns what is seen of the branches; rho is ||sum_j a_j grad_j|| / nu.
 
-    By how much a step reduced it says something of the next one where both are the same multiple of the gradient.
+    By how much a step reduced it says something of the next one where both are the same multiple of the gradient; tasks
+    that ``ended`` there [T] took no next one.
     """
     assert trail.last is not None
     reduction = torch.ones_like(per_nu)
     if trail.before is not None and trail.relative_step is not None:
-        reduction = trail.last / trail.before
-    rho = lam * per_nu * trail.last
-    return {"rho": rho, "reduction": reduction, "curvature": _curvature(trail), "per_nu": per_nu}
+        reduction = torch.where(ended, 1.0, trail.last / trail.before)
+    return {"rho": per_nu * trail.last, "reduction": reduction, "curvature": _curvature(trail), "per_nu": per_nu}
 
 
-def of_difference(lam: float, length: Tensor, base: dict[str, Tensor], branches: Trail | None, per_nu: Tensor) -> Seen:
-    """Of a g of ``length`` [T], by what ``of_base`` has seen and what of the branches; nothing where they are not."""
-    if branches is None or not base:
+def of_difference(
+    lam: float, length: Tensor, base: dict[str, Tensor], branches: Solution, per_nu: Tensor, *, early: bool = False
+) -> Seen:
+    """Returns it of a g of ``length`` [T], by what ``of_base`` and the branches have seen; nothing where they have not.
+
+    ``early``: whether tasks that converged have ended where they were evaluated last, and took no step from there.
+    """
+    if branches.trail is None or not base:
         return Seen.nothing(length)
-    return Seen(lam, length, **base, **of_branches(branches, lam, per_nu))
+    ended = branches.converged & early
+    return Seen(lam, length, **base, **of_branches(branches.trail, per_nu, ended))
 
 
 def linear_residual(branches: Trail | None, norm_v: Tensor, per_nu: Tensor) -> Tensor:
@@ -119,11 +126,11 @@ def linear_residual(branches: Trail | None, norm_v: Tensor, per_nu: Tensor) -> T
     return torch.where(norm_v > 0, per_nu * branches.last / norm_v, 0.0)
 
 
-def of_system(lam: float, z: Tensor, v: Tensor, left: Tensor) -> dict[str, Tensor]:
+def of_system(z: Tensor, v: Tensor, left: Tensor) -> dict[str, Tensor]:
     """What is seen of z with v - (H + lam I) z = ``left``, all [T, 1, P]: the curvature along it; g is lam z."""
     length, none = norm(z).flatten(), torch.zeros_like(z[:, 0, 0])
     curvature = inner(v - left, z, length) / length
-    return {"rho": lam * norm(left).flatten(), "reduction": none + 1, "curvature": curvature, "per_nu": none}
+    return {"rho": norm(left).flatten(), "reduction": none + 1, "curvature": curvature, "per_nu": none}
 
 
 def sampling_error(lengths: Tensor, mean: Tensor) -> Tensor:
@@ -142,6 +149,6 @@ def _curvature(trail: Trail) -> Tensor:
     return torch.full_like(trail.last, torch.nan) if trail.curvature is None else trail.curvature
 
 
-def _at_least(lam: float, curvature: Tensor) -> Tensor:
-    """The curvature, but at least lam, which stands in for what is not known."""
-    return torch.where(curvature.isfinite(), curvature.clamp(min=lam), lam)
+def _middle(lam: float, curvature: Tensor) -> Tensor:
+    """The geometric mean of lam and the curvature over lam: at least 1, which stands in for what is not known."""
+    return torch.where(curvature.isfinite(), (curvature / lam).clamp(min=1.0), 1.0).sqrt()

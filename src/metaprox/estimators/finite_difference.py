@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from metaprox.estimators.branches import AtBase, Branches
 from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
-from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
+from metaprox.estimators.stencil import STENCILS, Scheme, stencil
 from metaprox.estimators.step import Lengths, weight
+from metaprox.estimators.until import Until
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Fused, GradientAt, solve_parts
-from metaprox.losses.backend import Step
 from metaprox.losses.gradients import Gradients
 from metaprox.solvers.protocol import InnerSolver, resumed, separates_branches
 from metaprox.vectors.norms import norm
@@ -70,6 +70,8 @@ class FOBMAML(Branched):
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
         estimate_error: whether to say ``info.relative_error``. Without it the loop backend saves two vectors.
+        rtol: each task's base and branches take steps until their parts of that error are at most 1 : B of rtol, and
+            ``steps`` and ``branch_steps`` at most. For convex inner losses and tasks that can be solved.
 
     ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
@@ -99,21 +101,28 @@ class FOBMAML(Branched):
     nu: float | None = None
     eps: float | None = None
     estimate_error: bool = True
+    rtol: float | None = None
 
-    # Where each of the two steps has a meaning.
-    step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}
+    step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}  # where each of the two has a meaning
 
     def __post_init__(self) -> None:
         super().__post_init__()
         step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
         checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, estimate_error=checks.switch)
+        checks.settle(self, rtol=checks.optional(checks.positive))
+        if self.rtol is not None and (self.tol is not None or not self.estimate_error):
+            raise InputError(f"rtol={self.rtol!r} needs steps=K, at most, and estimate_error=True")
         for name, perturb in self.step_of.items():
             value = getattr(self, name)
             if value is not None and self.perturb != perturb:
                 raise InputError(f"{name}={value!r} is the step of perturb={perturb!r}, but perturb={self.perturb!r}")
 
     def _evaluations_at_once(self) -> int:
-        return len(self._table(stencil(self.scheme))[0])
+        return len(self._nodes_and_weights[0])
+
+    @property
+    def _nodes_and_weights(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return stencil(self.scheme).branches(corrected=self.residual_correction)
 
     @property
     def _chooses(self) -> bool:
@@ -127,7 +136,9 @@ class FOBMAML(Branched):
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         watched = BASE_STEPS if self.estimate_error else 0
-        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite, watched=watched)
+        until = Until.of(self.rtol, gradients, self._evaluations_at_once())
+        stopping, enough = self._stopping(), until.base if until else None
+        base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
         adapted = base.y if keep_adapted else None
         measured = self._chooses or self.tol is not None
         at_base, query, shared = AtBase.of(gradients, base.y, measured=measured, trail=base.trail)
@@ -136,19 +147,8 @@ class FOBMAML(Branched):
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
-        solver = gradients.for_parameters(self._solver_of_branches)
-        ends = solve_parts(
-            self._gradient_of(branches, gradients),
-            starts,
-            solver,
-            self._steps_of_branches,
-            first=first,
-            fused=self._step_of(branches, gradients, solver),
-            tol=tol,
-            trail=of_last_steps(branches.weights, solver, self._steps_of_branches) if self.estimate_error else None,
-            begin=resumed(solver, self.solver, base.step_sizes),
-            purpose=self._purpose_of_branches(gradients),
-        )
+        how = self._branch_solve(branches, gradients, until or tol, base.step_sizes)
+        ends = solve_parts(self._gradient_of(branches, gradients), starts, first=first, **how)
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
@@ -161,7 +161,7 @@ class FOBMAML(Branched):
             gradient_ratio=torch.where(norm_v > 0, length / norm_v, 0.0),
             linear_residual=linear_residual(ends.trail, norm_v, per_nu),
             nu=branches.nu.flatten(),
-            seen=of_difference(gradients.lam, length, seen, ends.trail, per_nu),
+            seen=of_difference(gradients.lam, length, seen, ends, per_nu, early=(until or tol) is not None),
         )
         found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
         return self._unless_astray(found, gradients)
@@ -174,37 +174,41 @@ class FOBMAML(Branched):
         They start in one part, or each in its own where that saves memory and changes nothing.
         """
         lam, corrected, norm_v, lengths = gradients.lam, self.residual_correction, at_base.norm_v, at_base.lengths
-        nu, (nodes, weights) = self._nu(lam, norm_v, lengths), self._table(stencil(self.scheme))
+        nu, (nodes, weights) = self._nu(lam, norm_v, lengths), self._nodes_and_weights
         branches = Branches.of(at_base, nodes, weights, nu, center=self.perturb == "center", corrected=corrected)
-        apart = gradients.one_branch_at_a_time and self.tol is None and separates_branches(self._solver_of_branches)
+        together = self.tol is not None or self.rtol is not None or not separates_branches(self._solver_of_branches)
+        apart = gradients.one_branch_at_a_time and not together
         parts = [slice(j, j + 1) for j in range(len(nodes))] if apart else [slice(0, len(nodes))]
         predict = self.start == "predictor"
         starts, first = at_base.leave(branches.tilt, parts, lam=lam, corrected=corrected, predict=predict)
         tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
         return branches, starts, first, tol
 
+    def _branch_solve(
+        self, branches: Branches, gradients: Gradients, tol: Until | Tensor | None, base_steps: Tensor
+    ) -> dict[str, Any]:
+        """Returns how ``solve_parts`` is to solve them, after a base of steps of these sizes."""
+        solver, steps = gradients.for_parameters(self._solver_of_branches), self._steps_of_branches
+        trail = of_last_steps(branches.weights, solver, steps) if self.estimate_error else None
+        return {
+            "solver": solver,
+            "max_steps": steps,
+            "fused": self._step_of(branches, gradients, solver),
+            "tol": tol.branches(branches, trail) if isinstance(tol, Until) else tol,
+            "trail": trail,
+            "begin": resumed(solver, self.solver, base_steps),
+            "purpose": self._purpose_of_branches(gradients),
+        }
+
     def _gradient_of(self, branches: Branches, gradients: Gradients) -> GradientAt:
         """Of the branches' problems away from y_0."""
-
-        def gradient(y: Tensor, step: int, where: slice) -> Tensor:
-            grad = gradients.proximal(y, self._noise(step), where, linear=branches.linear)
-            moved = slice(1 if branches.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
-            if self.perturb == "loss" and y[:, moved].shape[1]:
-                tilt = branches.tilt[:, where]
-                gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], self._noise(step))
-            return grad
-
-        return gradient
+        return partial(branches.gradient, gradients, self._noise, self.perturb == "loss")
 
     def _step_of(self, branches: Branches, gradients: Gradients, solver: InnerSolver) -> Fused:
         """That and the step along it in one, where no gradient of f comes between."""
-
-        def fused(y: Tensor, step: int, where: slice) -> Step | None:
-            if self.perturb == "loss":
-                return None
-            return gradients.step(solver, y, self._noise(step), where, linear=branches.linear)
-
-        return fused
+        if self.perturb == "loss":
+            return lambda y, step, where: None
+        return lambda y, step, where: gradients.step(solver, y, self._noise(step), where, linear=branches.linear)
 
     def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
         """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""
@@ -227,15 +231,6 @@ class FOBMAML(Branched):
 
     def _noise(self, step: int) -> int:
         return 0 if self.residual_correction else step
-
-    def _table(self, rule: Stencil) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Returns nodes and weights of the branches that are solved.
-
-        With residual correction the branch at node 0 stays at y_0: the one left differs from y_0 itself.
-        """
-        rows = [(n, w) for n, w in zip(rule.nodes, rule.weights, strict=True) if n or not self.residual_correction]
-        nodes, weights = zip(*rows, strict=True)
-        return nodes, weights
 
     def _nu(self, lam: float, norm_v: Tensor, lengths: Lengths | None) -> Tensor:
         """The step of the difference [T, 1, 1]."""
