@@ -5,7 +5,20 @@ from metaprox.checking import Check, Finding, check
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.task import Task
 from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError, UnstableError
-from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, MetaGradient, Reptile, Tangent
+from metaprox.estimators import (
+    FOBMAML,
+    FOMAML,
+    IMAML,
+    MAML,
+    Estimator,
+    Info,
+    MetaGradient,
+    Reduce,
+    Reptile,
+    Tangent,
+    TaskGradients,
+    Total,
+)
 from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.losses.gradients import Counts
@@ -45,12 +58,15 @@ __all__ = [
     "Nesterov",
     "NonFiniteError",
     "ProximalProblem",
+    "Reduce",
     "Reptile",
     "RunFolderError",
     "Statistic",
     "Tangent",
     "Task",
+    "TaskGradients",
     "TorchOptimizer",
+    "Total",
     "UnstableError",
     "adapt",
     "check",

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.arguments import check_adapt, check_evaluate, check_number_of_tasks, parameters_of
-from metaprox.call import begun
+from metaprox.call import Place, begun
 from metaprox.checks.trees import kind
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
@@ -61,6 +60,13 @@ class Evaluation:
     metrics: dict[str, Statistic]
     values: dict[str, Tensor]
     transductive: bool | None
+
+    @classmethod
+    def of(cls, values: dict[str, Tensor], problem: ProximalProblem) -> "Evaluation":
+        """From the query loss of every task, as "loss", and its metrics, all [n]."""
+        statistics = {name: Statistic.of(value) for name, value in values.items()}
+        loss = statistics.pop("loss")
+        return cls(loss, statistics, values, problem.transductive() if problem.transductive else None)
 
     def with_metric(self, name: str, values: Tensor) -> "Evaluation":
         """The same with one more metric, of ``values`` [n]. Raises InputError unless it is another, and of n."""
@@ -138,8 +144,7 @@ def evaluate(
         tol: in place of ``steps``: each task stops once its gradient norm is <= tol.
         max_steps: the most steps that are taken with ``tol``.
         params: x; the module's trainable parameters unless given.
-        batch_size: how many tasks are made and adapted at a time. Memory grows with it; the result does not change
-            (but for noise in the losses).
+        batch_size: how many tasks are made and adapted at a time. Memory grows with it; the result does not change.
         backend: "vmap", "loop" or "auto", as for every estimator.
 
     Returns:
@@ -162,25 +167,16 @@ def evaluate(
     stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
     check_stable(solver, problem.lam, stopping.max_steps)
     batch_size = checks.count("batch_size", batch_size)
-    losses: list[Tensor] = []
     columns: list[Metrics] = []
+    place = Place.alone()
     for start in range(0, len(ids), batch_size):
         some = ids[start : start + batch_size]
         chosen = tasks(some) if callable(tasks) else _part(tasks, start, start + batch_size)
-        loss, metrics = _evaluate_batch(problem, x, chosen, some, solver, stopping, choice)
-        losses.append(loss)
-        columns.append(metrics)
-    values = {"loss": torch.cat(losses)}
-    values |= joined(columns)
-    return Evaluation(
-        loss=Statistic.of(values["loss"]),
-        metrics={name: Statistic.of(values[name]) for name in columns[0]},
-        values=values,
-        transductive=problem.transductive() if problem.transductive else None,
-    )
+        columns.append(judged(problem, x, chosen, some, solver, stopping, choice, place.after(start)))
+    return Evaluation.of(joined(columns), problem)
 
 
-def _evaluate_batch(
+def judged(
     problem: ProximalProblem,
     x: Params,
     tasks: Task | Sequence[Task],
@@ -188,10 +184,16 @@ def _evaluate_batch(
     solver: InnerSolver,
     stopping: Stopping,
     choice: Choice,
-) -> tuple[Tensor, Metrics]:
+    place: Place,
+) -> Metrics:
+    """Returns f_i(y_i), as "loss", and its metrics [T] of the tasks at ``place`` among those that are evaluated.
+
+    Raises:
+        NonFiniteError: a solve diverged; a note names the task's id.
+    """
     batch, results = TaskBatch.of(tasks), []
     check_number_of_tasks(batch.size, len(ids))
-    with begun(problem, x, batch, choice, query="value") as call:
+    with begun(problem, x, batch, choice, query="value", place=place) as call:
         for span in call.chunks():
             gradients = call.gradients(span)
             try:
@@ -200,10 +202,10 @@ def _evaluate_batch(
                 _require_finite(loss, "query loss at the adapted parameters", gradients.start)
             except NonFiniteError as error:
                 if error.task is not None:
-                    error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")
+                    error.add_note(f"task {error.task} of this evaluation has id {ids[error.task - place.first]}")
                 raise
-            results.append((loss, metrics))
-    return torch.cat([loss for loss, _ in results]), joined([metrics for _, metrics in results])
+            results.append({"loss": loss} | metrics)
+    return joined(results)
 
 
 def _require_finite(values: Tensor, what: str, first_task: int) -> None:
