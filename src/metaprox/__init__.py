@@ -1,10 +1,18 @@
 """metaprox: meta-learn the parameters of any PyTorch model, with first derivatives only."""
 
-from metaprox import optim
+from metaprox import distributed, optim
 from metaprox.checking import Check, Finding, check
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.task import Task
-from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError, UnstableError
+from metaprox.errors import (
+    InputError,
+    MetaproxError,
+    MissingExtraError,
+    NonFiniteError,
+    PeerError,
+    RunFolderError,
+    UnstableError,
+)
 from metaprox.estimators import (
     FOBMAML,
     FOMAML,
@@ -57,6 +65,7 @@ __all__ = [
     "MissingExtraError",
     "Nesterov",
     "NonFiniteError",
+    "PeerError",
     "ProximalProblem",
     "Reduce",
     "Reptile",
@@ -70,6 +79,7 @@ __all__ = [
     "UnstableError",
     "adapt",
     "check",
+    "distributed",
     "evaluate",
     "exact_meta_gradient",
     "optim",

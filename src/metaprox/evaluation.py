@@ -1,7 +1,7 @@
 """Adapting to a new task, and judging x by how well adaptation works."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,13 +70,17 @@ class Evaluation:
 
     def with_metric(self, name: str, values: Tensor) -> "Evaluation":
         """The same with one more metric, of ``values`` [n]. Raises InputError unless it is another, and of n."""
-        n = self.loss.n
-        if name in self.values:
-            raise InputError(f"there is a metric {name!r} already: give this one another name")
-        if not isinstance(values, Tensor) or values.shape != (n,):
-            raise InputError(f"metric {name!r} must be a tensor of a number for each of {n} tasks, got {kind(values)}")
+        check_metric(name, values, self.loss.n, self.values)
         metrics = self.metrics | {name: Statistic.of(values)}
         return replace(self, metrics=metrics, values=self.values | {name: values})
+
+
+def check_metric(name: str, values: Any, n: int, known: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless ``values`` are a number for each of n tasks, of another name than those ``known``."""
+    if name in known:
+        raise InputError(f"there is a metric {name!r} already: give this one another name")
+    if not isinstance(values, Tensor) or values.shape != (n,):
+        raise InputError(f"metric {name!r} must be a tensor of a number for each of {n} tasks, got {kind(values)}")
 
 
 def adapt(
@@ -162,50 +166,86 @@ def evaluate(
         >>> mp.evaluate(problem, Sinusoid(split="test").batch, range(100), mp.GradientDescent(lr=0.01), steps=10).loss.n
         100
     """
-    x = parameters_of(problem, params)
-    ids = check_evaluate(tasks, ids, solver)
-    stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
-    check_stable(solver, problem.lam, stopping.max_steps)
-    batch_size = checks.count("batch_size", batch_size)
-    columns: list[Metrics] = []
-    place = Place.alone()
-    for start in range(0, len(ids), batch_size):
-        some = ids[start : start + batch_size]
-        chosen = tasks(some) if callable(tasks) else _part(tasks, start, start + batch_size)
-        columns.append(judged(problem, x, chosen, some, solver, stopping, choice, place.after(start)))
-    return Evaluation.of(joined(columns), problem)
+    judge = Judge.of(
+        problem,
+        tasks,
+        ids,
+        solver,
+        steps,
+        tol=tol,
+        max_steps=max_steps,
+        params=params,
+        batch_size=batch_size,
+        backend=backend,
+    )
+    return Evaluation.of(judge.values(Place.alone(), 0, len(judge.ids)), problem)
 
 
-def judged(
-    problem: ProximalProblem,
-    x: Params,
-    tasks: Task | Sequence[Task],
-    ids: Sequence[int],
-    solver: InnerSolver,
-    stopping: Stopping,
-    choice: Choice,
-    place: Place,
-) -> Metrics:
-    """Returns f_i(y_i), as "loss", and its metrics [T] of the tasks at ``place`` among those that are evaluated.
+@dataclass(frozen=True)
+class Judge:
+    """The arguments of ``evaluate``, checked; what ``tasks`` are evaluated, and when, is up to the caller."""
 
-    Raises:
-        NonFiniteError: a solve diverged; a note names the task's id.
-    """
-    batch, results = TaskBatch.of(tasks), []
-    check_number_of_tasks(batch.size, len(ids))
-    with begun(problem, x, batch, choice, query="value", place=place) as call:
-        for span in call.chunks():
-            gradients = call.gradients(span)
-            try:
-                y = proximal_solve(gradients, solver, stopping).y
-                loss, metrics = gradients.query_values(y.squeeze(1), 0)
-                _require_finite(loss, "query loss at the adapted parameters", gradients.start)
-            except NonFiniteError as error:
-                if error.task is not None:
-                    error.add_note(f"task {error.task} of this evaluation has id {ids[error.task - place.first]}")
-                raise
-            results.append({"loss": loss} | metrics)
-    return joined(results)
+    problem: ProximalProblem
+    x: Params
+    tasks: Callable[[Sequence[int]], Task | Sequence[Task]] | Task | Sequence[Task]
+    ids: list[int]
+    solver: InnerSolver
+    stopping: Stopping
+    choice: Choice
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        problem: ProximalProblem,
+        tasks: Callable[[Sequence[int]], Task | Sequence[Task]] | Task | Sequence[Task],
+        ids: Sequence[int] | None,
+        solver: InnerSolver,
+        steps: int | None = None,
+        *,
+        tol: float | None = None,
+        max_steps: int | None = None,
+        params: Params | None = None,
+        batch_size: int = 100,
+        backend: BackendName = "auto",
+    ) -> "Judge":
+        """Raises InputError for whatever ``evaluate`` refuses before it sees a task."""
+        x, ids = parameters_of(problem, params), check_evaluate(tasks, ids, solver)
+        stopping = Stopping.of(steps, tol, max_steps)
+        check_stable(solver, problem.lam, stopping.max_steps)
+        size = checks.count("batch_size", batch_size)
+        return cls(problem, x, tasks, ids, solver, stopping, Choice(backend, "auto"), size)
+
+    def values(self, place: Place, first: int, last: int) -> Metrics:
+        """Returns the query loss, as "loss", and its metrics [last - first] of the tasks from the ``first`` one on.
+
+        ``place``: of task 0. Raises NonFiniteError where a solve diverged; a note names the task's id.
+        """
+        columns = []
+        for start in range(first, last, self.batch_size):
+            stop = min(start + self.batch_size, last)
+            some = self.ids[start:stop]
+            chosen = self.tasks(some) if callable(self.tasks) else _part(self.tasks, start, stop)
+            batch = TaskBatch.of(chosen)
+            check_number_of_tasks(batch.size, len(some))
+            columns.append(self._values(batch, place.after(start)))
+        return joined(columns)
+
+    def _values(self, batch: TaskBatch, place: Place) -> Metrics:
+        results = []
+        with begun(self.problem, self.x, batch, self.choice, query="value", place=place) as call:
+            for span in call.chunks():
+                gradients = call.gradients(span)
+                try:
+                    y = proximal_solve(gradients, self.solver, self.stopping).y
+                    loss, metrics = gradients.query_values(y.squeeze(1), 0)
+                    _require_finite(loss, "query loss at the adapted parameters", gradients.start)
+                except NonFiniteError as error:
+                    if error.task is not None:
+                        error.add_note(f"task {error.task} of this evaluation has id {self.ids[error.task]}")
+                    raise
+                results.append({"loss": loss} | metrics)
+        return joined(results)
 
 
 def _require_finite(values: Tensor, what: str, first_task: int) -> None:
