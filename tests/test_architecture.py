@@ -30,7 +30,7 @@ LAYERS = (
     {"inner"},
     {"arguments", "call"},
     {"estimators", "evaluation"},
-    {"checking"},
+    {"checking", "distributed"},
     {"__init__"},
     {"models"},
     {"text"},
@@ -40,6 +40,7 @@ LAYERS = (
     {"reports"},
     {"experiments"},
     {"cli"},
+    {"__main__"},
 )
 CORE = set().union(*LAYERS[: LAYERS.index({"__init__"}) + 1])
 

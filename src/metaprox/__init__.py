@@ -1,11 +1,32 @@
 """metaprox: meta-learn the parameters of any PyTorch model, with first derivatives only."""
 
-from metaprox import optim
+from metaprox import distributed, optim
 from metaprox.checking import Check, Finding, check
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.task import Task
-from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError, UnstableError
-from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, MetaGradient, Reptile, Tangent
+from metaprox.errors import (
+    InputError,
+    MetaproxError,
+    MissingExtraError,
+    NonFiniteError,
+    PeerError,
+    RunFolderError,
+    UnstableError,
+)
+from metaprox.estimators import (
+    FOBMAML,
+    FOMAML,
+    IMAML,
+    MAML,
+    Estimator,
+    Info,
+    MetaGradient,
+    Reduce,
+    Reptile,
+    Tangent,
+    TaskGradients,
+    Total,
+)
 from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.losses.gradients import Counts
@@ -44,16 +65,21 @@ __all__ = [
     "MissingExtraError",
     "Nesterov",
     "NonFiniteError",
+    "PeerError",
     "ProximalProblem",
+    "Reduce",
     "Reptile",
     "RunFolderError",
     "Statistic",
     "Tangent",
     "Task",
+    "TaskGradients",
     "TorchOptimizer",
+    "Total",
     "UnstableError",
     "adapt",
     "check",
+    "distributed",
     "evaluate",
     "exact_meta_gradient",
     "optim",

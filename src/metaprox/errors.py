@@ -30,6 +30,18 @@ class UnstableError(InputError, NonFiniteError):
     """Inner steps that would diverge, whatever the losses are: known, and said, before any is taken."""
 
 
+class PeerError(MetaproxError, RuntimeError):
+    """Another process of the group failed, ended or is silent, so that there is no sum over all of them.
+
+    Attributes:
+        rank: which one, or None where it is not known.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+
 class RunFolderError(MetaproxError, OSError):
     """A run folder or a file in it can't be used: it exists, is missing, is corrupt, or is not metaprox's."""
 

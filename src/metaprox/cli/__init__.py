@@ -17,6 +17,7 @@ with needs_extra("the command line"):
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
     from metaprox.comparison.plan import NOT_SHARED
+    from metaprox.distributed.start import several
     from metaprox.tasks import families
 
 OF_A_FAMILY: dict[str, type] = {"train": Train, "check": Check, "compare": Compare}
@@ -42,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. An error of metaprox ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
-        parse(sys.argv[1:] if arguments is None else arguments).run(Console())
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        if several() and not getattr(command, "in_processes", False):
+            raise InputError(
+                "this is one of several processes, which train and resume alone are for: start one process"
+            )
+        command.run(Console())
     except MetaproxError as error:
         solve = isinstance(error, NonFiniteError) and (error.task is not None or isinstance(error, UnstableError))
         notes = [*getattr(error, "__notes__", ()), *([ADVICE] if solve else ())]

@@ -11,10 +11,10 @@ from metaprox import training
 
 
 @contextmanager
-def shown_progress(console: Console) -> Iterator[Callable[[training.Progress], None]]:
-    """A live bar with loss, accuracy and time left; where the output is no terminal, a line now and then."""
+def shown_progress(console: Console, *, quiet: bool = False) -> Iterator[Callable[[training.Progress], None]]:
+    """A live bar with loss, accuracy and time left; where the output is no terminal, lines; where ``quiet``, nothing."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    live = console.is_terminal
+    live = console.is_terminal and not quiet
     with Progress(*columns, console=console, disable=not live) as bar:
         task = bar.add_task("preparing", total=None)
 
@@ -22,7 +22,7 @@ def shown_progress(console: Console) -> Iterator[Callable[[training.Progress], N
             values = {"loss": now.loss} | now.metrics
             text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             bar.update(task, total=now.total, completed=now.step, description=text)
-            if not live and now.step % math.ceil(now.total / 10) == 0:
+            if not live and not quiet and now.step % math.ceil(now.total / 10) == 0:
                 print(f"meta-step {now.step} of {now.total}  {text}", flush=True)
 
         yield watch

@@ -2,45 +2,56 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from metaprox import reports, training
+from metaprox import distributed, reports, training
 from metaprox.cli.options import WithSettings
 from metaprox.cli.progress import shown_progress
+from metaprox.distributed.start import restarted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(WithSettings):
     """Meta-train on a family of tasks, evaluate on unseen ones, write figures and a report."""
 
+    in_processes: ClassVar[bool] = True
+
     out: Path
     """Run folder; must be missing or empty."""
 
     def run(self, console: Console) -> None:
-        """Train from the start."""
-        with shown_progress(console) as watch:
-            folder = training.train(self.settings(), self.out, watch)
-        _finish(folder, console)
+        """Train from the start; in processes that torchrun has started anew, from the last checkpoint."""
+        with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as watch:
+            if restarted() and (self.out / "config.json").is_file():
+                folder = training.resume(self.out, watch)
+            else:
+                folder = training.train(self.settings(), self.out, watch)
+        _finish(folder, console, rank)
 
 
 @dataclass(frozen=True)
 class Resume:
     """Go on with a run that was stopped, from its last checkpoint, as if it had never stopped."""
 
+    in_processes: ClassVar[bool] = True
+
     run_folder: tyro.conf.Positional[Path]
     """Run folder, as given to metaprox train --out."""
 
     def run(self, console: Console) -> None:
         """Train from the last checkpoint."""
-        with shown_progress(console) as watch:
+        with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as watch:
             folder = training.resume(self.run_folder, watch)
-        _finish(folder, console)
+        _finish(folder, console, rank)
 
 
-def _finish(folder: training.RunFolder, console: Console) -> None:
+def _finish(folder: training.RunFolder, console: Console, rank: int) -> None:
+    if rank > 0:
+        return
     report = reports.write_report(folder)
     table = Table(title="Unseen test tasks", title_justify="left")
     for column in ("quantity", "before meta-training", "after meta-training", "tasks"):

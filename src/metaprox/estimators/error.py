@@ -133,13 +133,18 @@ def of_system(z: Tensor, v: Tensor, left: Tensor) -> dict[str, Tensor]:
     return {"rho": norm(left).flatten(), "reduction": none + 1, "curvature": curvature, "per_nu": none}
 
 
-def sampling_error(lengths: Tensor, mean: Tensor) -> Tensor:
+def sampling_error(lengths: Tensor, mean: Tensor, weights: Tensor | None = None) -> Tensor:
     """Returns sqrt((mean ||g_i||^2 - ||g||^2) / (T - 1)) / ||g||: the standard error of the mean g [P] of T gradients.
 
-    From their norms [T] alone. NaN for one task.
+    From their norms [T] alone. With weights p_i [T] of sum 1 it is sqrt(s q / (1 - q)) / ||g|| with q = sum_i p_i^2 and
+    s = sum_i p_i ||g_i||^2 - ||g||^2: that of tasks whose spread has nothing to do with their weight. NaN for one task.
     """
     if len(lengths) < 2:
         return lengths.new_tensor(torch.nan)
+    if weights is not None:
+        shares = weights / weights.sum()
+        spread = (((lengths / norm(mean)).square() * shares).sum() - 1).clamp(min=0)
+        return (spread / (1 / shares.square().sum() - 1)).sqrt()
     return (((lengths / norm(mean)).square().mean() - 1).clamp(min=0) / (len(lengths) - 1)).sqrt()
 
 

@@ -1,6 +1,6 @@
 """What a meta-gradient says of how it was computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.estimators.error import COLUMNS as SEEN
 from metaprox.estimators.error import Seen
 from metaprox.inner.solve import Solution
 from metaprox.losses.gradients import Counts
@@ -90,6 +91,18 @@ class Info:
         counts = Counts.total([info.counts for info in infos])
         seen = Seen.join([info.seen for info in infos])
         return cls(**columns, counts=counts, sampling_error=infos[0].sampling_error, seen=seen)
+
+    def columns(self) -> dict[str, Tensor]:
+        """All that is [T] or [T, K], by name."""
+        own = {name: getattr(self, name) for name in _COLUMNS}
+        return own | {f"seen.{name}": getattr(self.seen, name) for name in SEEN}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Tensor], counts: Counts, lam: float) -> "Info":
+        """From ``columns``, the work that was done, and lam."""
+        seen = Seen(lam, *(columns[f"seen.{name}"] for name in SEEN))
+        unknown = seen.length.new_tensor(torch.nan)
+        return cls(**{name: columns[name] for name in _COLUMNS}, counts=counts, sampling_error=unknown, seen=seen)
 
     def where(self, here: Tensor, other: "Info") -> "Info":
         """This one's entries for the tasks ``here`` [T], and the ``other`` one's for the rest; counts of all work."""

@@ -11,10 +11,14 @@ from metaprox.vectors.parameters import Parameters
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem whose losses are on replicas of their models, its parameters, tasks and noise, and what was seen."""
+    """A problem whose losses are on replicas of their models, its parameters, tasks and noise, and what was seen.
+
+    first: the position of the first task among all tasks, some of which other calls, or other processes, have.
+    """
 
     problem: ProximalProblem
     parameters: Parameters
     batch: TaskBatch
     noise: Noise
     look: Look
+    first: int

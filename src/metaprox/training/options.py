@@ -54,7 +54,7 @@ CHOICES: dict[str, Parts] = {
 }
 PREFIXES = {"solver": "inner_", "branch_solver": "branch_"}
 # Fields that are parts of a run themselves, or settled elsewhere.
-NOT_OPTIONS = {"tasks": {"seed", "split"}, "method": {"solver", "branch_solver", "compile"}}
+NOT_OPTIONS = {"tasks": {"seed", "split"}, "method": {"solver", "branch_solver", "compile", "reduce"}}
 OF_THE_RUN = {"compile", "device", "backend", "chunk_size", "on_nonfinite"}
 
 

@@ -17,11 +17,11 @@ from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.errors import InputError, NonFiniteError, RunFolderError
 from metaprox.estimators import Estimator, MetaGradient
-from metaprox.evaluation import Evaluation, evaluate
+from metaprox.evaluation import Evaluation
 from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
 from metaprox.tasks import Picture, TaskSource
-from metaprox.training import checkpoint, weights
+from metaprox.training import checkpoint, ranks, weights
 from metaprox.training.borrowed import borrowed_torch
 from metaprox.training.fitting import check_parts
 from metaprox.training.folder import RunFolder
@@ -39,7 +39,8 @@ Watch = Callable[[Progress], None]
 class Trainer:
     """Meta-trains a model and leaves a run folder: configuration, metrics, checkpoints, weights.
 
-    The command line makes one from settings; a script gives its own objects and gets the same.
+    The command line makes one from settings; a script gives its own objects and gets the same. In a process group of
+    torch all processes train one model, each on its part of the tasks, and rank 0 writes (docs/processes.md).
 
     Args:
         problem: from ``ProximalProblem.from_module``; its model is trained in place, on the device where it is.
@@ -112,24 +113,9 @@ class Trainer:
         return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tasks)
 
     def evaluate(self, split: str, count: int) -> Evaluation:
-        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says."""
+        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says; all in here."""
         checks.choice("split", split, self.tasks)
-        ids, one = range(checks.count("count", count)), self.estimator
-        result = evaluate(
-            self.evaluated or self.problem,
-            lambda some: self.batch(split, some),
-            ids,
-            one.solver,
-            one.steps,
-            tol=one.tol,
-            max_steps=one.max_steps,
-            batch_size=one.chunk_size if isinstance(one.chunk_size, int) else 100,
-            backend=one.backend,
-        )
-        more = self.baseline(self.model, self.batch(split, ids)) if self.baseline else {}
-        for name, values in checks.instance_of(Mapping)("what baseline returns", more).items():
-            result = result.with_metric(name, values)
-        return result
+        return ranks.evaluation(self, split, checks.count("count", count), shared=False)
 
     @torch.inference_mode(False)
     def train(self, out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
@@ -155,7 +141,8 @@ class Trainer:
             raise InputError(f"this trainer has trained in {self._runs[0]}, and goes on from there: make another")
         self._look(watch)
         assert self.configuration is not None
-        folder = RunFolder.create(out, self.configuration)
+        configuration = self.configuration
+        folder = ranks.made_by_first(lambda: RunFolder.create(out, configuration))
         self._runs.append(str(out))
         self._go_on(folder, watch)
         return folder
@@ -173,7 +160,7 @@ class Trainer:
             RunFolderError: there is no run, or one of another configuration, or its checkpoint is missing or corrupt.
             And what ``train`` raises.
         """
-        folder = RunFolder.open(checks.path("out", out))
+        folder = ranks.made_by_first(lambda: RunFolder.open(checks.path("out", out)))
         assert self.configuration is not None
         there = folder.configuration()
         if there.get("version", 1) > 1 and (odd := different(there, self.configuration)):
@@ -194,10 +181,10 @@ class Trainer:
 
     def _go_on(self, folder: RunFolder, watch: Watch) -> None:
         """From the last checkpoint, or from the start where there was none yet."""
-        with borrowed_torch(self.device, self.pace.threads):
-            if not folder.checkpoint.exists() and not folder.metrics.exists():
+        with borrowed_torch(self.device, self.pace.threads), ranks.telling():
+            if ranks.by_first(lambda: not folder.checkpoint.exists() and not folder.metrics.exists()):
                 torch.manual_seed(self.pace.seed)
-                checkpoint.save(folder, self, 0, 0.0)
+                ranks.by_first(lambda: checkpoint.save(folder, self, 0, 0.0))
             self._run(folder, *checkpoint.load(folder, self), watch)
 
     def _look(self, watch: Watch) -> None:
@@ -213,7 +200,8 @@ class Trainer:
     def _run(self, folder: RunFolder, start: int, seconds: float, watch: Watch) -> None:
         pace = self.pace
         if start == 0:
-            folder.append_metrics(evaluation_record(0, "test", self.evaluate("test", pace.test_tasks)))
+            before = ranks.evaluation(self, "test", pace.test_tasks, shared=True)
+            folder.append_metrics(evaluation_record(0, "test", before))
         for step in range(start, pace.meta_steps):
             began = time.perf_counter()
             out = self._meta_step(step)
@@ -221,23 +209,24 @@ class Trainer:
             done = step + 1
             folder.append_metrics(step_record(done, out, float(self.optimizer.param_groups[0]["lr"]), seconds))
             if done % pace.eval_every == 0 or done == pace.meta_steps:
-                result = self.evaluate(pace.eval_split, pace.eval_tasks)
+                result = ranks.evaluation(self, pace.eval_split, pace.eval_tasks, shared=True)
                 folder.append_metrics(evaluation_record(done, pace.eval_split, result))
-            if done % pace.checkpoint_every == 0:
+            if done % pace.checkpoint_every == 0 and ranks.writes():
                 checkpoint.save(folder, self, done, seconds)
             found = means(out)
             watch(Progress(done, pace.meta_steps, found.pop("loss"), found))
-        final = self.evaluate("test", pace.test_tasks)
+        final = ranks.evaluation(self, "test", pace.test_tasks, shared=True)
         folder.append_metrics(evaluation_record(pace.meta_steps, "test", final))
         folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
-        weights.save(folder.weights, WEIGHTS, weights.learned(self.model), {"config": self.configuration})
+        learned, meta = weights.learned(self.model), {"config": self.configuration}
+        ranks.by_first(lambda: weights.save(folder.weights, WEIGHTS, learned, meta))
 
     def _meta_step(self, step: int) -> MetaGradient:
         size = self.pace.meta_batch
         ids = range(size * step, size * (step + 1))
         self.model.zero_grad()
         try:
-            out = self.estimator.backward(self.problem, self.batch("train", ids))
+            out = ranks.summing(self.estimator).backward(self.problem, ranks.own_batch(self, ids))
             self.optimizer.step()
         except NonFiniteError as error:
             task = "" if error.task is None else f", training task {ids[error.task]}"

@@ -66,6 +66,10 @@ class Parameters:
             return self
         return replace(self, pieces=(torch.cat(self.pieces),))
 
+    def zeros(self) -> Tensor:
+        """A vector [P + W] for a gradient."""
+        return self.w.new_zeros(self.adapted.size + len(self.w))
+
     @property
     def adapted(self) -> Layout:
         return self.structure.adapted

@@ -1,0 +1,121 @@
+"""A run in several processes: who takes which tasks, and who writes."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from metaprox import checks
+from metaprox.distributed import AllReduce, evaluate, shard
+from metaprox.distributed.exchange import Exchange
+from metaprox.distributed.group import Group
+from metaprox.distributed.packing import packed, unpacked
+from metaprox.errors import PeerError
+from metaprox.estimators import Estimator
+from metaprox.evaluation import Evaluation
+from metaprox.training.folder import RunFolder
+
+if TYPE_CHECKING:
+    from metaprox.training.trainer import Trainer
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes: rank 0, or the only one."""
+    return Group.of() is None or dist.get_rank() == 0
+
+
+def by_first(act: Callable[[], Any]) -> Any:
+    """Returns in all processes what ``act`` gave in rank 0, which JSON holds; elsewhere it is not called.
+
+    What it raises there is told to the others: see ``mp.distributed.AllReduce``.
+    """
+    group = Group.of()
+    if group is None:
+        return act()
+    exchange = Exchange(group)
+    with exchange.guarded():
+        exchange.begin([])
+        told = exchange.end(packed({}, act() if group.rank == 0 else None))
+        return unpacked(told[0], told[0].device)[1]
+
+
+def summing(estimator: Estimator) -> Estimator:
+    """The same over the tasks of all processes."""
+    if Group.of() is None:
+        return estimator
+    given = estimator.reduce
+    parts = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
+    if any(isinstance(part, AllReduce) for part in parts):
+        return estimator
+    return replace(estimator, reduce=(*parts, AllReduce()))
+
+
+def own_batch(trainer: "Trainer", ids: Sequence[int]) -> Any:
+    """The training tasks of this process, of those with ``ids``."""
+    own = shard(ids)
+    return trainer.batch("train", own) if len(own) else []
+
+
+def evaluation(trainer: "Trainer", split: str, count: int, *, shared: bool) -> Evaluation:
+    """Of tasks 0 to ``count`` - 1 of a split; ``shared``: by all processes, which all come here."""
+    one = trainer.estimator
+    return evaluate(
+        trainer.evaluated or trainer.problem,
+        lambda some: trainer.batch(split, some),
+        range(count),
+        one.solver,
+        one.steps,
+        more=lambda some: _baseline(trainer, split, some),
+        tol=one.tol,
+        max_steps=one.max_steps,
+        batch_size=one.chunk_size if isinstance(one.chunk_size, int) else 100,
+        backend=one.backend,
+        shared=shared,
+    )
+
+
+def _baseline(trainer: "Trainer", split: str, ids: Sequence[int]) -> Mapping[str, Tensor]:
+    more = trainer.baseline(trainer.model, trainer.batch(split, ids)) if trainer.baseline else {}
+    return checks.instance_of(Mapping)("what baseline returns", more)
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """Around what a run does: if an error ends it, the other processes are told which."""
+    try:
+        yield
+    except BaseException as error:
+        group = Group.of()
+        if group is not None and not isinstance(error, PeerError):
+            with suppress(RuntimeError):  # the store may be gone
+                group.tell(f"{type(error).__name__}: {error}")
+        raise
+
+
+class ReadFolder(RunFolder):
+    """The folder of a run to the processes that do not write in it."""
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Rank 0 does."""
+
+    def write_test_values(self, values: Mapping[str, list[float]]) -> None:
+        """Rank 0 does."""
+
+    def truncate_metrics(self, size: int) -> None:
+        """Rank 0 does."""
+
+
+def made_by_first(folder: Callable[[], RunFolder]) -> RunFolder:
+    """The run folder that rank 0 makes or opens; to the others one to read."""
+    own: list[RunFolder] = []
+
+    def act() -> str:
+        own.append(folder())
+        return str(own[0].path)
+
+    path = by_first(act)
+    return own[0] if own else ReadFolder(Path(path))
