@@ -9,6 +9,7 @@ from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, M
 from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.losses.gradients import Counts
+from metaprox.modules.head import Head
 from metaprox.problem import ProximalProblem
 from metaprox.solvers import (
     Adam,
@@ -35,6 +36,7 @@ __all__ = [
     "ExactMetaGradient",
     "Finding",
     "GradientDescent",
+    "Head",
     "Info",
     "InnerSolver",
     "InputError",

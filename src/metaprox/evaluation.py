@@ -105,9 +105,10 @@ def adapt(
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
     with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
-        y = proximal_solve(call.gradients((0, 1)), solver, stopping).y
+        gradients = call.gradients((0, 1))
+        y = proximal_solve(gradients, solver, stopping).y
         _require_finite(y, "point after the last step", 0)
-        return {name: value.clone() for name, value in call.parameters.adapted.unflatten(y[0, 0]).items()}
+        return {name: value.clone() for name, value in gradients.parameters.adapted.unflatten(y[0, 0]).items()}
 
 
 def evaluate(

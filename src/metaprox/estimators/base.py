@@ -175,15 +175,16 @@ class Estimator(ABC):
             for span in call.chunks():
                 gradients = call.gradients(span)
                 purpose = self._purpose("meta-gradient", gradients)
-                chunk = ChunkResult.of(self._estimate(gradients, keep_adapted), self.solver, purpose)
+                estimate = self._estimate(gradients, keep_adapted)
+                estimate = replace(estimate, grad=call.of_learned(estimate.grad, gradients))
+                chunk = ChunkResult.of(estimate, self.solver, purpose)
                 some = chunk.grad[0] if len(chunk.grad) == 1 else chunk.grad.sum(0)
                 total = some if total is None else total.add_(some)
                 if keep_adapted:
                     assert chunk.adapted is not None
                     adapted.append(chunk.adapted)
                 chunks.append(chunk.without_vectors())
-                del chunk, some
-            parameters = call.parameters
+                del estimate, chunk, some
         assert total is not None  # a batch has at least one task
         info = Info.join([c.info for c in chunks])
         left = self._tasks_left(info, chunks, batch.size)
@@ -191,10 +192,10 @@ class Estimator(ABC):
         kept = lengths if left == batch.size else lengths[~info.skipped]
         info = replace(info, sampling_error=sampling_error(kept, mean))
         return MetaGradient(
-            grad=parameters.unflatten(mean),
+            grad=call.named(mean),
             query_loss=torch.cat([c.query_loss for c in chunks]),
             metrics=joined([c.metrics for c in chunks]),
-            adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
+            adapted=call.adapted(adapted) if keep_adapted else None,
             info=info,
         )
 
