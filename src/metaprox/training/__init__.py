@@ -1,4 +1,4 @@
-"""Meta-training runs: their parts, the trainer, checkpoints, folders. Needs the extra ``metaprox[experiments]``."""
+"""Meta-training runs: their parts, the trainer, checkpoints, folders. Needs what the command line does."""
 
 from metaprox.errors import needs_extra
 
