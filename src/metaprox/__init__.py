@@ -11,6 +11,7 @@ from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.losses.gradients import Counts
 from metaprox.modules.head import Head
 from metaprox.problem import ProximalProblem
+from metaprox.serving import Adapted, Learner, load
 from metaprox.solvers import (
     Adam,
     AdaptiveGradientDescent,
@@ -27,6 +28,7 @@ __all__ = [
     "IMAML",
     "MAML",
     "Adam",
+    "Adapted",
     "AdaptiveGradientDescent",
     "Anderson",
     "Check",
@@ -40,6 +42,7 @@ __all__ = [
     "Info",
     "InnerSolver",
     "InputError",
+    "Learner",
     "MetaGradient",
     "MetaproxError",
     "MicroBatches",
@@ -58,6 +61,7 @@ __all__ = [
     "check",
     "evaluate",
     "exact_meta_gradient",
+    "load",
     "optim",
 ]
 

@@ -68,8 +68,8 @@ class Made:
         for index, task in enumerate(own):
             if (other := {name: tuple(value.shape) for name, value in task.items()}) != first:
                 raise InputError(
-                    f"task {start} has parameters of its own of shapes {first}, task {start + index} of {other}: they can't "
-                    "be vmapped; use backend='loop'"
+                    f"task {start} has parameters of its own of shapes {first}, task {start + index} of {other}, which "
+                    "can't be vmapped; use backend='loop'"
                 )
         return Parameters.of({**self.x, **own[0]}, lambda names: self.problem.adapted_names(names, own[0])).of_tasks(
             own

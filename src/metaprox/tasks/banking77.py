@@ -19,6 +19,7 @@ from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.models import cross_entropy
+from metaprox.serving import Blueprint
 from metaprox.tasks.base import SPLITS, Family, Picture, Split, generator, shots_of, stacked
 from metaprox.tasks.pictures import probabilities
 from metaprox.text import (
@@ -26,8 +27,6 @@ from metaprox.text import (
     EncoderClassifier,
     Learned,
     check_tokens,
-    head_classifier,
-    minilm_classifier,
     minilm_features,
     nearest_mean_accuracy,
     tokenize,
@@ -131,9 +130,12 @@ class BANKING77(Family):
         return stacked(self._task, ids)
 
     def model(self) -> nn.Module:
+        return self.blueprint().build()
+
+    def blueprint(self) -> Blueprint:
         if self.encoder == "frozen":
-            return head_classifier(self.ways)
-        return minilm_classifier(self.ways, self.encoder, seed=self.seed)
+            return Blueprint("head_classifier", {"ways": self.ways})
+        return Blueprint("minilm_classifier", {"ways": self.ways, "learned": self.encoder, "seed": self.seed})
 
     @property
     def adapts(self) -> str | None:

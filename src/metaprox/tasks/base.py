@@ -15,7 +15,9 @@ from metaprox.data.examples import Examples
 from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.task import Task
 from metaprox.errors import InputError
+from metaprox.modules.head import Head
 from metaprox.modules.loss import ModelLoss
+from metaprox.serving import Blueprint
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -97,6 +99,15 @@ class Family(ABC):
     def of_split(self, split: Split) -> Self:
         """The same family for the tasks of another split."""
         return replace(self, split=split)
+
+    @property
+    def head(self) -> Head | None:
+        """The layer of the model that each task has of its own, for its classes. None: all of it is learned."""
+        return None
+
+    def blueprint(self) -> Blueprint | None:
+        """How ``model`` is made, without the data, so that a saved learner needs nothing beside it. None: not said."""
+        return None
 
     def preprocessing(self) -> Preprocessing | None:
         """How items that a person has become inputs of the model. None: the family makes its own data."""

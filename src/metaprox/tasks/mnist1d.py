@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.errors import InputError, needs_extra
-from metaprox.models import cross_entropy, mlp
+from metaprox.models import cross_entropy
+from metaprox.serving import Blueprint
 from metaprox.tasks.base import Family, Picture, Split, generator, shots_of, stacked
 from metaprox.tasks.pictures import probabilities
 
@@ -86,7 +87,10 @@ class MNIST1D(Family):
         return stacked(self._task, ids)
 
     def model(self) -> nn.Module:
-        return mlp([LENGTH, *self.hidden, self.ways], self.seed)
+        return self.blueprint().build()
+
+    def blueprint(self) -> Blueprint:
+        return Blueprint("mlp", {"sizes": [LENGTH, *self.hidden, self.ways], "seed": self.seed})
 
     def picture(self) -> Picture:
         return probabilities("Classes of an unseen task, after adaptation")

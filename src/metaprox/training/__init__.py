@@ -5,7 +5,16 @@ from metaprox.errors import needs_extra
 with needs_extra("metaprox.training"):
     from metaprox.training.checking import check_run
     from metaprox.training.composition import Composition
-    from metaprox.training.doors import composed, composition_of, configuration_of, latest, resume, train, trainer_of
+    from metaprox.training.doors import (
+        composed,
+        composition_of,
+        configuration_of,
+        latest,
+        learner_of,
+        resume,
+        train,
+        trainer_of,
+    )
     from metaprox.training.folder import RunFolder
     from metaprox.training.outer import Outer
     from metaprox.training.pace import Pace
@@ -28,6 +37,7 @@ __all__ = [
     "composition_of",
     "configuration_of",
     "latest",
+    "learner_of",
     "preset",
     "read_variants",
     "resume",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,10 +75,10 @@ class Composition:
         tasks: dict[str, Source] = {split: family.of_split(split) for split in SPLITS}
         model = _given(family.model(), nn.Module, family, "model").to(_device(self.device))
         optimizer = _given(self.optimizer.of(family.learned(model)), Optimizer, self.optimizer, "of")
-        problem = evaluated = ProximalProblem.from_module(model, family.loss, self.lam, adapt=family.adapts)
+        make = partial(ProximalProblem.from_module, model, lam=self.lam, adapt=family.adapts, head=family.head)
+        problem = evaluated = make(family.loss)
         if self.inner_batch:
-            drawn = DrawnExamples(family.loss, self.inner_batch)
-            problem = ProximalProblem.from_module(model, drawn, self.lam, outer_loss=family.loss, adapt=family.adapts)
+            problem = make(DrawnExamples(family.loss, self.inner_batch), outer_loss=family.loss)
         return Trainer(
             problem,
             self.estimator,
