@@ -64,7 +64,7 @@ def _dealt(fractions: Mapping[str, float], groups: list[Hashable], seed: int) ->
     if len(known) < len(shares):
         raise InputError(f"{len(known)} classes or groups can't be dealt out to {', '.join(shares)}: there are too few")
     counts = _counts(shares, len(known))
-    order = iter(KeyedDraws("classes", seed).choose(len(known), len(known)))
+    order = iter(KeyedDraws("classes", seed).order(len(known)))
     return {known[next(order)]: name for name, count in counts.items() for _ in range(count)}
 
 

@@ -14,6 +14,9 @@ class Draws(Protocol):
     def choose(self, count: int, some: int) -> list[int]:
         """``some`` of range(count), without repetition, in random order."""
 
+    def order(self, count: int) -> list[int]:
+        """range(count) in random order."""
+
     def seed(self) -> int:
         """For a generator of torch."""
 
@@ -33,6 +36,10 @@ class KeyedDraws:
             found.append(moved.get(j, j))
             moved[j] = moved.get(i, i)
         return found
+
+    def order(self, count: int) -> list[int]:
+        """range(count) in random order."""
+        return self.choose(count, count)
 
     def within(self, low: int, high: int) -> int:
         """An integer in [low, high]."""

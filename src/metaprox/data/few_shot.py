@@ -152,5 +152,5 @@ def _chosen(rows: dict[Any, list[int]], source: Source, classes: list[Any]) -> d
 def _shuffled(rows: list[list[int]], draws: Draws) -> tuple[list[int], Tensor]:
     """Rows of each class [ways][count] and their labels, in random order."""
     count = len(rows[0])
-    order = draws.choose(len(rows) * count, len(rows) * count)
+    order = draws.order(len(rows) * count)
     return [rows[i // count][i % count] for i in order], torch.tensor([i // count for i in order], device="cpu")

@@ -98,7 +98,7 @@ class Grouped(Drawn):
         rows = self._rows[self._place(task_id)][1]
         draws = KeyedDraws("group", self.seed, task_id)
         if self.how == "random":
-            rows = [rows[i] for i in draws.choose(len(rows), len(rows))]
+            rows = [rows[i] for i in draws.order(len(rows))]
         split = self._supports(len(rows))
         support, query = rows[:split], rows[split:] if self.queries is None else rows[split : split + self.queries]
         inputs, query_inputs = self._read(support, query, draws)
@@ -133,7 +133,7 @@ class Grouped(Drawn):
 @lru_cache(maxsize=16)
 def _orders(seed: int, turn: int, count: int) -> list[int]:
     """The order of the groups in each turn."""
-    return list(range(count)) if turn == 0 else KeyedDraws("turn", seed, turn).choose(count, count)
+    return list(range(count)) if turn == 0 else KeyedDraws("turn", seed, turn).order(count)
 
 
 def _share(name: str, value: Any) -> float:

@@ -52,7 +52,9 @@ def source_of(data: Any, labels: Any = None, columns: Sequence[str] | None = Non
     Raises:
         InputError: it is none of the kinds that are known, or labels are not as many as examples.
     """
-    if isinstance(data, Examples):
+    if isinstance(data, Source):
+        found = data
+    elif isinstance(data, Examples):
         found = _of_examples(data)
     elif hasattr(data, "column_names") and hasattr(data, "features"):
         found = _of_table(data, columns)
