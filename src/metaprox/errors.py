@@ -34,6 +34,10 @@ class RunFolderError(MetaproxError, OSError):
     """A run folder or a file in it can't be used: it exists, is missing, is corrupt, or is not metaprox's."""
 
 
+class DataWarning(UserWarning):
+    """Something in the data was left out: which, why, and what became of the rest."""
+
+
 class MissingExtraError(MetaproxError, ImportError):
     """A part was used without the packages that an extra, such as ``metaprox[data]``, or metaprox itself brings."""
 

@@ -1,6 +1,7 @@
 """The command line: metaprox train, resume, check, evaluate, compare, recount, reproduce; a file for each."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -40,6 +41,7 @@ class Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. An error of metaprox ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
+    shown, warnings.formatwarning = warnings.formatwarning, _warning
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
         parse(sys.argv[1:] if arguments is None else arguments).run(Console())
@@ -56,6 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     finally:
         sys.path.remove("")
+        warnings.formatwarning = shown
+
+
+def _warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """A warning as the command line shows it."""
+    return f"metaprox: warning: {message}\n"
 
 
 def parse(arguments: Sequence[str]) -> Command:

@@ -75,6 +75,13 @@ class Examples:
         groups = None if self.groups is None else [self.groups[i] for i in rows.tolist()]
         return replace(self, items=items, labels=labels, groups=groups)
 
+    def with_names_in_use(self) -> "Examples":
+        """The same without the names of classes that have no examples."""
+        if self.labels is None or not self.names:
+            return self
+        used, labels = self.labels.unique(return_inverse=True)
+        return replace(self, labels=labels, names=tuple(self.names[i] for i in used.tolist()))
+
     def report(self) -> str:
         """What was left out, the first few by name, and what became of the rest; "" where nothing was."""
         if not self.problems:

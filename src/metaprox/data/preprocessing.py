@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib import import_module
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from metaprox import checks
 from metaprox.errors import InputError
 
@@ -32,7 +34,7 @@ class Preprocessing(ABC):
     """
 
     @abstractmethod
-    def __call__(self, items: Sequence[Any]) -> Any:
+    def __call__(self, items: Sequence[Any] | Tensor) -> Any:
         """Inputs of a model for N items; on the CPU. Raises InputError, naming it, where an item is none."""
 
 

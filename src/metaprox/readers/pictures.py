@@ -41,7 +41,7 @@ class Pictures(Preprocessing):
         if self.channels not in (1, 3):
             raise InputError(f"channels must be 1, for grey, or 3, for colour, got {self.channels}")
 
-    def __call__(self, items: Sequence[Any]) -> Tensor:
+    def __call__(self, items: Sequence[Any] | Tensor) -> Tensor:
         """Of N pictures."""
         if not len(items):
             raise InputError("there are no pictures: give at least one")

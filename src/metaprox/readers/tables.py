@@ -101,13 +101,13 @@ class _Rows:
         for name in wanted.others:
             if values[name] is None or not str(values[name]).strip():
                 return f"nothing in {name!r}"
-        numbers = [_number(values[name]) for name in self.columns]
+        numbers = [number(values[name]) for name in self.columns]
         self.odd.update(name for name, one in zip(self.columns, numbers, strict=True) if one is None)
         for name, one in zip(self.columns, numbers, strict=True):
             if one is None:
                 return f"no number in {name!r}, but {checks.shown(values[name])}"
         target = values.get(wanted.target) if wanted.target else None
-        if wanted.target and not wanted.classes and (target := _number(target)) is None:
+        if wanted.target and not wanted.classes and (target := number(target)) is None:
             return f"no number in {wanted.target!r}, but {checks.shown(values[wanted.target])}"
         self.numbers.extend(one for one in numbers if one is not None)
         self.targets.append(str(target) if wanted.classes else target)
@@ -142,7 +142,7 @@ class _Rows:
         """By which rows are sorted: the group, then the order within it."""
         if self.wanted.order is None:
             return lambda i: self.groups[i]
-        numbers = [_number(one) for one in self.orders]
+        numbers = [number(one) for one in self.orders]
         if None not in numbers:
             return lambda i: (self.groups[i], numbers[i])
         texts = [str(one) for one in self.orders]
@@ -163,7 +163,7 @@ class _Rows:
         raise InputError(left_out or f"{source} has no rows")
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     """A finite number, or None."""
     if isinstance(value, str):
         text = value.strip()

@@ -27,7 +27,7 @@ class Texts(Preprocessing):
     def __post_init__(self) -> None:
         checks.settle(self, tokens=check_tokens, features=checks.switch)
 
-    def __call__(self, items: Sequence[Any]) -> dict[str, Tensor] | Tensor:
+    def __call__(self, items: Sequence[Any] | Tensor) -> dict[str, Tensor] | Tensor:
         """Of N strings."""
-        inputs = tokenize(items, self.tokens)
+        inputs = tokenize(list(items), self.tokens)
         return minilm_features(inputs) if self.features else inputs

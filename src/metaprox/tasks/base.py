@@ -26,8 +26,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class TaskSource(Protocol):
     """Tasks by number. Task i is the same on every machine and after every restart."""
 
-    def batch(self, ids: Sequence[int]) -> Task:
-        """The tasks of these ids, stacked along a leading dimension."""
+    def batch(self, ids: Sequence[int]) -> Task | Sequence[Task]:
+        """The tasks of these ids, stacked along a leading dimension; or a list of them, where sizes are unequal."""
 
 
 class Picture(NamedTuple):
@@ -67,8 +67,8 @@ class Family(ABC):
         checks.settle(self, seed=checks.seed, split=checks.one_of(*SPLITS))
 
     @abstractmethod
-    def batch(self, ids: Sequence[int]) -> Task:
-        """The tasks of these ids of ``split``, stacked along a leading dimension; on the CPU."""
+    def batch(self, ids: Sequence[int]) -> Task | Sequence[Task]:
+        """The tasks of these ids of ``split``, stacked along a leading dimension, or a list of them; on the CPU."""
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -121,8 +121,8 @@ class Family(ABC):
         """
         raise InputError(f"{type(self).__name__} makes its own data: it reads none from {path}")
 
-    def on(self, path: str | Path) -> Self:
-        """The same family on other data, all of which is in the test split.
+    def on(self, path: str | Path) -> TaskSource:
+        """Test tasks of other data, made of all that it holds.
 
         Raises:
             InputError: the family makes its own data, or the path can't be read.
@@ -152,3 +152,27 @@ def stacked(task: Callable[[int], Task], ids: Sequence[int]) -> Task:
 def generator(seed: int, split: Split, task_id: int) -> np.random.Generator:
     """The source of all randomness in task ``task_id`` of a split."""
     return np.random.default_rng([seed, SPLITS.index(split), task_id])
+
+
+class NumpyDraws:
+    """Choices by a generator of numpy."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def choose(self, count: int, some: int) -> list[int]:
+        """``some`` of range(count), without repetition, in random order."""
+        return self._rng.choice(count, some, replace=False).tolist()
+
+    def order(self, count: int) -> list[int]:
+        """range(count) in random order."""
+        return self._rng.permutation(count).tolist()
+
+    def seed(self) -> int:
+        """For a generator of torch."""
+        return int(self._rng.integers(2**53))
+
+
+def draws_of(seed: int, split: Split, task_id: int) -> NumpyDraws:
+    """The choices that make a task, by ``generator``."""
+    return NumpyDraws(generator(seed, split, task_id))

@@ -61,7 +61,7 @@ def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
 
 
 def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
-    """The run in a folder, with its initial weights; with test tasks of other ``data``, where some is given.
+    """Returns the run in a folder, with its initial weights; with test tasks of other ``data``, where some is given.
 
     Raises:
         RunFolderError: as ``composition_of``.

@@ -132,7 +132,7 @@ def _options(part: str, kind: type) -> Iterable[Option]:
         if not field.init or field.name in NOT_OPTIONS.get(part, ()):
             continue
         default = None if field.default is MISSING else field.default
-        name = f"{prefix}{field.name}"
+        name = f"{prefix}{field.metadata.get('option', field.name)}"
         text = " ".join(helps.get(field.name, "").replace("``", "").split())
         text = text[:1].upper() + text[1:]
         yield Option(name, _group(part, field.name), part, field.name, hints[field.name], default, text)
