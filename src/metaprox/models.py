@@ -80,6 +80,11 @@ class Rescaled(nn.Module):
         return self.mean + self.std * self.model(inputs)
 
 
+def rescaled_mlp(sizes: Sequence[int], mean: float, std: float, seed: int = 0) -> Rescaled:
+    """``mlp`` of standardized targets, whose outputs are in units of ``std`` around ``mean``."""
+    return Rescaled(mlp(sizes, seed), mean, std)
+
+
 @dataclass(frozen=True)
 class ScaledError:
     """The mean squared error of (inputs, targets) in units of ``scale``, and its root in the targets' own.

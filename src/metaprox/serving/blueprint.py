@@ -13,7 +13,9 @@ from metaprox.errors import InputError, MetaproxError
 
 # Functions of numbers, words and lists of them to a model. Nothing else is ever called by a file.
 BUILDERS = {
+    "conv_net": "metaprox.models:conv_net",
     "mlp": "metaprox.models:mlp",
+    "rescaled_mlp": "metaprox.models:rescaled_mlp",
     "head_classifier": "metaprox.text:head_classifier",
     "minilm_classifier": "metaprox.text:minilm_classifier",
 }

@@ -19,9 +19,11 @@ from metaprox.serving.blueprint import Blueprint
 from metaprox.serving.copies import copied
 from metaprox.solvers import InnerSolver
 
+# Functions, and one that is made with a scale.
 LOSSES = {
     "cross_entropy": "metaprox.models:cross_entropy",
     "mean_squared_error": "metaprox.models:mean_squared_error",
+    "scaled_error": "metaprox.models:ScaledError",
 }
 SOLVERS = ("Adam", "AdaptiveGradientDescent", "Anderson", "GradientDescent", "Nesterov")
 
@@ -81,24 +83,34 @@ def solver_from(values: Mapping[str, Any]) -> Any:
     return kind(**{name: tuple(one) if isinstance(one, list) else one for name, one in given.items()})
 
 
-def loss_json(loss: ModelLoss) -> str | None:
-    """The name of one of the library's own; None for another."""
-    return next((name for name in LOSSES if loss is _loss(name)), None)
+def loss_json(loss: ModelLoss) -> dict[str, Any] | None:
+    """{"name": name, field: value} of one of the library's own; None for another."""
+    for name in LOSSES:
+        found = _loss(name)
+        if loss is found:
+            return {"name": name}
+        if isinstance(found, type) and type(loss) is found:
+            return {"name": name, **asdict(loss)}  # type: ignore[call-overload]
+    return None
 
 
-def loss_of(name: Any, given: ModelLoss | None, place: Path) -> ModelLoss:
-    """The loss of a name, or else the one that is given. Raises InputError where there is none."""
+def loss_of(values: Any, given: ModelLoss | None, place: Path) -> ModelLoss:
+    """What ``loss_json`` described, or else the loss that is given. Raises InputError where there is none."""
     if given is not None:
         return given
-    if name is None:
+    if values is None:
         raise InputError(f"{place} is of a learner with a loss of your own: give it, as Learner.load(folder, loss=...)")
-    return _loss(checks.choice("loss", name, LOSSES))
+    with read_as(place):
+        settings = dict(values)
+        found = _loss(checks.choice("loss", settings.pop("name"), LOSSES))
+        if not isinstance(found, type) and settings:
+            raise InputError(f"a loss has no setting {', '.join(settings)}")
+        return found(**settings) if isinstance(found, type) else found
 
 
-def _loss(name: str) -> ModelLoss:
-    module, _, function = LOSSES[name].partition(":")
-    found: ModelLoss = getattr(import_module(module), function)
-    return found
+def _loss(name: str) -> Any:
+    module, _, attribute = LOSSES[name].partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def model_of(

@@ -101,7 +101,7 @@ class Family(ABC):
         return replace(self, split=split)
 
     @property
-    def head(self) -> Head | None:
+    def task_head(self) -> Head | None:
         """The layer of the model that each task has of its own, for its classes. None: all of it is learned."""
         return None
 

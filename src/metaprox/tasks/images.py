@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from metaprox import checks
 from metaprox.data.examples import Examples
 from metaprox.data.sources import Source
-from metaprox.models import conv_net
 from metaprox.readers import Pictures, read_images
 from metaprox.readers.pixels import decoded
+from metaprox.serving import Blueprint
 from metaprox.tasks.labelled import Labelled, Pool, class_groups
 from metaprox.tasks.own import stamp, tell
 
@@ -97,8 +97,17 @@ class Images(Labelled):
         return read_images(path, labels=labels)
 
     def model(self) -> nn.Module:
-        own = self.own_model(outputs=self.ways, channels=self.channels, size=self.size)
-        return conv_net(self.size, self.channels, self.ways, self.width, self.norm, self.seed) if own is None else own
+        blueprint = self.blueprint()
+        wanted = {"outputs": self.ways, "channels": self.channels, "size": self.size}
+        own = self.own_model(**wanted) if blueprint is None else blueprint.build()
+        assert own is not None
+        return own
+
+    def blueprint(self) -> Blueprint | None:
+        if self.network is not None:
+            return None
+        sizes = {"size": self.size, "channels": self.channels, "outputs": self.ways, "width": self.width}
+        return Blueprint("conv_net", {**sizes, "norm": self.norm, "seed": self.seed})
 
 
 @lru_cache(maxsize=4)

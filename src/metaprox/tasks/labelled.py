@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,6 +14,7 @@ from metaprox.data.sources import Source
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.models import cross_entropy
+from metaprox.modules.head import Head
 from metaprox.tasks.base import Picture, TaskSource, draws_of, shots_of
 from metaprox.tasks.own import OwnData, warn_of
 from metaprox.tasks.pictures import probabilities
@@ -38,6 +39,9 @@ class Labelled(OwnData):
         shots: support examples of each class.
         queries: query examples of each class.
         train_shots: support examples of each class in training tasks, where they are not as many.
+        head: where the last layer starts in a task. zeros, means: at 0, or at the means of the classes, with a row for
+            each class of the task, so that what was learned takes any number of classes. learned: where meta-learning
+            says, for as many classes as ``ways``. auto: as suits the model.
     """
 
     data: str | Path | None = None
@@ -45,6 +49,7 @@ class Labelled(OwnData):
     shots: int = 1
     queries: int = 5
     train_shots: int | None = None
+    head: Literal["auto", "zeros", "means", "learned"] = field(default="auto", kw_only=True)
 
     loss = staticmethod(cross_entropy)
     small: ClassVar[Literal["refuse", "leave out"]] = "leave out"
@@ -53,9 +58,21 @@ class Labelled(OwnData):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
+        checks.settle(self, head=checks.one_of("auto", "zeros", "means", "learned"))
         checks.settle(self, data=checks.optional(checks.path), train_shots=checks.optional(checks.count))
         if self.data is not None:
             object.__setattr__(self, "data", Path(self.data).absolute())
+
+    @property
+    def task_head(self) -> Head | None:
+        """The layer "head" of the model, unless its start is learned."""
+        start = self.auto_head if self.head == "auto" else self.head
+        return None if start == "learned" else Head("head", start)
+
+    @property
+    def auto_head(self) -> Literal["zeros", "learned"]:
+        """What head="auto" is; of a model of one's own, whose layers have other names, learned."""
+        return "zeros" if self.network is None else "learned"
 
     @abstractmethod
     def pool(self, path: Path) -> Pool:

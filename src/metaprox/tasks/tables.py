@@ -14,10 +14,11 @@ from metaprox.data import Grouped
 from metaprox.data.examples import Examples
 from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.models import Rescaled, ScaledError, cross_entropy, mlp
+from metaprox.models import Rescaled, ScaledError, cross_entropy
 from metaprox.modules.loss import ModelLoss
 from metaprox.readers import Columns, read_tables
 from metaprox.readers.tables import number
+from metaprox.serving import Blueprint
 from metaprox.tasks.base import Picture, TaskSource
 from metaprox.tasks.own import OwnData, stamp, tell, warn_of
 from metaprox.tasks.pictures import probabilities
@@ -97,13 +98,24 @@ class Tables(OwnData):
 
     def model(self) -> nn.Module:
         inputs, outputs = len(self._all.columns), len(self._all.names) or 1
+        if (blueprint := self.blueprint()) is not None:
+            return blueprint.build()
         own = self.own_model(inputs=inputs, outputs=outputs)
-        model = mlp([inputs, *self.hidden, outputs], self.seed) if own is None else own
-        return model if self._all.names else Rescaled(model, float(self._training.targets.mean()), self._scale)
+        assert own is not None
+        return own if self._all.names else Rescaled(own, *self._scaling)
+
+    def blueprint(self) -> Blueprint | None:
+        if self.network is not None:
+            return None
+        sizes = [len(self._all.columns), *self.hidden, len(self._all.names) or 1]
+        if self._all.names:
+            return Blueprint("mlp", {"sizes": sizes, "seed": self.seed})
+        mean, std = self._scaling
+        return Blueprint("rescaled_mlp", {"sizes": sizes, "mean": mean, "std": std, "seed": self.seed})
 
     @property
     def loss(self) -> ModelLoss:
-        return cross_entropy if self._all.names else ScaledError(self._scale)
+        return cross_entropy if self._all.names else ScaledError(self._scaling[1])
 
     def baseline(self, model: nn.Module, tasks: Any) -> dict[str, Tensor]:
         """Of numbers, the error of the mean of the support's targets."""
@@ -138,9 +150,10 @@ class Tables(OwnData):
         return self._all.where([i for i, group in enumerate(groups) if group in chosen])
 
     @property
-    def _scale(self) -> float:
-        """The standard deviation of the targets."""
-        return float(self._training.targets.std(correction=0)) or 1.0
+    def _scaling(self) -> tuple[float, float]:
+        """Mean and standard deviation of the targets."""
+        targets = self._training.targets
+        return float(targets.mean()), float(targets.std(correction=0)) or 1.0
 
     @cached_property
     def _drawn(self) -> Grouped:

@@ -15,7 +15,9 @@ from metaprox.data.examples import Examples
 from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.sources import Source
 from metaprox.data.task import Task
+from metaprox.errors import InputError
 from metaprox.readers import Texts, read_texts
+from metaprox.serving import Blueprint
 from metaprox.tasks.labelled import Labelled, Pool, class_groups
 from metaprox.tasks.own import stamp, tell
 from metaprox.text import (
@@ -23,8 +25,6 @@ from metaprox.text import (
     EncoderClassifier,
     Learned,
     check_tokens,
-    head_classifier,
-    minilm_classifier,
     nearest_mean_accuracy,
 )
 
@@ -50,8 +50,11 @@ class Text(Labelled):
         label_column: the column with the labels.
         group_column: the column with a group of the label, such as a domain; labels of a group are in one split.
         tokens: length of all token sequences; longer texts are cut.
-        encoder: what of the encoder is meta-learned: nothing, LoRA adapters, or all its weights. The head starts every
-            task at 0; with a frozen encoder its start is what is learned.
+        encoder: what of the encoder is meta-learned: nothing, LoRA adapters, or all its weights. With a frozen encoder
+            the head's start is what is learned.
+        head: where the last layer starts in a task. zeros, means: at 0, or at the means of the classes, with a row for
+            each label of the task, so that what was learned takes any number of labels. learned: as it was made, at 0,
+            for as many labels as ``ways``, or where meta-learning says. auto: zeros, and with a frozen encoder learned.
         adapt: what adapts to a task: the head alone, or also what of the encoder is meta-learned.
         seed: of the tasks and of the adapters.
         split: which labels.
@@ -83,6 +86,8 @@ class Text(Labelled):
         checks.settle(self, tokens=check_tokens, encoder=checks.one_of(*LEARNED), adapt=checks.one_of("head", "all"))
         columns = dict.fromkeys(("text_column", "label_column"), checks.text)
         checks.settle(self, **columns, group_column=checks.optional(checks.text))
+        if self.encoder == "frozen" and self.network is None and self.task_head is not None:
+            raise InputError(f"encoder='frozen' learns where the head starts, and nothing else: not head={self.head!r}")
         _ = self.drawn  # whatever can't be is refused here
 
     def files(self, path: Path) -> tuple[Path, ...]:
@@ -110,11 +115,22 @@ class Text(Labelled):
         return read_texts(path, self.text_column, self.label_column, self.group_column, labels=labels)
 
     def model(self) -> nn.Module:
-        if (own := self.own_model(outputs=self.ways)) is not None:
-            return own
+        blueprint = self.blueprint()
+        own = self.own_model(outputs=self.ways) if blueprint is None else blueprint.build()
+        assert own is not None
+        return own
+
+    def blueprint(self) -> Blueprint | None:
+        if self.network is not None:
+            return None
         if self.encoder == "frozen":
-            return head_classifier(self.ways)
-        return minilm_classifier(self.ways, self.encoder, seed=self.seed)
+            return Blueprint("head_classifier", {"ways": self.ways})
+        return Blueprint("minilm_classifier", {"ways": self.ways, "learned": self.encoder, "seed": self.seed})
+
+    @property
+    def auto_head(self) -> Literal["zeros", "learned"]:
+        """With a frozen encoder there is only the head to learn."""
+        return "learned" if self.encoder == "frozen" else super().auto_head
 
     @property
     def adapts(self) -> str | None:

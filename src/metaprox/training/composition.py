@@ -74,9 +74,12 @@ class Composition:
         family, pace, configuration = self.family, self.pace, self.configuration()
         tasks: dict[str, Source] = {split: family.of_split(split) for split in SPLITS}
         model = _given(family.model(), nn.Module, family, "model").to(_device(self.device))
-        optimizer = _given(self.optimizer.of(family.learned(model)), Optimizer, self.optimizer, "of")
-        make = partial(ProximalProblem.from_module, model, lam=self.lam, adapt=family.adapts, head=family.head)
+        make = partial(ProximalProblem.from_module, model, lam=self.lam, adapt=family.adapts, head=family.task_head)
         problem = evaluated = make(family.loss)
+        made = family.task_head.names(model) if family.task_head else ()
+        own = {id(parameter) for name, parameter in model.named_parameters() if name in made}
+        learned = [parameter for parameter in family.learned(model) if id(parameter) not in own]
+        optimizer = _given(self.optimizer.of(learned), Optimizer, self.optimizer, "of")
         if self.inner_batch:
             problem = make(DrawnExamples(family.loss, self.inner_batch), outer_loss=family.loss)
         return Trainer(
