@@ -1,9 +1,10 @@
 """A model that was adapted to a task: its predictions, and itself."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Adapted:
             in train mode.
         head: path of the layer that was made for the task; None: the model's own.
         blueprint: how the model is made anew; None: ``load`` has to be given one.
+        source: which family reads what is predicted for, and by which columns: words, for the command line.
     """
 
     _module: nn.Module = field(repr=False)
@@ -84,11 +86,15 @@ class Adapted:
     transductive: bool = False
     head: str | None = None
     blueprint: Blueprint | None = None
+    source: Mapping[str, str] | None = None
     _seen: dict[str, Collection[str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.settle(self, _module=checks.instance_of(nn.Module), residual=checks.nonnegative)
         checks.settle(self, converged=checks.switch, transductive=checks.switch, steps=partial(checks.count, least=0))
+        if self.source is not None:
+            for name, value in checks.instance_of(Mapping)("source", self.source).items():
+                checks.text(f"{name} of source", value)
         checks.settle(self, names=names_of, head=checks.optional(checks.text))
 
     def module(self) -> nn.Module:
@@ -145,6 +151,7 @@ class Adapted:
             "steps": self.steps,
             "transductive": self.transductive,
             "head": self.head,
+            "source": None if self.source is None else dict(self.source),
             "model": None if self.blueprint is None else self.blueprint.to_json(),
             "training": modes_of(self._module),
         }
@@ -182,12 +189,13 @@ def evaluated(module: nn.Module, inputs: Any, seen: dict[str, Collection[str]]) 
         MetaproxError: it wrote on what it did not before.
     """
     loss = ModuleLoss(module, lambda model, batch: model(batch)).private()
+    given = {name: tensor.detach().clone() for name, tensor in islice(disk.state_of(module).items(), 1)}
     try:
         if "written" in seen:
             loss.written = seen["written"]
         else:
-            loss.watched(lambda: loss({}, inputs), ())
-        outputs: Any = loss({}, inputs)
+            loss.watched(lambda: loss(given, inputs), given)
+        outputs: Any = loss(given, inputs)
         seen.setdefault("written", loss.seen_to_write())
     except MetaproxError:
         raise

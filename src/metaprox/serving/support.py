@@ -34,7 +34,7 @@ def batch_of(
         return support, ()
     items, labels = support
     inputs = items if preprocessing is None else preprocessing(items)
-    labels, known = labelled(labels, given)
+    labels, known = labelled(labels, given, whole=needs_classes)
     if needs_classes and not known:
         raise InputError(f"a head that is made for each task needs labels of classes, got {checks.shown(labels)}")
     if (count := _length(inputs)) is not None and isinstance(labels, Tensor) and labels.dim() and count != len(labels):
@@ -42,11 +42,11 @@ def batch_of(
     return (inputs, labels), known
 
 
-def labelled(labels: Any, names: tuple[str, ...] | None) -> tuple[Any, tuple[str, ...]]:
+def labelled(labels: Any, names: tuple[str, ...] | None, *, whole: bool) -> tuple[Any, tuple[str, ...]]:
     """Returns labels as a tensor, integers 0 to C - 1 for classes, and the names of these; () for numbers.
 
     Raises:
-        InputError: a label is none of the names, or there are more or fewer classes than names.
+        InputError: a label is none of the names; or a name has no example, where the ``whole`` of them has to be there.
     """
     if not isinstance(labels, Tensor) and isinstance(labels, (list, tuple)) and any(isinstance(x, str) for x in labels):
         each = checks.tuple_of("labels", labels, checks.text)
@@ -63,7 +63,7 @@ def labelled(labels: Any, names: tuple[str, ...] | None) -> tuple[Any, tuple[str
             return labels, ()
         highest = min(int(labels.max()), len(labels)) if len(labels) else -1  # of which no class can be missing
         known = tuple(map(str, range(highest + 1))) if names is None else names
-    return _all_there(labels.long(), known), known
+    return _in_range(labels.long(), known, whole=whole), known
 
 
 def _tensor(labels: Any) -> Tensor:
@@ -73,14 +73,14 @@ def _tensor(labels: Any) -> Tensor:
         raise InputError(f"labels must be numbers, or names of classes, got {checks.shown(labels)}") from error
 
 
-def _all_there(labels: Tensor, names: tuple[str, ...]) -> Tensor:
-    """The labels [N]. Raises InputError unless each of 0 to C - 1 is among them, and no other."""
+def _in_range(labels: Tensor, names: tuple[str, ...], *, whole: bool) -> Tensor:
+    """The labels [N]. Raises InputError unless they are of 0 to C - 1, and where ``whole`` all of these are there."""
     found = set(labels.tolist())
     if odd := sorted(found - set(range(len(names)))):
         raise InputError(f"the support has the label {odd[0]}, of {len(names)} classes: their labels are 0 to C - 1")
-    if missing := sorted(set(range(len(names))) - found):
+    if whole and (missing := sorted(set(range(len(names))) - found)):
         raise InputError(f"the support has no example of {names[missing[0]]!r}: give at least one of each class")
-    if not names:
+    if not found:
         raise InputError("the support has no examples: give at least one of each class")
     return labels
 

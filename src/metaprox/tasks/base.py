@@ -1,5 +1,6 @@
 """What a family of tasks is: tasks that are a pure function of (seed, split, id), and all that a run on them needs."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -120,6 +121,34 @@ class Family(ABC):
             InputError: the family makes its own data, or the path can't be read.
         """
         raise InputError(f"{type(self).__name__} makes its own data: it reads none from {path}")
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how files are read, such as the names of columns."""
+
+    one_group: ClassVar[bool] = False
+    """Whether a task is a group, so that the examples of several are no support."""
+
+    def reading(self, **columns: Any) -> Self:
+        """Returns the same family with others of its ``reads``, for ``examples`` alone: its own data stay as they are.
+
+        Raises:
+            InputError: it reads by no such field.
+        """
+        if odd := sorted(columns.keys() - {*self.reads}):
+            raise InputError(f"{type(self).__name__} reads files by {', '.join(self.reads) or 'nothing'}, not {odd[0]}")
+        found = copy.copy(self)
+        for name, value in columns.items():
+            object.__setattr__(found, name, value)
+        return found
+
+    @classmethod
+    def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
+        """Items without labels, for a model that was adapted; read by ``columns``, of ``reads``.
+
+        Raises:
+            InputError: the family makes its own data, or the path can't be read.
+        """
+        raise InputError(f"{cls.__name__} makes its own data: it reads none from {path}")
 
     def on(self, path: str | Path) -> TaskSource:
         """Test tasks of other data, made of all that it holds.

@@ -96,6 +96,11 @@ class Images(Labelled):
         """Pictures; the folders are their classes."""
         return read_images(path, labels=labels)
 
+    @classmethod
+    def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
+        """Pictures, in whatever folders; or one picture."""
+        return read_images(path, labels=False)
+
     def model(self) -> nn.Module:
         blueprint = self.blueprint()
         wanted = {"outputs": self.ways, "channels": self.channels, "size": self.size}

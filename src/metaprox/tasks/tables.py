@@ -96,6 +96,14 @@ class Tables(OwnData):
             return read_tables(path, self.target, by=self.by, order=self.order, columns=columns, names=names)
         return read_tables(path, columns=columns)
 
+    reads: ClassVar[tuple[str, ...]] = ("target", "by", "order")
+    one_group: ClassVar[bool] = True
+
+    @classmethod
+    def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
+        """Rows, by the columns of the inputs; others are not looked at."""
+        return read_tables(path, columns=checks.instance_of(Columns)("preprocessing", preprocessing).names)
+
     def model(self) -> nn.Module:
         inputs, outputs = len(self._all.columns), len(self._all.names) or 1
         if (blueprint := self.blueprint()) is not None:

@@ -79,6 +79,7 @@ class Text(Labelled):
         "eps": 0.1,
         "lr": 0.1,
     }
+    reads: ClassVar[tuple[str, ...]] = ("text_column", "label_column")
     wanted: ClassVar[str] = "give the file with the texts (--data FILE.csv --text-column NAME --label-column NAME)"
 
     def __post_init__(self) -> None:
@@ -113,6 +114,11 @@ class Text(Labelled):
     def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
         """Texts, by the columns of the family."""
         return read_texts(path, self.text_column, self.label_column, self.group_column, labels=labels)
+
+    @classmethod
+    def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
+        """Texts; of a .txt each line is one."""
+        return read_texts(path, columns.get("text_column") or "text", labels=False)
 
     def model(self) -> nn.Module:
         blueprint = self.blueprint()

@@ -10,7 +10,6 @@ with needs_extra("metaprox.training"):
         composition_of,
         configuration_of,
         latest,
-        learner_of,
         resume,
         train,
         trainer_of,
@@ -20,6 +19,7 @@ with needs_extra("metaprox.training"):
     from metaprox.training.pace import Pace
     from metaprox.training.presets import PRESETS, preset, read_variants
     from metaprox.training.records import Progress
+    from metaprox.training.serving import adapt_run, items_of, learner_of, predictions
     from metaprox.training.settings import Settings
     from metaprox.training.trainer import Trainer
 
@@ -32,12 +32,15 @@ __all__ = [
     "RunFolder",
     "Settings",
     "Trainer",
+    "adapt_run",
     "check_run",
     "composed",
     "composition_of",
     "configuration_of",
+    "items_of",
     "latest",
     "learner_of",
+    "predictions",
     "preset",
     "read_variants",
     "resume",

@@ -7,7 +7,6 @@ from typing import Any
 
 from metaprox import checks
 from metaprox.errors import InputError, RunFolderError
-from metaprox.serving import Learner
 from metaprox.training import checkpoint
 from metaprox.training.composition import Composition
 from metaprox.training.folder import RunFolder
@@ -72,20 +71,6 @@ def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
     if data is None:
         return trainer
     return replace(trainer, tasks={**trainer.tasks, "test": composition.family.on(data)})
-
-
-def learner_of(path: str | Path) -> Learner:
-    """Returns the learner of the finished run in a folder: its meta-learned weights, adapted as evaluation does.
-
-    Raises:
-        RunFolderError: there is no run, or one that has not finished, or that of a script.
-    """
-    folder = RunFolder.open(path)
-    composition = composition_of(folder)
-    trainer, family = composition.trainer(), composition.family
-    trainer.load_weights(folder)
-    found = Learner.of(trainer.evaluated or trainer.problem, trainer.estimator)
-    return replace(found, preprocessing=family.preprocessing(), blueprint=family.blueprint())
 
 
 def latest(folder: RunFolder) -> Trainer:
