@@ -26,7 +26,8 @@ def batch_of(
     """
     if isinstance(support, Examples):
         names = support.names if names is None else names
-        support = (support.items, support.targets)
+        targets = support.targets  # numbers are a column, as the outputs of a model are
+        support = (support.items, targets if support.names or targets.dim() > 1 else targets.unsqueeze(1))
     given = None if names is None else names_of("names", names)
     if not isinstance(support, (tuple, list)) or len(support) != 2:
         if given is not None or needs_classes or preprocessing is not None:
