@@ -135,7 +135,7 @@ def test_numbers_for_the_rows_of_a_new_group(run_of_tables, tmp_path, capsys):
     assert header == ["x1", "x2", "prediction"]
     adapted = mp.load(tmp_path / "a")
     found = adapted.predict([{"x1": float(rows[3][0]), "x2": float(rows[3][1])}]).outputs
-    assert float(rows[3][2]) == pytest.approx(float(found), rel=1e-5)
+    assert float(rows[3][2]) == pytest.approx(float(found), rel=1e-5, abs=1e-5)
     learner = mp.load(run_of_tables / "y")
     learner.save(tmp_path / "l")
     assert mp.load(tmp_path / "l").loss == learner.loss
