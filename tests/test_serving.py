@@ -234,8 +234,21 @@ def test_a_model_of_ones_own_is_given_and_stays_as_it_is(tmp_path):
     assert there.solver == mp.Nesterov(0.2)
     assert torch.equal(there.adapt(data()).predict(data()[0]).outputs, adapted.predict(data()[0]).outputs)
     assert torch.equal(found.predict(data()[0]).outputs, adapted.predict(data()[0]).outputs)
-    with pytest.raises(mp.RunFolderError, match=r"does not fit the model: 0.bias: model .5,. float32, file .6,. float32, 0.weight"):
+    with pytest.raises(
+        mp.RunFolderError, match=r"does not fit the model: 0.bias: model .5,. float32, file .6,. float32, 0.weight"
+    ):
         mp.Adapted.load(tmp_path / "a", nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)))
+
+
+def test_what_was_frozen_is_kept_and_frozen_again(tmp_path):
+    learner = learner_of()
+    learner.model[0].weight.requires_grad_(False)
+    learner.save(tmp_path / "l")
+    assert "0.weight" in load_file(tmp_path / "l" / "weights.safetensors")  # the blueprint would learn it
+    there = mp.load(tmp_path / "l")
+    assert [p.requires_grad for p in there.model.parameters()] == [False, True, True, True]
+    learner.adapt(data()).save(tmp_path / "a")
+    assert [p.requires_grad for p in mp.load(tmp_path / "a").module().parameters()] == [False, True, True, True]
 
 
 def test_a_loss_of_ones_own_is_given(tmp_path):
@@ -254,6 +267,23 @@ KEPT_NOT = {
         "TorchOptimizer.* can't be kept: these can: Adam",
     ),
     "a function": (lambda: learner_of(preprocessing=lambda items: items), "preprocessing .* can't be kept"),
+}
+
+
+class Counted(nn.Linear):
+    def get_extra_state(self):
+        return 3
+
+
+KEPT_NOT |= {
+    "another blueprint": (
+        lambda: learner_of(blueprint=Blueprint("mlp", {"sizes": [4, 9, 3]})),
+        r"makes another model: 0.bias is \(9,\) there, \(8,\) here",
+    ),
+    "state that is no tensor": (
+        lambda: mp.Learner(nn.Sequential(Counted(4, 3)), cross_entropy, 0.1, SOLVER, 3),
+        "'0' has state of its own",
+    ),
 }
 
 
@@ -364,6 +394,11 @@ HOSTILE = {
     "names that are numbers": (lambda f: changed(f, names=[1, 2, 3]), r"names\[0\] must be a string"),
     "names twice": (lambda f: changed(f, names=["a", "a", "b"]), "'a' twice"),
     "names that are too many": (lambda f: changed(f, names=list("abcd")), r"2.weight: model \(4, 8\)"),
+    "what is not frozen left out": (
+        lambda f: (changed(f, built=["0.bias"]), weights(f, lambda t: t.pop("0.bias"))),
+        "'0.bias' is no frozen parameter",
+    ),
+    "a frozen name that is none": (lambda f: changed(f, frozen=["x"]), "no parameter 'x'"),
     "another head": (lambda f: changed(f, head="7"), "no such layer"),
     "a head that is no path": (lambda f: changed(f, head=["2"]), "must be a string"),
     "modules that are not there": (lambda f: changed(f, training=["9"]), "no module '9'"),

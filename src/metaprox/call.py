@@ -52,9 +52,14 @@ class Call(Setting):
     def of_learned(self, grad: Tensor, gradients: Gradients) -> Tensor:
         """Returns the gradient with respect to what is learned [T, 1, N], from that at (y, w) [T, 1, P + W].
 
-        They are the same thing, unless tasks have parameters of their own.
+        They are the same thing, unless tasks have parameters of their own, of which a product counts as a support
+        gradient.
         """
-        return grad if self.made is None else self.made.pulled(gradients.parameters, grad, gradients.start)
+        if self.made is None:
+            return grad
+        pulled, products = self.made.pulled(gradients.parameters, grad, gradients.start)
+        gradients.counts.support_gradients += products
+        return pulled
 
     def named(self, learned: Tensor) -> dict[str, Tensor]:
         """A vector [N] of what is learned, by name."""

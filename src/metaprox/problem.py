@@ -42,7 +42,8 @@ class ProximalProblem:
         transductive: whether a query example's prediction depends on the other ones; None where unknown.
         per_task: ``h(x, support) -> {name: tensor}``, of parameters that each task has of its own: with y it adapts
             these, from h(x, support) and centred there. They are not in x, which gets (dh/dx)^T times their
-            meta-gradient. ``from_module`` makes it of ``head``. Names are those that the losses get them by.
+            meta-gradient, a product that counts as a support gradient. ``from_module`` makes it of ``head``. Names are
+            those that the losses get them by.
 
     ``cache`` keeps what is known of the losses: what was seen of them, what a task of these shapes costs.
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, make_dataclass
@@ -16,7 +17,7 @@ from rich.console import Console
 from metaprox import training
 from metaprox.data.examples import Examples
 from metaprox.errors import MetaproxError, RunFolderError
-from metaprox.serving import Adapted, Prediction
+from metaprox.serving import Adapted, Prediction, disk
 from metaprox.tasks import Family, families
 from metaprox.training.names import FAMILIES
 from metaprox.training.options import help_of
@@ -45,13 +46,14 @@ class Adapt(Reads):
 
     def run(self, console: Console) -> None:
         """Adapt, and say what came of it."""
+        disk.free(self.out)
         adapted, examples = training.adapt_run(self.run_folder, self.support, **self.columns())
         adapted.save(self.out)
         kinds = f" of {len(adapted.names)} classes" if adapted.names else ""
         ended = "" if adapted.converged else ", which did not reach the tolerance"
         print(
             f"adapted to {len(examples)} examples{kinds} in {adapted.steps} steps{ended}; the gradient left is "
-            f"{adapted.residual:.3g}\nmetaprox predict {self.out} PATH"
+            f"{adapted.residual:.3g}\nmetaprox predict {shlex.quote(str(self.out))} PATH"
         )
 
 
@@ -77,8 +79,7 @@ class Predict(Reads):
         lines = _json_lines if self.as_json else _csv_lines
         text = lines(adapted, examples)
         if self.out is None:
-            for line in text:
-                sys.stdout.write(line)
+            _print(text)
             return
         partial = self.out.with_name(f".{self.out.name}.{os.getpid()}.partial")
         try:
@@ -89,6 +90,16 @@ class Predict(Reads):
             raise RunFolderError(f"{self.out} can't be written: {error.strerror or error}") from error
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _print(lines: Iterator[str]) -> None:
+    """To standard output, for as long as somebody reads it."""
+    try:
+        for line in lines:
+            sys.stdout.write(line)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def with_columns(command: type[Reads], folder: str) -> type[Reads]:

@@ -69,7 +69,7 @@ def exact_meta_gradient(
             parameters = parameters if made is None else made.parameters(index, index + 1).flat()
             with torch.enable_grad():
                 y, gradient, value = _of_task(problem, parameters, batch.one(index), index, tol, max_steps)
-            gradient = gradient if made is None else made.pulled(parameters, gradient[None, None], index)[0, 0]
+            gradient = gradient if made is None else made.pulled(parameters, gradient[None, None], index)[0][0, 0]
             solutions.append(y)
             gradients.append(gradient)
             values.append(value)

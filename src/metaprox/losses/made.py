@@ -95,21 +95,24 @@ class Made:
         """That of one task."""
         return replace(self, batch=TaskBatch.of([self.batch.one(task)]), starts=(self.starts[task],))
 
-    def pulled(self, parameters: Parameters, grad: Tensor, start: int) -> Tensor:
+    def pulled(self, parameters: Parameters, grad: Tensor, start: int) -> tuple[Tensor, int]:
         """Returns the gradient with respect to x [T, 1, N] from that at (y, w) [T, 1, P + W], h_i among y's.
 
-        g_x + (dh_i/dx)^T g_h. Costs, where h depends on x, a vector-Jacobian product of it a task.
+        g_x + (dh_i/dx)^T g_h. And how many vector-Jacobian products it took: one a task where h depends on x.
         """
         size, structure, learned = parameters.adapted.size, parameters.structure, self.learned
         views = structure.adapted.views(grad[..., :size])
         if structure.shared is not None:
             views |= structure.shared.views(grad[..., size:])
         rows = torch.cat([views[name].reshape(len(grad), 1, -1) for name in learned.names], -1)
+        taken = 0
         for index in range(len(grad)):
             places = learned.views(rows[index, 0])
-            for name, product in self._product(start + index, {n: views[n][index, 0] for n in self.starts[0]}).items():
+            products = self._product(start + index, {n: views[n][index, 0] for n in self.starts[0]})
+            taken += bool(products)
+            for name, product in products.items():
                 places[name].add_(product)
-        return rows
+        return rows, taken
 
     def _product(self, task: int, right: dict[str, Tensor]) -> dict[str, Tensor]:
         """(dh_i/dx)^T ``right`` by name; those that are 0 are left out."""

@@ -101,8 +101,8 @@ class ModuleHead:
         like = next(iter(params.values())) if len(dtypes) == 1 else self.layer.weight.detach()
         start = dict(zip(self.names, (like.new_zeros(classes, width), like.new_zeros(classes)), strict=False))
         if self.head.start == "means":
-            found = nearest_mean(self._features(params, start, support), labels.to(like.device))
-            start = {name: one.to(like.dtype) for name, one in zip(self.names, found, strict=True)}
+            features = self._features(params, start, support).to(like.dtype)
+            start = dict(zip(self.names, nearest_mean(features, labels.to(features.device)), strict=True))
         return start
 
     def release(self) -> None:

@@ -15,11 +15,13 @@ from torch.utils import _pytree as pytree
 from metaprox import checks
 from metaprox.checks.trees import describe, kind
 from metaprox.errors import InputError, MetaproxError
+from metaprox.modules.head import Head
 from metaprox.modules.loss import ModuleLoss
 from metaprox.serving import disk
 from metaprox.serving.blueprint import Blueprint
 from metaprox.serving.copies import copied, in_modes, modes_of, with_head
-from metaprox.serving.parts import model_of, names_of, preprocessing_from, preprocessing_json, read_as
+from metaprox.serving.parts import model_of, names_of, preprocessing_from, preprocessing_json, read_as, texts
+from metaprox.serving.state import device_of, freeze, frozen_in, kept, load_into, state_of
 
 NAME = "adapted"
 
@@ -115,7 +117,7 @@ class Adapted:
             InputError: the items are not ones that the preprocessing or the model takes.
         """
         inputs = items if self.preprocessing is None else self.preprocessing(items)
-        device = disk.device_of(self._module)
+        device = device_of(self._module)
         inputs = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
         return Prediction(self._checked(evaluated(self._module, inputs, self._seen), inputs).clone(), self.names)
 
@@ -142,7 +144,8 @@ class Adapted:
             InputError: the preprocessing is one that can't be kept.
             RunFolderError: the folder can't be written.
         """
-        fresh = None if self.blueprint is None else self.blueprint.build()
+        made = () if self.head is None else Head(self.head).names(self._module)
+        tensors, built = kept(self._module, self.blueprint, made)
         values = {
             "names": list(self.names),
             "preprocessing": preprocessing_json(self.preprocessing),
@@ -154,8 +157,10 @@ class Adapted:
             "source": None if self.source is None else dict(self.source),
             "model": None if self.blueprint is None else self.blueprint.to_json(),
             "training": modes_of(self._module),
+            "frozen": frozen_in(self._module),
+            "built": built,
         }
-        return disk.write(folder, NAME, values, disk.kept(self._module, fresh))
+        return disk.write(folder, NAME, values, tensors)
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module | None = None) -> "Adapted":
@@ -175,8 +180,9 @@ class Adapted:
         with read_as(place / f"{NAME}.json"):
             head, names = values.get("head"), names_of("names", values.pop("names"))
             made = made if head is None else with_head(made, checks.text("head", head), len(names))
-            disk.load_into(made, tensors, place, whole=blueprint is None)
-            in_modes(made, values.pop("training"))
+            load_into(made, tensors, texts("built", values.pop("built")), place)
+            in_modes(made, texts("training", values.pop("training")))
+            freeze(made, texts("frozen", values.pop("frozen")))
             preprocessing = preprocessing_from(values.pop("preprocessing"))
             return cls(made, names=names, preprocessing=preprocessing, blueprint=blueprint, **values)
 
@@ -189,7 +195,7 @@ def evaluated(module: nn.Module, inputs: Any, seen: dict[str, Collection[str]]) 
         MetaproxError: it wrote on what it did not before.
     """
     loss = ModuleLoss(module, lambda model, batch: model(batch)).private()
-    given = {name: tensor.detach().clone() for name, tensor in islice(disk.state_of(module).items(), 1)}
+    given = {name: tensor.detach().clone() for name, tensor in islice(state_of(module).items(), 1)}
     try:
         if "written" in seen:
             loss.written = seen["written"]
@@ -216,5 +222,6 @@ def check_outputs(module: nn.Module, inputs: Any, classes: int) -> None:
     if found is not None and found != classes:
         raise InputError(
             f"the support has {classes} classes, and the model {found} outputs, which are learned for as many: give a "
-            f"support of {found}, or the learner a head that is made for the classes of a task, head=mp.Head(...)"
+            f"support of {found}, or the learner a head that is made for the classes of a task, head=mp.Head(...) "
+            "(metaprox train: --head)"
         )

@@ -1,12 +1,11 @@
 """Copies of models: whole, with another head, in given modes."""
 
 import copy
-from typing import Any
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
-from metaprox import checks
 from metaprox.checks import shown
 from metaprox.errors import InputError
 from metaprox.modules.head import Head
@@ -46,11 +45,10 @@ def modes_of(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if module.training]
 
 
-def in_modes(model: nn.Module, training: Any) -> None:
+def in_modes(model: nn.Module, training: Collection[str]) -> None:
     """Put these modules of ``model`` into train mode, the others into eval mode. Raises InputError unless names fit."""
-    names = set(checks.tuple_of("training", training, checks.text))
     own = dict(model.named_modules())
-    if odd := sorted(names - own.keys()):
+    if odd := sorted(set(training) - own.keys()):
         raise InputError(f"the model has no module {shown(odd[0])}")
     for name, module in own.items():
-        module.training = name in names
+        module.training = name in training

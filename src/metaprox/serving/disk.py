@@ -1,23 +1,29 @@
 """Learners and adapted models on disk: a folder with JSON and safetensors. Reading it runs no code of its."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metaprox import checks
 from metaprox.checks import shown
-from metaprox.errors import RunFolderError, needs_extra
+from metaprox.errors import InputError, RunFolderError, needs_extra
 
 VERSION = 1
 WEIGHTS = "weights.safetensors"
 LARGEST_JSON = 2**24  # bytes; labels of a million classes
+
+
+def free(folder: str | Path) -> Path:
+    """The folder, which is missing or empty. Raises RunFolderError where it holds something, or is none."""
+    place = checks.path("folder", folder)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise RunFolderError(f"{place} exists and is not an empty folder: choose another")
+    return place
 
 
 def write(folder: str | Path, name: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
@@ -27,15 +33,19 @@ def write(folder: str | Path, name: str, values: Mapping[str, Any], tensors: Map
         The folder.
 
     Raises:
+        InputError: tensors are of kinds that safetensors do not hold.
         RunFolderError: the folder is there and holds something, or can't be written.
     """
     with needs_extra("saving and loading"):
+        from safetensors import SafetensorError
         from safetensors.torch import save
 
-    place = checks.path("folder", folder)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise RunFolderError(f"{place} exists and is not an empty folder: choose another")
+    place = free(folder)
     held = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    try:
+        content = save(held)
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f"weights of these kinds can't be kept: {error}") from error
     text = json.dumps({"kind": name, "version": VERSION, **values}, indent=2, ensure_ascii=False, allow_nan=False)
     partial = place.absolute().with_name(f".{place.absolute().name}.{os.getpid()}.partial")
     try:
@@ -43,7 +53,7 @@ def write(folder: str | Path, name: str, values: Mapping[str, Any], tensors: Map
         partial.mkdir()
         try:
             _write(partial / f"{name}.json", (text + "\n").encode("utf-8", "surrogatepass"))
-            _write(partial / WEIGHTS, save(held))
+            _write(partial / WEIGHTS, content)
             partial.replace(place)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -102,59 +112,3 @@ def _json(path: Path, name: str) -> dict[str, Any]:
     if (version := values.pop("version", None)) != VERSION:
         raise RunFolderError(f"{path} is of version {shown(version)}; this metaprox reads {VERSION}: install another")
     return values
-
-
-def kept(model: nn.Module, fresh: nn.Module | None) -> dict[str, Tensor]:
-    """The state that is saved of a model: all of it, but for frozen parameters that a ``fresh`` one has alike."""
-    state = state_of(model)
-    known = {} if fresh is None else state_of(fresh)
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    return {
-        name: value
-        for name, value in state.items()
-        if not (name in frozen and name in known and _same(value, known[name]))
-    }
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, each tensor once; buffers that are not persistent too."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model is; the CPU where it has no tensors."""
-    return next((value.device for value in state_of(model).values()), torch.device("cpu"))
-
-
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor], place: Path, *, whole: bool) -> None:
-    """Copy ``tensors`` into a model. ``whole``: whether frozen parameters must be among them.
-
-    Raises:
-        RunFolderError: names, shapes or dtypes are not the model's, or a parameter is not finite; nothing is changed.
-    """
-    state, parameters = state_of(model), dict(model.named_parameters())
-    needed = {name for name in state if whole or name not in parameters or parameters[name].requires_grad}
-    wanted = {name: (tuple(one.shape), one.dtype) for name, one in state.items() if name in needed or name in tensors}
-    found = {name: (tuple(one.shape), one.dtype) for name, one in tensors.items()}
-    if odd := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
-        details = ", ".join(f"{n}: model {_kind(wanted.get(n))}, file {_kind(found.get(n))}" for n in odd[:8])
-        raise RunFolderError(f"{place / WEIGHTS} does not fit the model: {details}{', ...' * (len(odd) > 8)}")
-    for name, value in tensors.items():
-        if name in parameters and not bool(torch.isfinite(value).all()):
-            raise RunFolderError(f"{place / WEIGHTS} has non-finite values in {name}")
-    with torch.no_grad():
-        for name, value in tensors.items():
-            state[name].copy_(value)
-
-
-def number(value: float) -> float | None:
-    """As JSON holds it."""
-    return value if math.isfinite(value) else None
-
-
-def _kind(found: tuple[tuple[int, ...], torch.dtype] | None) -> str:
-    return "none" if found is None else f"{found[0]} {str(found[1]).removeprefix('torch.')}"
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one.cpu(), other.cpu()))

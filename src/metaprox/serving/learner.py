@@ -30,7 +30,9 @@ from metaprox.serving.parts import (
     read_as,
     solver_from,
     solver_json,
+    texts,
 )
+from metaprox.serving.state import device_of, freeze, frozen_in, kept, load_into, state_of
 from metaprox.serving.support import batch_of
 from metaprox.solvers.protocol import InnerSolver, check_solver
 from metaprox.solvers.stability import check_stable
@@ -89,6 +91,7 @@ class Learner:
         checks.settle(self, solver=check_solver, blueprint=checks.optional(checks.instance_of(Blueprint)))
         problem = self.problem
         object.__setattr__(self, "lam", problem.lam)
+        object.__setattr__(self, "adapts", problem.adapt)
         check_stable(self.solver, self.lam, self._stopping.max_steps)
         if self.preprocessing is not None and not callable(self.preprocessing):
             raise InputError(f"preprocessing must be a function of items, got {checks.shown(self.preprocessing)}")
@@ -150,7 +153,7 @@ class Learner:
         elif known:
             check_outputs(module, batch[0], len(known))
         found = solved(problem, batch, self.solver, self._stopping, residual=True)
-        state = disk.state_of(module)
+        state = state_of(module)
         with torch.no_grad():
             for name, value in found.y.items():
                 state[name].copy_(value)
@@ -168,7 +171,7 @@ class Learner:
 
     def _moved(self, data: Any) -> Any:
         """To the model's device."""
-        device = disk.device_of(self.model)
+        device = device_of(self.model)
         return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, data)
 
     def save(self, folder: str | Path) -> Path:
@@ -181,7 +184,7 @@ class Learner:
             InputError: the solver or the preprocessing is one that can't be kept.
             RunFolderError: the folder can't be written.
         """
-        fresh = None if self.blueprint is None else self.blueprint.build()
+        tensors, built = kept(self.model, self.blueprint)
         values = {
             "loss": loss_json(self.loss),
             "lam": self.lam,
@@ -193,10 +196,11 @@ class Learner:
             "head": None if self.head is None else {"module": self.head.module, "start": self.head.start},
             "preprocessing": preprocessing_json(self.preprocessing),
             "model": None if self.blueprint is None else self.blueprint.to_json(),
-            "frozen": [name for name, parameter in self.model.named_parameters() if not parameter.requires_grad],
             "training": modes_of(self.model),
+            "frozen": frozen_in(self.model),
+            "built": built,
         }
-        return disk.write(folder, NAME, values, disk.kept(self.model, fresh))
+        return disk.write(folder, NAME, values, tensors)
 
     @classmethod
     def load(cls, folder: str | Path, model: nn.Module | None = None, loss: ModelLoss | None = None) -> "Learner":
@@ -218,11 +222,9 @@ class Learner:
             name = values.pop("loss")
         loss = loss_of(name, loss, place)
         with read_as(place / f"{NAME}.json"):
-            frozen = set(checks.tuple_of("frozen", values.pop("frozen"), checks.text))
-            for key, parameter in made.named_parameters():
-                parameter.requires_grad_(key not in frozen)
-            disk.load_into(made, tensors, place, whole=blueprint is None)
-            in_modes(made, values.pop("training"))
+            load_into(made, tensors, texts("built", values.pop("built")), place)
+            in_modes(made, texts("training", values.pop("training")))
+            freeze(made, texts("frozen", values.pop("frozen")))
             solver, head = solver_from(values.pop("solver")), values.pop("head")
             return cls(
                 made,

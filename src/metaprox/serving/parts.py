@@ -49,6 +49,11 @@ def names_of(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """Several strings. Raises InputError for anything else."""
+    return checks.tuple_of(name, value, checks.text)
+
+
 def preprocessing_json(preprocessing: Callable[[Sequence[Any]], Any] | None) -> dict[str, Any] | None:
     """Raises InputError where it is a function of one's own, and no ``Preprocessing``."""
     if preprocessing is None:

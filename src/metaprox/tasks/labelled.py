@@ -41,7 +41,7 @@ class Labelled(OwnData):
         train_shots: support examples of each class in training tasks, where they are not as many.
         head: where the last layer starts in a task. zeros, means: at 0, or at the means of the classes, with a row for
             each class of the task, so that what was learned takes any number of classes. learned: where meta-learning
-            says, for as many classes as ``ways``. auto: as suits the model.
+            says, for as many classes as ``ways``. Default: zeros, but for a model of one's own, whose head is learned.
     """
 
     data: str | Path | None = None
@@ -49,7 +49,7 @@ class Labelled(OwnData):
     shots: int = 1
     queries: int = 5
     train_shots: int | None = None
-    head: Literal["auto", "zeros", "means", "learned"] = field(default="auto", kw_only=True)
+    head: Literal["zeros", "means", "learned"] | None = field(default=None, kw_only=True)
 
     loss = staticmethod(cross_entropy)
     small: ClassVar[Literal["refuse", "leave out"]] = "leave out"
@@ -58,7 +58,7 @@ class Labelled(OwnData):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
-        checks.settle(self, head=checks.one_of("auto", "zeros", "means", "learned"))
+        checks.settle(self, head=checks.optional(checks.one_of("zeros", "means", "learned")))
         checks.settle(self, data=checks.optional(checks.path), train_shots=checks.optional(checks.count))
         if self.data is not None:
             object.__setattr__(self, "data", Path(self.data).absolute())
@@ -66,12 +66,12 @@ class Labelled(OwnData):
     @property
     def task_head(self) -> Head | None:
         """The layer "head" of the model, unless its start is learned."""
-        start = self.auto_head if self.head == "auto" else self.head
+        start = self.usual_head if self.head is None else self.head
         return None if start == "learned" else Head("head", start)
 
     @property
-    def auto_head(self) -> Literal["zeros", "learned"]:
-        """What head="auto" is; of a model of one's own, whose layers have other names, learned."""
+    def usual_head(self) -> Literal["zeros", "learned"]:
+        """What ``head`` is where it is not given; of a model of one's own, whose layers have other names, learned."""
         return "zeros" if self.network is None else "learned"
 
     @abstractmethod

@@ -54,7 +54,7 @@ class Text(Labelled):
             the head's start is what is learned.
         head: where the last layer starts in a task. zeros, means: at 0, or at the means of the classes, with a row for
             each label of the task, so that what was learned takes any number of labels. learned: as it was made, at 0,
-            for as many labels as ``ways``, or where meta-learning says. auto: zeros, and with a frozen encoder learned.
+            for as many labels as ``ways``, or where meta-learning says. Default: zeros; with a frozen encoder learned.
         adapt: what adapts to a task: the head alone, or also what of the encoder is meta-learned.
         seed: of the tasks and of the adapters.
         split: which labels.
@@ -134,9 +134,9 @@ class Text(Labelled):
         return Blueprint("minilm_classifier", {"ways": self.ways, "learned": self.encoder, "seed": self.seed})
 
     @property
-    def auto_head(self) -> Literal["zeros", "learned"]:
+    def usual_head(self) -> Literal["zeros", "learned"]:
         """With a frozen encoder there is only the head to learn."""
-        return "learned" if self.encoder == "frozen" else super().auto_head
+        return "learned" if self.encoder == "frozen" else super().usual_head
 
     @property
     def adapts(self) -> str | None:
