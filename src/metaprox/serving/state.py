@@ -27,7 +27,7 @@ def frozen_in(model: nn.Module) -> list[str]:
 
 
 def freeze(model: nn.Module, names: Collection[str]) -> None:
-    """Let the parameters of these names require no gradient, all others one. Raises InputError unless they are there."""
+    """Let parameters of these names require no gradient, all others one. Raises InputError unless they are there."""
     own = dict(model.named_parameters())
     if odd := sorted(set(names) - own.keys()):
         raise InputError(f"the model has no parameter {odd[0]!r}")
