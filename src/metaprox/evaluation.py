@@ -134,10 +134,12 @@ def solved(
         gradients = call.gradients((0, 1))
         found = proximal_solve(gradients, solver, stopping)
         _require_finite(found.y, "point after the last step", 0)
-        left = float(residual_at(gradients, found.y, None)[1]) if residual else math.nan
+        left = residual_at(gradients, found.y, None)[1] if residual else torch.full((1,), math.nan)
+        if residual:
+            _require_finite(left, "gradient after the last step", 0)
         y = gradients.parameters.adapted.unflatten(found.y[0, 0])
         own = {name: value.clone() for name, value in y.items()}
-        return Solved(own, left, int(found.steps), bool(found.converged))
+        return Solved(own, float(left), int(found.steps), bool(found.converged))
 
 
 def evaluate(

@@ -126,9 +126,9 @@ def _kinds(folder: Path) -> list[type[Family]]:
         if (folder / "config.json").is_file():
             values = training.configuration_of(training.RunFolder.open(folder))
             return [FAMILIES.of(values["tasks"]["class"])]
-        known = families().get((Adapted.load(folder).source or {}).get("family", ""))
+        known = families().get((disk.about(folder, "adapted").get("source") or {}).get("family", ""))
         return [known] if known else []
-    except (MetaproxError, KeyError, TypeError):  # the command says what is wrong with it
+    except (MetaproxError, KeyError, TypeError, AttributeError):  # the command says what is wrong with it
         return list(families().values())
 
 

@@ -86,7 +86,7 @@ def read(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Tenso
         from safetensors.torch import load_file
 
     place = checks.path("folder", folder)
-    values = _json(place / f"{name}.json", name)
+    values = about(place, name)
     weights = place / WEIGHTS
     if not weights.is_file():
         raise RunFolderError(f"{weights} is missing; weights in other forms, such as pickles, are not read")
@@ -96,7 +96,13 @@ def read(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Tenso
         raise RunFolderError(f"{weights} is corrupt or not a safetensors file ({error}); nothing was loaded") from error
 
 
-def _json(path: Path, name: str) -> dict[str, Any]:
+def about(folder: Path, name: str) -> dict[str, Any]:
+    """Returns what ``name``.json holds.
+
+    Raises:
+        RunFolderError: it is missing, damaged, too large, or another thing.
+    """
+    path = folder / f"{name}.json"
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise RunFolderError(f"{path} is larger than {LARGEST_JSON >> 20} MiB: it is none of metaprox's")

@@ -49,7 +49,9 @@ def labelled(labels: Any, names: tuple[str, ...] | None, *, whole: bool) -> tupl
     Raises:
         InputError: a label is none of the names; or a name has no example, where the ``whole`` of them has to be there.
     """
-    if not isinstance(labels, Tensor) and isinstance(labels, (list, tuple)) and any(isinstance(x, str) for x in labels):
+    if not isinstance(labels, Tensor) and callable(getattr(labels, "tolist", None)):
+        labels = labels.tolist()  # an array, or a column of a table
+    if isinstance(labels, (list, tuple)) and any(isinstance(x, str) for x in labels):
         each = checks.tuple_of("labels", labels, checks.text)
         known = tuple(sorted(set(each))) if names is None else names
         place = {name: index for index, name in enumerate(known)}

@@ -81,7 +81,8 @@ class Composition:
         learned = [parameter for parameter in family.learned(model) if id(parameter) not in own]
         optimizer = _given(self.optimizer.of(learned), Optimizer, self.optimizer, "of")
         if self.inner_batch:
-            problem = make(DrawnExamples(family.loss, self.inner_batch), outer_loss=family.loss)
+            drawn = make(DrawnExamples(family.loss, self.inner_batch), outer_loss=family.loss)
+            problem = replace(drawn, per_task=evaluated.per_task)  # which is made of the whole support
         return Trainer(
             problem,
             self.estimator,
