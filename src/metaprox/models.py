@@ -33,7 +33,7 @@ def conv_net(
     channels: int,
     outputs: int,
     width: int = 64,
-    norm: Literal["group", "batch"] = "group",
+    norm: Literal["batch", "group"] = "batch",
     seed: int = 0,
 ) -> nn.Sequential:
     """Returns the conv net of few-shot learning: ``body`` of four blocks, and a linear ``head``; float32 on the CPU.
@@ -49,7 +49,7 @@ def conv_net(
     """
     size, outputs = checks.count("size", size), checks.count("outputs", outputs)
     channels, width = checks.count("channels", channels), checks.count("width", width)
-    checks.choice("norm", norm, ("group", "batch"))
+    checks.choice("norm", norm, ("batch", "group"))
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(checks.seed("seed", seed))
         layers: list[nn.Module] = []

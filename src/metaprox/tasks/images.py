@@ -42,8 +42,8 @@ class Images(Labelled):
         fit: how a picture that is not square becomes so: squeezed, its middle cropped, or padded with white.
         rotations: whether in training each class, turned by 90, 180 and 270 degrees, is three more classes.
         width: channels of the conv net's blocks.
-        norm: of the conv net's blocks: by group, each picture for itself; or by batch, as MAML's authors have it, so
-            that pictures that are classified together depend on each other.
+        norm: of the conv net's blocks. batch: over the pictures that are classified together, as MAML's authors have
+            it, so that what one gets depends on the others. group: each for itself, which learns more slowly.
         seed: of the tasks and weights.
         split: which classes.
 
@@ -58,14 +58,22 @@ class Images(Labelled):
     fit: Literal["squeeze", "crop", "pad"] = "squeeze"
     rotations: bool = False
     width: int = 64
-    norm: Literal["group", "batch"] = "group"
+    norm: Literal["batch", "group"] = "batch"
 
-    defaults: ClassVar[dict[str, Any]] = {"meta_batch": 4, "meta_steps": 500, "inner_lr": 0.1, "lam": 0.5, "lr": 0.2}
+    defaults: ClassVar[dict[str, Any]] = {
+        "meta_batch": 4,
+        "meta_steps": 500,
+        "inner_lr": 0.05,
+        "lam": 0.5,
+        "perturb": "center",  # the query set is large, and its loss is then evaluated once a task
+        "backend": "loop",  # as fast as vmap for conv nets, in a T-th of the memory
+        "lr": 0.3,
+    }
     wanted: ClassVar[str] = "give the folder with a folder of pictures for each class (--data FOLDER)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.settle(self, rotations=checks.switch, width=checks.count, norm=checks.one_of("group", "batch"))
+        checks.settle(self, rotations=checks.switch, width=checks.count, norm=checks.one_of("batch", "group"))
         self.preprocessing()
         _ = self.drawn  # whatever can't be is refused here
 

@@ -108,7 +108,9 @@ class Labelled(OwnData):
                 draws=partial(draws_of, seed, split),
             )
         except InputError as error:
-            raise InputError(f"{what}: {error} (--ways, --shots, --queries)") from error
+            raise InputError(
+                f"{what}: {error}. Lower --ways, --shots or --queries, or give that split more classes"
+            ) from error
         if found.left_out:
             needed = shots_of(self) + self.queries
             warn_of(f"{what}: left out, with fewer than {needed} examples: ", found.left_out)
