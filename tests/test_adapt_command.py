@@ -57,6 +57,7 @@ def pictures(tmp_path_factory):
 def run_of_pictures(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "pictures"
     sizes = ["--ways", "2", "--shots", "2", "--size", "8", "--width", "8", "--meta-steps", "3", "--inner-lr", "0.3"]
+    sizes += ["--norm", "group", "--backend", "auto", "--head", "means", "--inner-batch", "3"]
     main(["train", "images", "--data", str(pictures / "old"), "--out", str(out), *sizes, *QUICK])
     return out
 
@@ -83,12 +84,14 @@ def test_five_commands_from_a_folder_of_pictures_to_answers(run_of_pictures, pic
 
 def test_a_run_gives_a_learner_that_evaluates_as_it_did(run_of_pictures, pictures, capsys):
     learner = mp.load(run_of_pictures)
-    assert learner.head == mp.Head("head")
+    assert learner.head == mp.Head("head", "means")
     assert learner.blueprint.builder == "conv_net"
     stored = json.loads((run_of_pictures / "test_tasks.json").read_text())
     from metaprox.tasks import Images
 
-    family = Images(pictures / "old", ways=2, shots=2, size=8, width=8, queries=2, split="test")
+    family = Images(
+        pictures / "old", ways=2, shots=2, size=8, width=8, norm="group", head="means", queries=2, split="test"
+    )
     result = mp.evaluate(learner.problem, family.batch, range(2), learner.solver, learner.steps)
     assert result.values["loss"].tolist() == pytest.approx(stored["loss"])
     said = command(capsys, "evaluate", run_of_pictures, "--data", pictures / "new", "--count", "3", "--as-json")
@@ -107,6 +110,21 @@ def test_a_picture_that_is_none_is_named_and_the_rest_is_used(run_of_pictures, p
     with pytest.warns(mp.errors.DataWarning, match=r"1 left out .*3\.png"):
         _, rows = read_csv(command(capsys, "predict", tmp_path / "a", folder))
     assert len(rows) == 17
+
+
+def test_batch_norms_are_warned_of_and_batches_are_even(pictures, tmp_path, capsys, monkeypatch):
+    run = tmp_path / "run"
+    sizes = ["--ways", "2", "--shots", "2", "--size", "8", "--width", "8", "--meta-steps", "1", "--norm", "batch"]
+    command(capsys, "train", "images", "--data", pictures / "old", "--out", run, *sizes, *QUICK)
+    command(capsys, "adapt", run, "--support", pictures / "new", "--out", tmp_path / "a")
+    adapted = mp.load(tmp_path / "a")
+    assert adapted.transductive
+    monkeypatch.setattr("metaprox.training.serving.TOGETHER", 10)
+    with pytest.warns(mp.errors.DataWarning, match="18 in 2 batches"):
+        _, rows = read_csv(command(capsys, "predict", tmp_path / "a", pictures / "new"))
+    together = adapted.predict([row[0] for row in rows[:9]])
+    assert [row[1] for row in rows[:9]] == list(together.labels)
+    assert [float(row[2]) for row in rows[:9]] == pytest.approx(together.probabilities[:, 0].tolist(), rel=1e-4)
 
 
 @pytest.fixture(scope="module")

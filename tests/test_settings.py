@@ -178,6 +178,7 @@ OPTIONS = {
         "--tokens",
         "--encoder",
         "--adapt",
+        "--head",
         "--model",
     },
 }

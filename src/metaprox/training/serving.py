@@ -1,5 +1,6 @@
 """From a run to answers for new classes: its learner, a support and items in files, predictions."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaprox.data.examples import Examples, Problem
-from metaprox.errors import InputError
+from metaprox.errors import DataWarning, InputError
 from metaprox.serving import Adapted, Learner, Prediction
 from metaprox.tasks import families
 from metaprox.tasks.own import tell
@@ -16,7 +17,7 @@ from metaprox.training.doors import composition_of
 from metaprox.training.folder import RunFolder
 from metaprox.training.names import FAMILIES
 
-AT_ONCE = 64
+AT_ONCE, TOGETHER = 64, 256
 
 
 def learner_of(path: str | Path) -> Learner:
@@ -87,18 +88,24 @@ def items_of(adapted: Adapted, path: str | Path, **columns: str) -> Examples:
 
 
 def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any], Prediction]]:
-    """Yields items and predictions for them, some at a time; all at once where they depend on each other.
+    """Yields items and predictions for them, in batches of at most 64, of nearly equal sizes, in their order.
 
-    What can't be made inputs is left out, with a DataWarning that names it.
+    Where predictions depend on those made with them, batches are of at most 256, and a DataWarning says so. What
+    can't be made inputs is left out, with one that names it.
 
     Raises:
         InputError: nothing is left.
     """
+    most, total, count = TOGETHER if adapted.transductive else AT_ONCE, len(examples), 0
+    batches = math.ceil(total / most)
     if adapted.transductive:
-        warnings.warn("each prediction depends on the others, by batch norms: all are made at once", stacklevel=2)
-    at_once, count = len(examples) if adapted.transductive else AT_ONCE, 0
-    for start in range(0, len(examples), max(at_once, 1)):
-        some = examples.where(range(start, min(start + at_once, len(examples))))
+        text = (
+            f"by its batch norms the model predicts for items together; here {total} in {batches} batches, in their "
+            "order. Where each is to be by itself, train without: --norm group"
+        )
+        warnings.warn(text, DataWarning, stacklevel=2)
+    for batch in range(batches):
+        some = examples.where(range(batch * total // batches, (batch + 1) * total // batches))
         usable = _usable(replace(some, problems=()), adapted.preprocessing)
         if len(usable):
             count += len(usable)
