@@ -180,7 +180,18 @@ def test_the_seed_of_a_composition_is_that_of_its_tasks():
 OPTIONS = {
     "mnist1d": {"--ways", "--shots", "--queries", "--train-shots", "--hidden"},
     "sinusoid": {"--shots", "--queries", "--train-shots", "--hidden"},
-    "banking77": {"--ways", "--shots", "--queries", "--train-shots", "--data", "--tokens", "--encoder", "--adapt"},
+    "banking77": {
+        "--ways",
+        "--shots",
+        "--queries",
+        "--train-shots",
+        "--data",
+        "--tokens",
+        "--encoder",
+        "--adapt",
+        "--head",
+        "--model",
+    },
 }
 
 

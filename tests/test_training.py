@@ -270,7 +270,10 @@ def test_bad_settings_are_refused_before_the_folder_is_made(tmp_path, change, me
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": "omniglot"}, "unknown tasks 'omniglot'; known: banking77, mnist1d, sinusoid"),
+        (
+            {"tasks": "imagenet"},
+            "unknown tasks 'imagenet'; known: banking77, images, mnist1d, omniglot, sinusoid, tables",
+        ),
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"meta_steps": 0}, "meta_steps must be an integer >= 1, got 0"),
         ({"hidden": (8, 0)}, r"hidden\[1\] must be an integer >= 1, got 0"),

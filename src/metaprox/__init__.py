@@ -30,7 +30,9 @@ from metaprox.estimators import (
 from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.losses.gradients import Counts
+from metaprox.modules.head import Head
 from metaprox.problem import ProximalProblem
+from metaprox.serving import Adapted, Learner, load
 from metaprox.solvers import (
     Adam,
     AdaptiveGradientDescent,
@@ -47,6 +49,7 @@ __all__ = [
     "IMAML",
     "MAML",
     "Adam",
+    "Adapted",
     "AdaptiveGradientDescent",
     "Anderson",
     "Check",
@@ -56,9 +59,11 @@ __all__ = [
     "ExactMetaGradient",
     "Finding",
     "GradientDescent",
+    "Head",
     "Info",
     "InnerSolver",
     "InputError",
+    "Learner",
     "MetaGradient",
     "MetaproxError",
     "MicroBatches",
@@ -82,6 +87,7 @@ __all__ = [
     "distributed",
     "evaluate",
     "exact_meta_gradient",
+    "load",
     "optim",
 ]
 

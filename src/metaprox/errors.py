@@ -46,16 +46,19 @@ class RunFolderError(MetaproxError, OSError):
     """A run folder or a file in it can't be used: it exists, is missing, is corrupt, or is not metaprox's."""
 
 
+class DataWarning(UserWarning):
+    """Something in the data was left out: which, why, and what became of the rest."""
+
+
 class MissingExtraError(MetaproxError, ImportError):
-    """A part outside the core was used without the extra ``metaprox[experiments]``."""
+    """A part was used without the packages that an extra, such as ``metaprox[data]``, or metaprox itself brings."""
 
 
 @contextmanager
-def needs_extra(part: str) -> Iterator[None]:
-    """Around imports that only the extra brings: says so where one is missing."""
+def needs_extra(part: str, extra: str | None = None) -> Iterator[None]:
+    """Around imports that only an extra brings, or (None) what the command line needs: says so where one is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{part} needs {error.name}, which comes with: pip install 'metaprox[experiments]'"
-        ) from error
+        wanted = f"'metaprox[{extra}]'" if extra else "metaprox"
+        raise MissingExtraError(f"{part} needs {error.name}, which comes with: pip install {wanted}") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -15,7 +16,7 @@ from metaprox.checks.trees import kind
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.inner.proximal import proximal_solve
+from metaprox.inner.proximal import proximal_solve, residual_at
 from metaprox.inner.solve import Stopping
 from metaprox.losses.checked import joined
 from metaprox.losses.choose import BackendName, Choice
@@ -108,16 +109,48 @@ def adapt(
         InputError: bad input.
         NonFiniteError: the solve diverged.
     """
+    return solved(problem, support, solver, Stopping.of(steps, tol, max_steps), params).y
+
+
+@dataclass(frozen=True)
+class Solved:
+    """y by name; ||grad fhat(y) + lam (y - x)||, NaN where not asked for; steps taken; whether tol ended them."""
+
+    y: dict[str, Tensor]
+    residual: float
+    steps: int
+    converged: bool
+
+
+def solved(
+    problem: ProximalProblem,
+    support: Any,
+    solver: InnerSolver,
+    stopping: Stopping,
+    params: Params | None = None,
+    *,
+    residual: bool = False,
+) -> Solved:
+    """Returns what ``adapt`` returns, and how the solve ended. The residual costs a further gradient.
+
+    Raises:
+        InputError, NonFiniteError: as ``adapt``.
+    """
     x = parameters_of(problem, params)
     check_adapt(support, solver)
-    stopping = Stopping.of(steps, tol, max_steps)
     check_stable(solver, problem.lam, stopping.max_steps)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
     with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
-        y = proximal_solve(call.gradients((0, 1)), solver, stopping).y
-        _require_finite(y, "point after the last step", 0)
-        return {name: value.clone() for name, value in call.parameters.adapted.unflatten(y[0, 0]).items()}
+        gradients = call.gradients((0, 1))
+        found = proximal_solve(gradients, solver, stopping)
+        _require_finite(found.y, "point after the last step", 0)
+        left = residual_at(gradients, found.y, None)[1] if residual else torch.full((1,), math.nan)
+        if residual:
+            _require_finite(left, "gradient after the last step", 0)
+        y = gradients.parameters.adapted.unflatten(found.y[0, 0])
+        own = {name: value.clone() for name, value in y.items()}
+        return Solved(own, float(left), int(found.steps), bool(found.converged))
 
 
 def evaluate(

@@ -40,7 +40,8 @@ class Probe:
         problem = call.problem
         if role == "inner_loss":  # in the other's place, of which a Gradients gives the value too
             one, problem = Task(one.support, one.support), replace(problem, outer_loss=problem.inner_loss)
-        alone = replace(call, problem=problem, batch=TaskBatch.of([one]), backend=LoopBackend())
+        own = call.made and call.made.only(task)
+        alone = replace(call, problem=problem, batch=TaskBatch.of([one]), backend=LoopBackend(), made=own)
         self._gradients: Gradients = alone.gradients((0, 1))
 
     def at(self, *points: Tensor) -> Evaluation:

@@ -40,7 +40,7 @@ class Solved:
 def solved(call: Call, estimator: Estimator, run: Run, task: int) -> Solved:
     """Look at the solves of a run. Costs 6 support gradients, and 2 of each loss a branch."""
     inner = Probe(call, "inner_loss", task)
-    lam, x, y0 = call.problem.lam, call.parameters.x, run.y0
+    lam, x, y0 = call.problem.lam, call.x(task), run.y0
     moved = y0 - x
     objective = float(inner.at(x).value), float(inner.at(y0).value) + lam / 2 * float(moved.square().sum())
     size = float(x.norm())
@@ -57,8 +57,9 @@ def solved(call: Call, estimator: Estimator, run: Run, task: int) -> Solved:
 def residual(call: Call, run: Run, task: int) -> float:
     """||gradient|| of the proximal objective at y_0, relative to that at x. Costs 2 support gradients."""
     inner = Probe(call, "inner_loss", task)
-    moved = run.y0 - call.parameters.x
-    first, last = inner.gradient(call.parameters.x).norm(), (inner.gradient(run.y0) + call.problem.lam * moved).norm()
+    x = call.x(task)
+    moved = run.y0 - x
+    first, last = inner.gradient(x).norm(), (inner.gradient(run.y0) + call.problem.lam * moved).norm()
     return float(last / first) if first > 0 else 0.0
 
 

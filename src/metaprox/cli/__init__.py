@@ -1,6 +1,7 @@
-"""The command line: metaprox train, resume, check, evaluate, compare, recount, reproduce; a file for each."""
+"""The command line: metaprox train, resume, check, evaluate, adapt, predict, compare, recount, reproduce."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ with needs_extra("the command line"):
     import tyro
     from rich.console import Console
 
+    from metaprox.cli.adapt import Adapt, Predict, with_columns
     from metaprox.cli.check import Check, CheckRun
     from metaprox.cli.compare import Compare, Recount
     from metaprox.cli.evaluate import Evaluate
@@ -22,7 +24,8 @@ with needs_extra("the command line"):
 
 OF_A_FAMILY: dict[str, type] = {"train": Train, "check": Check, "compare": Compare}
 OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
-ORDER = ("train", "resume", "check", "evaluate", "compare", "recount", "reproduce")
+OF_A_FOLDER: dict[str, type] = {"adapt": Adapt, "predict": Predict}
+ORDER = ("train", "resume", "check", "evaluate", "adapt", "predict", "compare", "recount", "reproduce")
 # Options that a command has in another form, and defaults of its own.
 WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
@@ -41,6 +44,7 @@ class Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. An error of metaprox ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
+    shown, warnings.formatwarning = warnings.formatwarning, _warning
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
@@ -62,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     finally:
         sys.path.remove("")
+        warnings.formatwarning = shown
+
+
+def _warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """A warning as the command line shows it."""
+    return f"metaprox: warning: {message}\n"
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -75,9 +85,12 @@ def parse(arguments: Sequence[str]) -> Command:
         return _parsed(CheckRun, name, rest)
     if name in OF_A_FAMILY:
         _ask_for_a_family(name, rest)
+    if name in OF_A_FOLDER and rest:
+        folder = next((word for word in rest if not word.startswith("-")), "")
+        return _parsed(with_columns(OF_A_FOLDER[name], folder), name, rest, tyro.conf.FlagCreatePairsOff)
     if name in OTHERS:
         return _parsed(OTHERS[name], name, rest, tyro.conf.FlagCreatePairsOff)
-    commands: dict[str, Callable[..., Command]] = {key: (OF_A_FAMILY | OTHERS)[key] for key in ORDER}
+    commands: dict[str, Callable[..., Command]] = {key: (OF_A_FAMILY | OTHERS | OF_A_FOLDER)[key] for key in ORDER}
     return tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="metaprox",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -205,5 +205,10 @@ class Estimator(ABC):
                 for span in call.chunks():
                     gradients = call.gradients(span)
                     purpose = self._purpose("meta-gradient", gradients)
-                    sums.add(ChunkResult.of(self._estimate(gradients, keep_adapted), self.solver, purpose), span)
+                    estimate = self._estimate(gradients, keep_adapted)
+                    estimate = replace(estimate, grad=call.of_learned(estimate.grad, gradients))
+                    sums.add(ChunkResult.of(estimate, self.solver, purpose), span)
+                    del estimate
+                if keep_adapted:
+                    sums.name_adapted(call.adapted)
         return sums.result()

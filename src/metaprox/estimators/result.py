@@ -22,7 +22,8 @@ class MetaGradient:
 
     grad: mean over tasks of grad F_i(x), shaped like the parameters, adapted and shared ones alike.
     query_loss: f_i(y_i) at the adapted parameters [T]. metrics: whatever else the outer loss returned [T].
-    adapted: y_i with a leading dimension T, of the parameters that adapt. None if not asked for.
+    adapted: y_i with a leading dimension T, of the parameters that adapt. None if not asked for, or where tasks have
+        parameters of their own of unequal shapes.
     per_task: the gradient of each task, with a leading dimension T, as ``reduce`` left it. None if not asked for.
 
     In several processes ``adapted`` and ``per_task`` are of the tasks of this one; all else is of all tasks.

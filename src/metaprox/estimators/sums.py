@@ -1,6 +1,6 @@
 """The sum over tasks, as chunk after chunk of them comes, and the meta-gradient that it gives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ class Sums:
         self._tasks: list[Tensor] = []
         self._lengths: list[Tensor] = []
         self._of_tasks: list[Tensor] = []
+        self._named: Callable[[Sequence[Tensor]], dict[str, Tensor] | None] = self._of_none
 
     @classmethod
     def begun(
@@ -56,7 +57,8 @@ class Sums:
     ) -> "Sums":
         """Of the tasks of ``batch``, which have the noise of their places. Raises InputError for odd weights."""
         with torch.inference_mode(False), torch.no_grad():
-            parameters = Parameters.of(params, problem.adapted_names)
+            everything = problem.per_task is not None  # what is learned is x alone then, in this order
+            parameters = Parameters.of(params, (lambda names: names) if everything else problem.adapted_names)
             count = batch.size if batch else 0
             given = _checked_weights(weights, count, parameters.pieces[0])
             start = reduce.start(Start(count, Place.alone(), parameters))
@@ -108,9 +110,9 @@ class Sums:
             grad=parameters.unflatten(mean),
             query_loss=tasks.query_loss,
             metrics=tasks.metrics,
-            adapted=self._unflattened(self._adapted, parameters) if self._keep_adapted else None,
+            adapted=self._named(self._adapted) if self._keep_adapted else None,
             info=replace(tasks.info, sampling_error=spread),
-            per_task=self._unflattened(self._tasks, parameters) if self._keep_tasks else None,
+            per_task=parameters.unflatten(self._rows(self._tasks)) if self._keep_tasks else None,
         )
 
     def _own_results(self) -> TaskResults | None:
@@ -126,12 +128,18 @@ class Sums:
             next((chunk.failure for chunk in chunks if chunk.failure), None),
         )
 
-    def _unflattened(self, parts: list[Tensor], parameters: Parameters) -> dict[str, Tensor]:
-        """[T, *shape] of this process's tasks; of the parameters that adapt where there are no more."""
-        whole = torch.cat(parts) if parts else parameters.zeros()[None, : parameters.adapted.size][:0]
-        if parts is self._tasks:
-            return parameters.unflatten(whole if parts else parameters.zeros()[None][:0])
-        return parameters.adapted.unflatten(whole)
+    def name_adapted(self, named: Callable[[Sequence[Tensor]], dict[str, Tensor] | None]) -> None:
+        """``named``: y_i [t, P] of the chunks -> y_i [T, *shape] by name."""
+        self._named = named
+
+    def _of_none(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+        """y_i where this process has no task."""
+        size = self._start.parameters.adapted.size
+        return self._start.parameters.adapted.unflatten(self._rows(parts)[:, :size])
+
+    def _rows(self, parts: Sequence[Tensor]) -> Tensor:
+        """[T, N] of this process's tasks."""
+        return torch.cat(list(parts)) if parts else self._start.parameters.zeros()[None][:0]
 
 
 def _checked_weights(weights: Any, count: int, like: Tensor) -> Tensor | None:

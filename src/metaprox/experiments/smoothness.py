@@ -106,6 +106,7 @@ def _train(setting: Setting, factor: float, size: Size, seed: int) -> dict[str, 
     meta = mp.FOBMAML(setting.solver, steps=10, nu=setting.nu)
     optimizer = mp.optim.NormalizedSGD(model.parameters(), lr=0.1)
     batch, fixed = setting.batch[size], tasks.batch(range(FIXED_TASKS, FIXED_TASKS + setting.fixed[size]))
+    assert isinstance(fixed, mp.Task)
     result: dict[str, Any] = {"factor": factor, "died": None, "iterates": []}
     for step in range(META_STEPS[size]):
         before = _copy(model)

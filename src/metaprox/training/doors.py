@@ -1,6 +1,7 @@
 """Runs by settings and by folder; a script with objects of its own uses ``Trainer``."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,18 @@ def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
     return values if "version" in values else composition_of(folder).configuration()
 
 
-def trainer_of(folder: RunFolder) -> Trainer:
-    """The run in a folder, with its initial weights. Raises RunFolderError as ``composition_of``."""
-    return composition_of(folder).trainer()
+def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
+    """Returns the run in a folder, with its initial weights; with test tasks of other ``data``, where some is given.
+
+    Raises:
+        RunFolderError: as ``composition_of``.
+        InputError: the family of the run does not read the data.
+    """
+    composition = composition_of(folder)
+    trainer = composition.trainer()
+    if data is None:
+        return trainer
+    return replace(trainer, tasks={**trainer.tasks, "test": composition.family.on(data)})
 
 
 def latest(folder: RunFolder) -> Trainer:
