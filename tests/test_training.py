@@ -128,7 +128,7 @@ def test_divergence_names_meta_step_task_and_inner_step_and_keeps_the_checkpoint
 
 
 def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_path):
-    """The first meta-steps of the experiment sinusoid-stability."""
+    """The first meta-steps of a run with a long inner step."""
     config = training.Settings("sinusoid", inner_lr=0.05, meta_steps=12, test_tasks=5, eval_tasks=5)
     with pytest.raises(
         mp.NonFiniteError, match=r"task \d+.* at step \d+ of 10 with GradientDescent\(lr=0.05\)"
