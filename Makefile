@@ -8,7 +8,7 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bad-inputs mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
+.PHONY: help demo test distributed bad-inputs mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
 
 help:  ## show this list
@@ -37,6 +37,9 @@ demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+distributed: $(READY)  ## what several processes promise: equal results, compiled too, deaths, stops, restarts; some minutes
+	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_reduce.py
 
 bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
 	$(BIN)/python tests/bad_inputs

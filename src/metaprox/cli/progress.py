@@ -12,7 +12,7 @@ from metaprox import training
 
 @contextmanager
 def shown_progress(console: Console, *, quiet: bool = False) -> Iterator[Callable[[training.Progress], None]]:
-    """A live bar with loss, accuracy and time left; where the output is no terminal, lines; where ``quiet``, nothing."""
+    """A live bar with loss, accuracy and time left; where there is no terminal, lines; where ``quiet``, nothing."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     live = console.is_terminal and not quiet
     with Progress(*columns, console=console, disable=not live) as bar:

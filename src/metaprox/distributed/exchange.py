@@ -77,7 +77,6 @@ class Exchange:
         elif expected == "end":
             sizes = self._end(message, self.vector() if self.vector else None, -1)
             self.group.gather_bytes(message, [abs(size) for size in sizes])
-        self.group.tell(f"{failure.kind}: {failure.message}")
 
     def _gather(self, numbers: Sequence[int]) -> list[list[int]]:
         row = torch.zeros(NUMBERS, dtype=torch.int64)

@@ -17,6 +17,7 @@ from metaprox.errors import InputError, PeerError
 BUCKET = 2**24  # numbers that are summed in one operation
 LOOK = 1.0  # seconds of waiting between two looks at who lives
 PATIENCE = "METAPROX_PATIENCE"
+LOST = "lost "  # what a process says that ends since another one did: which one, and what is known of it
 
 
 class Group:
@@ -112,36 +113,46 @@ class Group:
     def _look(self) -> None:
         try:
             silence = self._pulse.silence()
+            told = self._pulse.told()
         except RuntimeError as error:
             raise self._storeless() from error
         for rank, seconds in silence.items():
-            if seconds > self.patience:
-                self._pulse.tell(f"it lost {self._pulse.name(rank)}")
-                raise PeerError(
+            if seconds > self.patience and rank not in told:
+                raise self._without(
+                    rank,
                     f"{self._pulse.name(rank)} has not been heard of for {seconds:.0f} s: it is stopped, or its "
                     f"machine is gone or cut off ({PATIENCE}, or AllReduce(patience=...), is how long is waited)",
-                    rank=rank,
                 )
 
     def _lost(self, error: Exception) -> PeerError:
-        """A connection broke: who is gone, and what was last heard."""
-        began, first = time.monotonic(), str(error).splitlines()[0]
+        """A connection broke: what is said of it by a process that failed or saw another one fail, or who is gone."""
+        began = time.monotonic()
         try:
             while time.monotonic() - began < 2 * GONE:
-                for rank, what in self._pulse.told().items():
-                    if not what.startswith("it lost"):
+                told = self._pulse.told()
+                for rank, what in told.items():
+                    if not what.startswith(LOST):
                         return PeerError(f"{self._pulse.name(rank)} failed: {what}", rank=rank)
+                if told:
+                    whom, _, message = next(iter(told.values())).removeprefix(LOST).partition(" ")
+                    return self._without(int(whom), message)
                 gone = [rank for rank, seconds in self._pulse.silence().items() if seconds > GONE]
                 if gone:
-                    names = ", ".join(map(self._pulse.name, gone))
-                    self._pulse.tell(f"it lost {names}")
-                    return PeerError(f"{names} ended without a word, as a process does that is killed", rank=gone[0])
+                    name = self._pulse.name(gone[0])
+                    return self._without(
+                        gone[0], f"{name} ended without a word: killed, or by an error of which its own output tells"
+                    )
                 time.sleep(GONE / 10)
-            lost = self._pulse.told()
         except RuntimeError:
             return self._storeless()
-        why = "; ".join(f"{self._pulse.name(rank)}: {what}" for rank, what in lost.items()) or first
-        return PeerError(f"the processes have lost each other: {why}")
+        return PeerError(f"the processes have lost each other: {str(error).splitlines()[0]}")
+
+    def _without(self, rank: int, message: str) -> PeerError:
+        """The error where that one is lost. Rank 0, which may hold the store, stays until the others have seen it."""
+        self._pulse.tell(f"{LOST}{rank} {message}")
+        if self._global[self.rank] == 0:
+            time.sleep(3 * LOOK)
+        return PeerError(message, rank=rank)
 
     def _storeless(self) -> PeerError:
         return PeerError(
