@@ -103,7 +103,7 @@ def adapt(
 
 @dataclass(frozen=True)
 class Solved:
-    """y by name; ||grad fhat(y) + lam (y - x)||, NaN where not asked for; steps taken; whether tol ended them."""
+    """y by name; ||grad fhat(y) + lam (y - x)||, 0 where not asked for; steps taken; whether tol ended them."""
 
     y: dict[str, Tensor]
     residual: float
@@ -134,9 +134,8 @@ def solved(
         gradients = call.gradients((0, 1))
         found = proximal_solve(gradients, solver, stopping)
         _require_finite(found.y, "point after the last step", 0)
-        left = residual_at(gradients, found.y, None)[1] if residual else torch.full((1,), math.nan)
-        if residual:
-            _require_finite(left, "gradient after the last step", 0)
+        left = residual_at(gradients, found.y, None)[1] if residual else torch.tensor(0.0)
+        _require_finite(left, "gradient after the last step", 0)
         y = gradients.parameters.adapted.unflatten(found.y[0, 0])
         own = {name: value.clone() for name, value in y.items()}
         return Solved(own, float(left), int(found.steps), bool(found.converged))

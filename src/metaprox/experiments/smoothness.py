@@ -91,9 +91,7 @@ COLORS = (style.LIGHT_BLUE, style.BLUE, style.PURPLE)
 def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
     families = {}
     for name, setting in SETTINGS.items():
-        runs = [
-            remember(f"{name}_{factor}", partial(_train, setting, factor, size, seed)) for factor in setting.factors
-        ]
+        runs = [remember(f"{name}_{one}", partial(_train, setting, one, size, seed)) for one in setting.factors]
         iterates = [row for one in runs for row in one["iterates"]]
         families[name] = {"fit": fit(iterates, seed), "usual": fit(runs[0]["iterates"], seed), "runs": runs}
     return {"families": families}
