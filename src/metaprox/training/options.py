@@ -128,7 +128,7 @@ class Chosen:
 def _options(part: str, kind: type) -> Iterable[Option]:
     """The options of one part."""
     hints, helps, prefix = hints_of(kind), help_of(kind), PREFIXES.get(part, "")
-    for field in sorted(fields(kind), key=lambda one: one.kw_only):  # what most families have, after their own
+    for field in sorted(fields(kind), key=lambda one: bool(one.kw_only)):  # what most families have, after their own
         if not field.init or field.name in NOT_OPTIONS.get(part, ()):
             continue
         default = None if field.default is MISSING else field.default
