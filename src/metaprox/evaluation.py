@@ -134,7 +134,7 @@ def solved(
         gradients = call.gradients((0, 1))
         found = proximal_solve(gradients, solver, stopping)
         _require_finite(found.y, "point after the last step", 0)
-        left = residual_at(gradients, found.y, None)[1] if residual else torch.tensor(0.0)
+        left = residual_at(gradients, found.y, None)[1] if residual else found.y.new_zeros(1)
         _require_finite(left, "gradient after the last step", 0)
         y = gradients.parameters.adapted.unflatten(found.y[0, 0])
         own = {name: value.clone() for name, value in y.items()}
