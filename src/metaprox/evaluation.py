@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -114,7 +113,7 @@ def adapt(
 
 @dataclass(frozen=True)
 class Solved:
-    """y by name; ||grad fhat(y) + lam (y - x)||, NaN where not asked for; steps taken; whether tol ended them."""
+    """y by name; ||grad fhat(y) + lam (y - x)||, 0 where not asked for; steps taken; whether tol ended them."""
 
     y: dict[str, Tensor]
     residual: float
@@ -145,9 +144,8 @@ def solved(
         gradients = call.gradients((0, 1))
         found = proximal_solve(gradients, solver, stopping)
         _require_finite(found.y, "point after the last step", 0)
-        left = residual_at(gradients, found.y, None)[1] if residual else torch.full((1,), math.nan)
-        if residual:
-            _require_finite(left, "gradient after the last step", 0)
+        left = residual_at(gradients, found.y, None)[1] if residual else found.y.new_zeros(1)
+        _require_finite(left, "gradient after the last step", 0)
         y = gradients.parameters.adapted.unflatten(found.y[0, 0])
         own = {name: value.clone() for name, value in y.items()}
         return Solved(own, float(left), int(found.steps), bool(found.converged))

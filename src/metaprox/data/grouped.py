@@ -139,7 +139,7 @@ def _orders(seed: int, turn: int, count: int) -> list[int]:
 def _share(name: str, value: Any) -> float:
     """A number of examples, or a share of them."""
     found = checks.positive(name, value)
-    return checks.count(name, value) if found >= 1 else found
+    return checks.count(name, int(found) if found == int(found) else value) if found >= 1 else found
 
 
 def _targets(labels: Sequence[Any]) -> Tensor:

@@ -36,7 +36,7 @@ class Tables(OwnData):
 
     Args:
         data: folder with a table for each group, or a file with one table, in CSV, JSON lines or Parquet.
-        target: the column to predict.
+        target: the column to predict, of numbers or of classes.
         by: the column that names the group of a row. Default: each file is a group.
         order: the column by which the rows of a group are sorted, such as a time; support comes first then.
         columns: those to predict from. Default: all others, which must hold numbers.
