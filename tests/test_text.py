@@ -138,7 +138,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(mp.InputError, match=r"nowhere/train\.csv is missing: BANKING77 needs train\.csv and test\.csv"):
         BANKING77(tmp_path / "nowhere")
     monkeypatch.delenv("METAPROX_DATA", raising=False)
-    with pytest.raises(mp.InputError, match=r"give their folder \(--data\), or .* environment variable METAPROX_DATA"):
+    with pytest.raises(mp.InputError, match=r"give their place \(--data\), or .* environment variable METAPROX_DATA"):
         BANKING77()
     monkeypatch.setenv("METAPROX_DATA", str(tmp_path))
     with pytest.raises(mp.InputError, match=r"banking77/train\.csv is missing"):
@@ -148,7 +148,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path, monkeypatch):
         BANKING77(write(tmp_path / "a", [row, ("Will it rain?", "weather")]))
     with pytest.raises(mp.InputError, match=r"has no column 'text', 'category'; its columns: 'utterance', 'label'"):
         BANKING77(write(tmp_path / "b", [row, row], ("utterance", "label")))
-    with pytest.raises(mp.InputError, match="has no question of activate_my_card, "):
+    with pytest.raises(mp.InputError, match="has no question of Refund_not_showing_up, activate_my_card, "):
         BANKING77(write(tmp_path / "c", [row, row]))
 
 
