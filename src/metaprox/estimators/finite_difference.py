@@ -10,18 +10,18 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.branches import AtBase, Branches
+from metaprox.estimators.branches import AtBase, Branches, Problems
 from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
 from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
 from metaprox.estimators.step import Lengths, weight
+from metaprox.estimators.truncation import FURTHER, Bend, check_known, truncation
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Fused, GradientAt, solve_parts
-from metaprox.losses.backend import Step
+from metaprox.inner.solve import solve_parts
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import InnerSolver, separates_branches
+from metaprox.solvers.protocol import separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -70,6 +70,8 @@ class FOBMAML(Branched):
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
         estimate_error: whether to say ``info.relative_error``. Without it the loop backend saves two vectors.
+        estimate_truncation: whether ``info.truncation_error`` is part of it, of forward and symmetric differences. It
+            costs a support gradient a task (forward "loss": a query gradient too), and seven vectors.
 
     ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
@@ -99,6 +101,7 @@ class FOBMAML(Branched):
     nu: float | None = None
     eps: float | None = None
     estimate_error: bool = True
+    estimate_truncation: bool = False
 
     # Where each of the two steps has a meaning.
     step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}
@@ -106,11 +109,14 @@ class FOBMAML(Branched):
     def __post_init__(self) -> None:
         super().__post_init__()
         step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
-        checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, estimate_error=checks.switch)
+        checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step)
+        checks.settle(self, estimate_error=checks.switch, estimate_truncation=checks.switch)
         for name, perturb in self.step_of.items():
             value = getattr(self, name)
             if value is not None and self.perturb != perturb:
                 raise InputError(f"{name}={value!r} is the step of perturb={perturb!r}, but perturb={self.perturb!r}")
+        if self.estimate_truncation:
+            check_known(self.scheme, self.estimate_error)
 
     def _evaluations_at_once(self) -> int:
         return len(self._table(stencil(self.scheme))[0])
@@ -135,15 +141,17 @@ class FOBMAML(Branched):
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
+        solver, moves = gradients.for_parameters(self._solver_of_branches), self.perturb == "loss"
+        problems = Problems(branches, gradients, solver, moves, not self.residual_correction)
+        bend = self._bend(at_base, problems)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
-        solver = gradients.for_parameters(self._solver_of_branches)
         ends = solve_parts(
-            self._gradient_of(branches, gradients),
+            problems.gradient if bend is None else bend.gradient,
             starts,
             solver,
             self._steps_of_branches,
             first=first,
-            fused=self._step_of(branches, gradients, solver),
+            fused=problems.fused if bend is None else bend.fused,
             tol=tol,
             trail=of_last_steps(branches.weights, solver, self._steps_of_branches) if self.estimate_error else None,
             purpose=self._purpose_of_branches(gradients),
@@ -151,6 +159,7 @@ class FOBMAML(Branched):
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
+        bent = None if bend is None else truncation(bend.theta(), stencil(self.scheme).order, self.perturb)
         length, norm_v = norm(grad).flatten(), norm_v.flatten()
         info = Info.of(
             base,
@@ -160,7 +169,7 @@ class FOBMAML(Branched):
             gradient_ratio=torch.where(norm_v > 0, length / norm_v, 0.0),
             linear_residual=linear_residual(ends.trail, norm_v, per_nu),
             nu=branches.nu.flatten(),
-            seen=of_difference(gradients.lam, length, seen, ends.trail, per_nu),
+            seen=of_difference(gradients.lam, length, seen, ends.trail, per_nu, bent),
         )
         found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
         return self._unless_astray(found, gradients)
@@ -182,28 +191,15 @@ class FOBMAML(Branched):
         tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
         return branches, starts, first, tol
 
-    def _gradient_of(self, branches: Branches, gradients: Gradients) -> GradientAt:
-        """Of the branches' problems away from y_0."""
-
-        def gradient(y: Tensor, step: int, where: slice) -> Tensor:
-            grad = gradients.proximal(y, self._noise(step), where, linear=branches.linear)
-            moved = slice(1 if branches.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
-            if self.perturb == "loss" and y[:, moved].shape[1]:
-                tilt = branches.tilt[:, where]
-                gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], self._noise(step))
-            return grad
-
-        return gradient
-
-    def _step_of(self, branches: Branches, gradients: Gradients, solver: InnerSolver) -> Fused:
-        """That and the step along it in one, where no gradient of f comes between."""
-
-        def fused(y: Tensor, step: int, where: slice) -> Step | None:
-            if self.perturb == "loss":
-                return None
-            return gradients.step(solver, y, self._noise(step), where, linear=branches.linear)
-
-        return fused
+    def _bend(self, at_base: AtBase, problems: Problems) -> Bend | None:
+        """What the truncation is judged by, where it is asked for."""
+        if not self.estimate_truncation:
+            return None
+        branches = problems.branches
+        corner = {"center": self.perturb == "center", "corrected": self.residual_correction}
+        further = Branches.of(at_base, (FURTHER[self.scheme].node,), (1.0,), branches.nu, **corner)
+        last = 0 if self.tol is not None else self._steps_of_branches - 1
+        return Bend(problems, replace(problems, branches=further), self.scheme, at_base.v, last)
 
     def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
         """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""
@@ -223,9 +219,6 @@ class FOBMAML(Branched):
         purpose = self._purpose("branch solve", gradients, advice)
         astray = self._may_go_astray and self.on_nonfinite == "raise"
         return replace(purpose, on_nonfinite="tell") if astray else purpose
-
-    def _noise(self, step: int) -> int:
-        return 0 if self.residual_correction else step
 
     def _table(self, rule: Stencil) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Returns nodes and weights of the branches that are solved.

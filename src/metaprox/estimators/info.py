@@ -31,8 +31,9 @@ class Info:
         what the solves have seen, no bound (docs/error.md); 1 where g_i may be mostly error. It is the sum of the next
         four, of which those that are NaN are not known. NaN where a method has none, or it was not asked for.
     branch_error: of branches that are not solved, or of the linear system [T]. base_error: of y_0, which is not [T].
-    truncation_error: of the finite difference [T]; NaN, for it takes a further gradient. rounding_error: of rounding,
-        divided by the step of the difference [T].
+    truncation_error: of the finite difference [T]; NaN unless ``estimate_truncation=True`` pays the gradient that it
+        takes. For smooth losses: with kinks (ReLU) it may be anything. rounding_error: of rounding, divided by the step
+        of the difference [T].
     sampling_error: the standard error of the mean over the tasks of the batch, relative to the mean gradient: that of
         other tasks in their place. NaN for a single task.
     seen: what the errors are computed from, the first time that one is asked for.
