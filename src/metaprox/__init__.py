@@ -4,9 +4,25 @@ from metaprox import optim
 from metaprox.checking import Check, Finding, check
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.task import Task
-from metaprox.errors import InputError, MetaproxError, MissingExtraError, NonFiniteError, RunFolderError, UnstableError
+from metaprox.errors import (
+    AstrayWarning,
+    HealthWarning,
+    InaccurateWarning,
+    IndefiniteWarning,
+    InputError,
+    LossWarning,
+    MetaproxError,
+    MissingExtraError,
+    NonFiniteError,
+    RatioWarning,
+    RoundingWarning,
+    RunFolderError,
+    UnmovedWarning,
+    UnstableError,
+)
 from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Info, MetaGradient, Reptile, Tangent
 from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
+from metaprox.estimators.monitor import Monitor
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.losses.gradients import Counts
 from metaprox.problem import ProximalProblem
@@ -28,6 +44,7 @@ __all__ = [
     "Adam",
     "AdaptiveGradientDescent",
     "Anderson",
+    "AstrayWarning",
     "Check",
     "Counts",
     "Estimator",
@@ -35,22 +52,30 @@ __all__ = [
     "ExactMetaGradient",
     "Finding",
     "GradientDescent",
+    "HealthWarning",
+    "InaccurateWarning",
+    "IndefiniteWarning",
     "Info",
     "InnerSolver",
     "InputError",
+    "LossWarning",
     "MetaGradient",
     "MetaproxError",
     "MicroBatches",
     "MissingExtraError",
+    "Monitor",
     "Nesterov",
     "NonFiniteError",
     "ProximalProblem",
+    "RatioWarning",
     "Reptile",
+    "RoundingWarning",
     "RunFolderError",
     "Statistic",
     "Tangent",
     "Task",
     "TorchOptimizer",
+    "UnmovedWarning",
     "UnstableError",
     "adapt",
     "check",

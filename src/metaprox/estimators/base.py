@@ -16,6 +16,7 @@ from metaprox.data.task import Task
 from metaprox.errors import NonFiniteError
 from metaprox.estimators.error import sampling_error
 from metaprox.estimators.info import Info
+from metaprox.estimators.monitor import Monitor
 from metaprox.estimators.result import ChunkResult, Estimate, MetaGradient
 from metaprox.inner.failures import Purpose
 from metaprox.inner.solve import Stopping
@@ -134,7 +135,8 @@ class Estimator(ABC):
     ) -> MetaGradient:
         """Add the meta-gradient at ``params`` to their ``.grad``, as ``loss.backward()`` would.
 
-        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises.
+        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises. Of every 25
+        calls the problem's ``mp.Monitor`` warns of what is not healthy, once of each thing.
 
         Returns:
             That of a call, at the same cost. Where a ``.grad`` was None, it and the result's ``grad`` are one tensor;
@@ -153,6 +155,7 @@ class Estimator(ABC):
                     value.grad = result.grad[name]
                 else:
                     value.grad.add_(result.grad[name])
+        Monitor.of(problem).see(result)
         return result
 
     def _run(

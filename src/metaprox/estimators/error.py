@@ -70,14 +70,17 @@ class Seen:
         lam, length = self.lam, self.length
         ratio = self.reduction.nan_to_num(1.0, 1.0).clamp(LEAST_RATIO, 1.0)
         branch = ratio * self.rho * _centre(lam, self.curvature)
-        way = self.residual / lam * _centre(lam, self.base_curvature)
-        base = BASE_SHARE * length * (way / self.moved)
+        base = BASE_SHARE * length * self.to_go()
         base = torch.where(self.residual == 0, 0.0, base)  # also where x is the solution, and nothing has moved
         rounding = torch.finfo(length.dtype).eps * self.size * lam * self.per_nu
         parts = torch.stack([branch, base, self.truncation * length, rounding])
         whole = length + parts.nansum(0)
         shares = torch.where(parts.isinf(), 1.0, parts / torch.where(whole > 0, whole, 1.0))
         return dict(zip(PARTS, shares, strict=True))
+
+    def to_go(self) -> Tensor:
+        """(||r|| / sqrt(lam kappa)) / D [T]: the way from y_0 to its solution, by the one that it has come."""
+        return self.residual / self.lam * _centre(self.lam, self.base_curvature) / self.moved
 
 
 COLUMNS = tuple(field.name for field in fields(Seen))[1:]  # all but lam

@@ -134,15 +134,14 @@ class FOBMAML(Branched):
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         watched = BASE_STEPS if self.estimate_error else 0
         base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite, watched=watched)
-        adapted = base.y if keep_adapted else None
-        measured = self._chooses or self.tol is not None
-        at_base, query, shared = AtBase.of(gradients, base.y, measured=measured, trail=base.trail)
+        adapted, measure = base.y if keep_adapted else None, self._chooses or self.tol is not None
+        at_base, query, shared = AtBase.of(gradients, base.y, measured=measure, trail=base.trail)
         seen = of_base(base.trail, gradients, at_base.y0)
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
-        solver, moves = gradients.for_parameters(self._solver_of_branches), self.perturb == "loss"
-        problems = Problems(branches, gradients, solver, moves, not self.residual_correction)
+        solver = gradients.for_parameters(self._solver_of_branches)
+        problems = Problems(branches, gradients, solver, self.perturb == "loss", not self.residual_correction)
         bend = self._bend(at_base, problems)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
         ends = solve_parts(
@@ -171,8 +170,8 @@ class FOBMAML(Branched):
             nu=branches.nu.flatten(),
             seen=of_difference(gradients.lam, length, seen, ends.trail, per_nu, bent),
         )
-        found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
-        return self._unless_astray(found, gradients)
+        ends = replace(ends, parts=())
+        return self._unless_astray(Estimate.of(adapted, grad, shared, query, info, base, ends), gradients)
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients
@@ -203,13 +202,13 @@ class FOBMAML(Branched):
 
     def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
         """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""
-        if not self._may_go_astray:
+        if self.perturb == "center" or min(stencil(self.scheme).nodes) >= 0:
             return found
         base, branch = found.solves
-        steady = branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO)
-        if bool((steady | ~base.finite).all()):
-            return found
-        return found.where(steady, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
+        astray = base.finite & ~(branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO))
+        if self._chooses and bool(astray.any()):
+            found = found.where(~astray, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
+        return replace(found, info=replace(found.info, astray=astray))
 
     def _purpose_of_branches(self, gradients: Gradients) -> Purpose:
         if self.perturb == "center" or self.nu is None or min(stencil(self.scheme).nodes) >= 0:

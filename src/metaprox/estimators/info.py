@@ -42,6 +42,8 @@ class Info:
         ``max_steps``. Where no tolerance was asked for (``steps=K``), True.
     skipped: whether the task was left out because it diverged, with on_nonfinite="skip" [T]. Its other entries are what
         they came to, and may be anything.
+    astray: whether a branch at -nu was seen to have left what has a minimum [T], for "loss": with the default step such
+        a task was differentiated anew by "center".
     base_steps, branch_steps: inner steps taken [T].
     base_step_sizes, branch_step_sizes: ||step|| / ||gradient|| of each [T, K], NaN where there was none.
     counts: gradient evaluations and Hessian-vector products, one per task and branch.
@@ -55,6 +57,7 @@ class Info:
     nu: Tensor
     converged: Tensor
     skipped: Tensor
+    astray: Tensor
     base_steps: Tensor
     branch_steps: Tensor
     base_step_sizes: Tensor
@@ -72,7 +75,8 @@ class Info:
         return cls(
             **(dict.fromkeys((*OWN, "nu"), unknown) | known),
             converged=base.converged & branch.converged if branch else base.converged,
-            skipped=torch.zeros_like(base.converged),
+            skipped=(nobody := torch.zeros_like(base.converged)),
+            astray=nobody,
             base_steps=base.steps,
             branch_steps=branch.steps if branch else torch.zeros_like(base.steps),
             base_step_sizes=base.step_sizes,

@@ -31,6 +31,10 @@ class MetaGradient:
     adapted: dict[str, Tensor] | None
     info: Info
 
+    def without_vectors(self) -> "MetaGradient":
+        """The same without gradient and parameters: a few numbers a task."""
+        return replace(self, grad={}, adapted=None)
+
 
 @dataclass(frozen=True)
 class Estimate:
