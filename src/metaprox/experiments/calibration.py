@@ -170,10 +170,8 @@ def measure(results: dict[str, Any]) -> dict[str, float]:
     found = {}
     for name, rows in groups(results["rows"]).items():
         if not name.startswith(("problem", "losses", *(scheme for scheme, *_ in SCHEMES))):
-            found[f"{name}: covered"], found[f"{name}: fair"] = shares(rows)
-    smooth = groups(results["rows"])["smooth losses"]
-    for what, share in zip(("covered", "fair"), shares(smooth, "with truncation"), strict=True):
-        found[f"smooth losses, with the truncation: {what}"] = share
+            for what, estimate in (("", "estimate"), (", with the truncation", "with truncation")):
+                found[f"{name}{what}: covered"], found[f"{name}{what}: fair"] = shares(rows, estimate)
     return found
 
 
