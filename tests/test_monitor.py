@@ -21,7 +21,6 @@ WINDOW, ENOUGH = 5, 3
 def quick(monkeypatch):
     """Looks more often than every 25 meta-steps."""
     monkeypatch.setattr(looking, "WINDOW", WINDOW)
-    monkeypatch.setattr(looking, "ENOUGH", ENOUGH)
 
 
 def quadratic(curvature=1.0, query=1.0, lam=0.5, dtype=torch.float64):
@@ -148,13 +147,13 @@ def test_nothing_is_computed_between_the_looks():
     meta = mp.FOBMAML(mp.GradientDescent(1e-5), 3)
     assert heard(meta, problem, params, tasks, ENOUGH - 1) == {}
     assert all(out.grad == {} and out.adapted is None for out in monitor._window)
-    monitor.end()
+    monitor.end(ENOUGH)
     assert monitor.numbers == {}  # and they are forgotten
     monitor = Monitor.anew(problem)
     assert heard(meta, problem, params, tasks, ENOUGH) == {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        monitor.end()
+        monitor.end(ENOUGH)
     assert f"meta-steps 1 to {ENOUGH}: " in str(caught[0].message)
     assert monitor._window == []
     Monitor.anew(problem)
