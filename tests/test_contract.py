@@ -223,7 +223,8 @@ BRANCHED = COMMON | {
     "start": "base",
 }
 DEFAULTS = {
-    mp.FOBMAML: BRANCHED | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True},
+    mp.FOBMAML: BRANCHED
+    | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True, "estimate_truncation": False},
     mp.Tangent: BRANCHED,
     mp.IMAML: COMMON | {"cg_steps": 5, "cg_tol": 0.0, "damping": 0.0},
     **dict.fromkeys((mp.MAML, mp.FOMAML, mp.Reptile), COMMON),

@@ -5,12 +5,20 @@ from metaprox.checking import Check, Finding, check
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.task import Task
 from metaprox.errors import (
+    AstrayWarning,
+    HealthWarning,
+    InaccurateWarning,
+    IndefiniteWarning,
     InputError,
+    LossWarning,
     MetaproxError,
     MissingExtraError,
     NonFiniteError,
     PeerError,
+    RatioWarning,
+    RoundingWarning,
     RunFolderError,
+    UnmovedWarning,
     UnstableError,
 )
 from metaprox.estimators import (
@@ -28,6 +36,7 @@ from metaprox.estimators import (
     Total,
 )
 from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
+from metaprox.estimators.monitor import Monitor
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
 from metaprox.losses.gradients import Counts
 from metaprox.modules.head import Head
@@ -52,6 +61,7 @@ __all__ = [
     "Adapted",
     "AdaptiveGradientDescent",
     "Anderson",
+    "AstrayWarning",
     "Check",
     "Counts",
     "Estimator",
@@ -60,20 +70,27 @@ __all__ = [
     "Finding",
     "GradientDescent",
     "Head",
+    "HealthWarning",
+    "InaccurateWarning",
+    "IndefiniteWarning",
     "Info",
     "InnerSolver",
     "InputError",
     "Learner",
+    "LossWarning",
     "MetaGradient",
     "MetaproxError",
     "MicroBatches",
     "MissingExtraError",
+    "Monitor",
     "Nesterov",
     "NonFiniteError",
     "PeerError",
     "ProximalProblem",
+    "RatioWarning",
     "Reduce",
     "Reptile",
+    "RoundingWarning",
     "RunFolderError",
     "Statistic",
     "Tangent",
@@ -81,6 +98,7 @@ __all__ = [
     "TaskGradients",
     "TorchOptimizer",
     "Total",
+    "UnmovedWarning",
     "UnstableError",
     "adapt",
     "check",

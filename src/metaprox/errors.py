@@ -54,6 +54,38 @@ class MissingExtraError(MetaproxError, ImportError):
     """A part was used without the packages that an extra, such as ``metaprox[data]``, or metaprox itself brings."""
 
 
+class HealthWarning(UserWarning):
+    """Base class of what training is warned of, once a run, by what its meta-gradients say of themselves."""
+
+
+class UnmovedWarning(HealthWarning):
+    """The base solve hardly moves: y_0 is x, next to the way that is left."""
+
+
+class InaccurateWarning(HealthWarning):
+    """g is error for the most part: base or branches end far from their solutions."""
+
+
+class RatioWarning(HealthWarning):
+    """Most tasks' g is longer than their query gradient, as it is where inner steps lose hold."""
+
+
+class LossWarning(HealthWarning):
+    """The query loss is a multiple of what it has been."""
+
+
+class AstrayWarning(HealthWarning):
+    """Branches at -nu have left what has a minimum."""
+
+
+class RoundingWarning(HealthWarning):
+    """Rounding, divided by the step of the difference, rules the error."""
+
+
+class IndefiniteWarning(HealthWarning):
+    """H + lam I has negative curvature along the last steps, so that y_0 is near no minimum."""
+
+
 @contextmanager
 def needs_extra(part: str, extra: str | None = None) -> Iterator[None]:
     """Around imports that only an extra brings, or (None) what the command line needs: says so where one is missing."""

@@ -12,15 +12,15 @@ from metaprox import training
 
 @contextmanager
 def shown_progress(console: Console, *, quiet: bool = False) -> Iterator[Callable[[training.Progress], None]]:
-    """A live bar with loss, accuracy and time left; where there is no terminal, lines; where ``quiet``, nothing."""
+    """A live bar: loss, accuracy, what g says of itself, warnings, time left. Lines without a terminal, or ``quiet``."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     live = console.is_terminal and not quiet
     with Progress(*columns, console=console, disable=not live) as bar:
         task = bar.add_task("preparing", total=None)
 
         def watch(now: training.Progress) -> None:
-            values = {"loss": now.loss} | now.metrics
-            text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+            values = {"loss": now.loss} | now.metrics | now.health
+            text = "  ".join([f"{name} {value:.3f}" for name, value in values.items()] + list(now.warnings))
             bar.update(task, total=now.total, completed=now.step, description=text)
             if not live and not quiet and now.step % math.ceil(now.total / 10) == 0:
                 print(f"meta-step {now.step} of {now.total}  {text}", flush=True)

@@ -13,6 +13,7 @@ from metaprox.arguments import check_estimate, parameters_to_fill
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch, has_no_task
 from metaprox.data.task import Task
+from metaprox.estimators.monitor import Monitor
 from metaprox.estimators.reduce import Reduce, ReduceSetting, check_reduce, reduction
 from metaprox.estimators.result import ChunkResult, Estimate, MetaGradient
 from metaprox.estimators.sums import Sums
@@ -154,7 +155,8 @@ class Estimator(ABC):
         """Add the meta-gradient at ``params`` to their ``.grad``, as ``loss.backward()`` would.
 
         ``params`` are the module's trainable parameters unless given; ``weights`` and ``per_task`` as for a call.
-        Nothing is added if anything raises.
+        Nothing is added if anything raises. Of every 25 calls the problem's ``mp.Monitor`` warns of what is not
+        healthy, once of each thing.
 
         Returns:
             That of a call, at the same cost. Where a ``.grad`` was None, it and the result's ``grad`` are one tensor;
@@ -174,6 +176,7 @@ class Estimator(ABC):
                     value.grad = result.grad[name]
                 else:
                     value.grad.add_(result.grad[name])
+        Monitor.of(problem).see(result)
         return result
 
     def _run(

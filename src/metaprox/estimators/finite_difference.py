@@ -2,7 +2,7 @@
 
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,18 +10,19 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.branches import AtBase, Branches
+from metaprox.estimators.branches import AtBase, Branches, Problems
 from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
 from metaprox.estimators.stencil import STENCILS, Scheme, stencil
 from metaprox.estimators.step import Lengths, weight
+from metaprox.estimators.truncation import FURTHER, Bend, check_known, truncation
 from metaprox.estimators.until import Until
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Fused, GradientAt, solve_parts
+from metaprox.inner.solve import Solution, solve_parts
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import InnerSolver, resumed, separates_branches
+from metaprox.solvers.protocol import resumed, separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -72,6 +73,8 @@ class FOBMAML(Branched):
         estimate_error: whether to say ``info.relative_error``. Without it the loop backend saves two vectors.
         rtol: each task's base and branches take steps until their parts of that error are at most 1 : B of rtol, and
             ``steps`` and ``branch_steps`` at most. For convex inner losses and tasks that can be solved.
+        estimate_truncation: whether ``info.truncation_error`` is part of it, of forward and symmetric differences. It
+            costs a support gradient a task (forward "loss": a query gradient too), and seven vectors.
 
     ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
@@ -102,20 +105,23 @@ class FOBMAML(Branched):
     eps: float | None = None
     estimate_error: bool = True
     rtol: float | None = None
+    estimate_truncation: bool = False
 
     step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}  # where each of the two has a meaning
 
     def __post_init__(self) -> None:
         super().__post_init__()
         step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
-        checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, estimate_error=checks.switch)
-        checks.settle(self, rtol=checks.optional(checks.positive))
+        checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, rtol=checks.optional(checks.positive))
+        checks.settle(self, estimate_error=checks.switch, estimate_truncation=checks.switch)
         if self.rtol is not None and (self.tol is not None or not self.estimate_error):
             raise InputError(f"rtol={self.rtol!r} needs steps=K, at most, and estimate_error=True")
         for name, perturb in self.step_of.items():
             value = getattr(self, name)
             if value is not None and self.perturb != perturb:
                 raise InputError(f"{name}={value!r} is the step of perturb={perturb!r}, but perturb={self.perturb!r}")
+        if self.estimate_truncation:
+            check_known(self.scheme, self.estimate_error)
 
     def _evaluations_at_once(self) -> int:
         return len(self._nodes_and_weights[0])
@@ -139,19 +145,21 @@ class FOBMAML(Branched):
         until = Until.of(self.rtol, gradients, self._evaluations_at_once())
         stopping, enough = self._stopping(), until.base if until else None
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
-        adapted = base.y if keep_adapted else None
-        measured = self._chooses or self.tol is not None
-        at_base, query, shared = AtBase.of(gradients, base.y, measured=measured, trail=base.trail)
+        adapted, measure = base.y if keep_adapted else None, self._chooses or self.tol is not None
+        at_base, query, shared = AtBase.of(gradients, base.y, measured=measure, trail=base.trail)
         seen = of_base(base.trail, gradients, at_base.y0)
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
+        solver = gradients.for_parameters(self._solver_of_branches)
+        problems = Problems(branches, gradients, solver, self.perturb == "loss", not self.residual_correction)
+        bend = self._bend(at_base, problems)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
-        how = self._branch_solve(branches, gradients, until or tol, base.step_sizes)
-        ends = solve_parts(self._gradient_of(branches, gradients), starts, first=first, **how)
+        ends = self._solved(problems, bend, starts, first, until or tol, base.step_sizes)
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
+        bent = None if bend is None else truncation(bend.theta(), stencil(self.scheme).order, self.perturb)
         length, norm_v = norm(grad).flatten(), norm_v.flatten()
         info = Info.of(
             base,
@@ -161,10 +169,10 @@ class FOBMAML(Branched):
             gradient_ratio=torch.where(norm_v > 0, length / norm_v, 0.0),
             linear_residual=linear_residual(ends.trail, norm_v, per_nu),
             nu=branches.nu.flatten(),
-            seen=of_difference(gradients.lam, length, seen, ends, per_nu, early=(until or tol) is not None),
+            seen=of_difference(gradients.lam, length, seen, ends, per_nu, bent, early=(until or tol) is not None),
         )
-        found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
-        return self._unless_astray(found, gradients)
+        ends = replace(ends, parts=())
+        return self._unless_astray(Estimate.of(adapted, grad, shared, query, info, base, ends), gradients)
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients
@@ -184,41 +192,50 @@ class FOBMAML(Branched):
         tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
         return branches, starts, first, tol
 
-    def _branch_solve(
-        self, branches: Branches, gradients: Gradients, tol: Until | Tensor | None, base_steps: Tensor
-    ) -> dict[str, Any]:
-        """Returns how ``solve_parts`` is to solve them, after a base of steps of these sizes."""
-        solver, steps = gradients.for_parameters(self._solver_of_branches), self._steps_of_branches
+    def _solved(
+        self,
+        problems: Problems,
+        bend: Bend | None,
+        starts: list[Tensor],
+        first: list[Tensor],
+        tol: Until | Tensor | None,
+        base_steps: Tensor,
+    ) -> Solution:
+        """The branches' solutions from ``starts``, after a base of steps of these sizes."""
+        steps, solver, branches = self._steps_of_branches, problems.solver, problems.branches
         trail = of_last_steps(branches.weights, solver, steps) if self.estimate_error else None
-        return {
-            "solver": solver,
-            "max_steps": steps,
-            "fused": self._step_of(branches, gradients, solver),
-            "tol": tol.branches(branches, trail) if isinstance(tol, Until) else tol,
-            "trail": trail,
-            "begin": resumed(solver, self.solver, base_steps),
-            "purpose": self._purpose_of_branches(gradients),
-        }
+        return solve_parts(
+            problems.gradient if bend is None else bend.gradient,
+            starts,
+            solver,
+            steps,
+            first=first,
+            fused=problems.fused if bend is None else bend.fused,
+            tol=tol.branches(branches, trail) if isinstance(tol, Until) else tol,
+            trail=trail,
+            begin=resumed(solver, self.solver, base_steps),
+            purpose=self._purpose_of_branches(problems.gradients),
+        )
 
-    def _gradient_of(self, branches: Branches, gradients: Gradients) -> GradientAt:
-        """Of the branches' problems away from y_0."""
-        return partial(branches.gradient, gradients, self._noise, self.perturb == "loss")
-
-    def _step_of(self, branches: Branches, gradients: Gradients, solver: InnerSolver) -> Fused:
-        """That and the step along it in one, where no gradient of f comes between."""
-        if self.perturb == "loss":
-            return lambda y, step, where: None
-        return lambda y, step, where: gradients.step(solver, y, self._noise(step), where, linear=branches.linear)
+    def _bend(self, at_base: AtBase, problems: Problems) -> Bend | None:
+        """What the truncation is judged by, where it is asked for."""
+        if not self.estimate_truncation:
+            return None
+        branches = problems.branches
+        corner = {"center": self.perturb == "center", "corrected": self.residual_correction}
+        further = Branches.of(at_base, (FURTHER[self.scheme].node,), (1.0,), branches.nu, **corner)
+        last = 0 if self.tol is not None or self.rtol is not None else self._steps_of_branches - 1
+        return Bend(problems, replace(problems, branches=further), self.scheme, at_base.v, last)
 
     def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
         """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""
-        if not self._may_go_astray:
+        if self.perturb == "center" or min(stencil(self.scheme).nodes) >= 0:
             return found
         base, branch = found.solves
-        steady = branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO)
-        if bool((steady | ~base.finite).all()):
-            return found
-        return found.where(steady, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
+        astray = base.finite & ~(branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO))
+        if self._chooses and bool(astray.any()):
+            found = found.where(~astray, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
+        return replace(found, info=replace(found.info, astray=astray))
 
     def _purpose_of_branches(self, gradients: Gradients) -> Purpose:
         if self.perturb == "center" or self.nu is None or min(stencil(self.scheme).nodes) >= 0:
@@ -228,9 +245,6 @@ class FOBMAML(Branched):
         purpose = self._purpose("branch solve", gradients, advice)
         astray = self._may_go_astray and self.on_nonfinite == "raise"
         return replace(purpose, on_nonfinite="tell") if astray else purpose
-
-    def _noise(self, step: int) -> int:
-        return 0 if self.residual_correction else step
 
     def _nu(self, lam: float, norm_v: Tensor, lengths: Lengths | None) -> Tensor:
         """The step of the difference [T, 1, 1]."""

@@ -36,6 +36,10 @@ class MetaGradient:
     info: Info
     per_task: dict[str, Tensor] | None = None
 
+    def without_vectors(self) -> "MetaGradient":
+        """The same without gradient and parameters: a few numbers a task."""
+        return replace(self, grad={}, adapted=None)
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -1,11 +1,13 @@
 """One self-contained HTML page about a run."""
 
+import statistics
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from metaprox.checks import shown as shown_value
 from metaprox.errors import InputError, RunFolderError
+from metaprox.estimators.monitor import WINDOW
 from metaprox.losses.gradients import Counts
 from metaprox.reports import style
 from metaprox.reports.figures import draw
@@ -53,6 +55,8 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
         method=style.method_name(settings["method"].lower()),
         cost=_cost(steps[-1], configuration["run"]["meta_batch"]),
         skipped=folder.tasks_skipped(),
+        health=health_table(steps),
+        warnings={name: text for step in steps for name, text in step.get("warnings", {}).items()},
     )
     return folder.write_text("report.html", page)
 
@@ -79,6 +83,27 @@ def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
         }
         for name in sorted(names)
     ]
+
+
+HEALTH = {
+    "gradient_ratio_median": ("length of g by the query gradient's", "below 1; it rises before a run collapses"),
+    "relative_error_median": (
+        "relative error of g",
+        "small where inner problems are solved; 0.7 to 0.9 for networks that adapt in a few steps; below 0.95",
+    ),
+    "sampling_error": ("standard error of the mean over tasks", "of no harm: more tasks lower it"),
+}
+
+
+def health_table(steps: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row for each number by which g judges itself: at the start and at the end, medians of 25 meta-steps at most."""
+    rows = []
+    for name, (quantity, healthy) in HEALTH.items():
+        found = [step[name] for step in steps if name in step]
+        if found:
+            start, end = (f"{statistics.median(part):.2g}" for part in (found[:WINDOW], found[-WINDOW:]))
+            rows.append({"quantity": quantity, "start": start, "end": end, "healthy": healthy})
+    return rows
 
 
 def show(name: str, statistic: dict[str, float]) -> str:

@@ -25,8 +25,9 @@ from metaprox.training import checkpoint, ranks, weights
 from metaprox.training.borrowed import borrowed_torch
 from metaprox.training.fitting import check_parts
 from metaprox.training.folder import RunFolder
+from metaprox.training.health import Health
 from metaprox.training.pace import Pace
-from metaprox.training.records import Progress, evaluation_record, means, step_record
+from metaprox.training.records import Progress, evaluation_record, progress, step_record
 from metaprox.training.script import configuration_of_script
 from metaprox.training.stored import different
 
@@ -122,9 +123,9 @@ class Trainer:
         """Train from the start, in the new folder ``out``.
 
         Writes config.json, metrics.jsonl (a line for each meta-step and each evaluation; seconds count the meta-steps
-        alone; ``tasks_skipped`` where a step left out tasks), checkpoint.safetensors and, at the end, test_tasks.json
-        (the result on each test task) and weights.safetensors. Torch's global generators and thread count are put back
-        afterwards.
+        alone; ``tasks_skipped`` where a step left out tasks, ``health`` and ``warnings`` where these were looked at),
+        checkpoint.safetensors and, at the end, test_tasks.json (the result on each test task) and weights.safetensors.
+        Torch's global generators and thread count are put back afterwards.
 
         Returns:
             The folder.
@@ -198,7 +199,7 @@ class Trainer:
                 self.evaluate("test", 1)
 
     def _run(self, folder: RunFolder, start: int, seconds: float, watch: Watch) -> None:
-        pace = self.pace
+        pace, health = self.pace, Health(self.problem, self.pace, folder.read_metrics() if start else [], start)
         if start == 0:
             before = ranks.evaluation(self, "test", pace.test_tasks, shared=True)
             folder.append_metrics(evaluation_record(0, "test", before))
@@ -207,14 +208,14 @@ class Trainer:
             out = self._meta_step(step)
             seconds += time.perf_counter() - began
             done = step + 1
-            folder.append_metrics(step_record(done, out, float(self.optimizer.param_groups[0]["lr"]), seconds))
+            record = step_record(done, out, float(self.optimizer.param_groups[0]["lr"]), seconds)
+            folder.append_metrics(health.kept_in(record))
             if done % pace.eval_every == 0 or done == pace.meta_steps:
                 result = ranks.evaluation(self, pace.eval_split, pace.eval_tasks, shared=True)
                 folder.append_metrics(evaluation_record(done, pace.eval_split, result))
             if done % pace.checkpoint_every == 0 and ranks.writes():
                 checkpoint.save(folder, self, done, seconds)
-            found = means(out)
-            watch(Progress(done, pace.meta_steps, found.pop("loss"), found))
+            watch(progress(done, pace.meta_steps, record, out, health.said))
         final = ranks.evaluation(self, "test", pace.test_tasks, shared=True)
         folder.append_metrics(evaluation_record(pace.meta_steps, "test", final))
         folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
