@@ -34,6 +34,10 @@ class RunFolderError(MetaproxError, OSError):
     """A run folder or a file in it can't be used: it exists, is missing, is corrupt, or is not metaprox's."""
 
 
+class DamagedFileError(RunFolderError):
+    """A file is not as it was written: cut short, changed, or another's."""
+
+
 class MissingExtraError(MetaproxError, ImportError):
     """A part outside the core was used without the extra ``metaprox[experiments]``."""
 

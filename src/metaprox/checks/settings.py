@@ -111,6 +111,8 @@ def path(name: str, value: Any) -> Path:
     """``value`` is a path, or a string that names one."""
     if not isinstance(value, (str, Path)) or value == "":
         raise InputError(f"{name} must be a path, as a string or a Path, got {shown(value)}")
+    if "\0" in str(value):
+        raise InputError(f"{name} must be a path, which holds no NUL, got {shown(value)}")
     return Path(value)
 
 

@@ -13,7 +13,7 @@ from metaprox import training
 @contextmanager
 def shown_progress(console: Console) -> Iterator[Callable[[training.Progress], None]]:
     """A live bar with loss, accuracy and time left; where the output is no terminal, a line now and then."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), TimeRemainingColumn())
     live = console.is_terminal
     with Progress(*columns, console=console, disable=not live) as bar:
         task = bar.add_task("preparing", total=None)

@@ -1,6 +1,5 @@
 """Meta-training, top to bottom."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,24 +14,22 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.data.task import Task
-from metaprox.errors import InputError, NonFiniteError, RunFolderError
-from metaprox.estimators import Estimator, MetaGradient
+from metaprox.errors import InputError, NonFiniteError
+from metaprox.estimators import Estimator
 from metaprox.evaluation import Evaluation, evaluate
 from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
 from metaprox.tasks import Picture, TaskSource
-from metaprox.training import checkpoint, weights
-from metaprox.training.borrowed import borrowed_torch
+from metaprox.training import weights
+from metaprox.training.borrowed import borrowed
 from metaprox.training.fitting import check_parts
 from metaprox.training.folder import RunFolder
+from metaprox.training.loop import Loop, Watch, finished_weights
 from metaprox.training.pace import Pace
-from metaprox.training.records import Progress, evaluation_record, means, step_record
 from metaprox.training.script import configuration_of_script
-from metaprox.training.stored import different
+from metaprox.training.stored import refuse_another
 
 Source = TaskSource | Callable[[Sequence[int]], Task | Sequence[Task]]
-WEIGHTS = "weights"
-Watch = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,24 @@ class Trainer:
         device = self.device
         return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tasks)
 
-    def evaluate(self, split: str, count: int) -> Evaluation:
-        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says."""
+    def evaluate(self, split: str, count: int, between: Callable[[], None] = lambda: None) -> Evaluation:
+        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says.
+
+        ``between`` is called before each part of the tasks, and may raise.
+
+        Returns:
+            The mean over tasks, with intervals, and the tasks' own results.
+        """
         checks.choice("split", split, self.tasks)
         ids, one = range(checks.count("count", count)), self.estimator
+
+        def part(some: Sequence[int]) -> Task | Sequence[Task]:
+            between()
+            return self.batch(split, some)
+
         result = evaluate(
             self.evaluated or self.problem,
-            lambda some: self.batch(split, some),
+            part,
             ids,
             one.solver,
             one.steps,
@@ -136,15 +144,16 @@ class Trainer:
         """Train from the start, in the new folder ``out``.
 
         Writes config.json, metrics.jsonl (a line for each meta-step and each evaluation; seconds count the meta-steps
-        alone; ``tasks_skipped`` where a step left out tasks), checkpoint.safetensors and, at the end, test_tasks.json
-        (the result on each test task) and weights.safetensors. Torch's global generators and thread count are put back
-        afterwards.
+        alone; ``tasks_skipped`` where a step left out tasks), checkpoints and, at the end, test_tasks.json (the result
+        on each test task) and weights.safetensors. The global generators of torch, Python and numpy, which are the
+        run's during it, and torch's thread count are put back afterwards. In the main thread the first SIGINT or
+        SIGTERM ends the step, saves, and raises ``Stopped``, a SystemExit with status 130 or 143.
 
         Returns:
             The folder.
 
         Raises:
-            RunFolderError: the folder is not empty.
+            RunFolderError: the folder is not empty, another process works there, or the disk refuses.
             InputError: a loss or the tasks are not as they should be, or the trainer has trained before; no folder is
                 made then.
             NonFiniteError: a solve diverged, and is not skipped, or all of a meta-step did, or one of an evaluation; a
@@ -155,9 +164,10 @@ class Trainer:
             raise InputError(f"this trainer has trained in {self._runs[0]}, and goes on from there: make another")
         self._look(watch)
         assert self.configuration is not None
-        folder = RunFolder.create(out, self.configuration)
-        self._runs.append(str(out))
-        self._go_on(folder, watch)
+        with RunFolder.claimed(out).locked():
+            folder = RunFolder.create(out, self.configuration)
+            self._runs.append(str(out))
+            self._go_on(folder, watch)
         return folder
 
     @torch.inference_mode(False)
@@ -174,75 +184,40 @@ class Trainer:
             And what ``train`` raises.
         """
         folder = RunFolder.open(checks.path("out", out))
-        assert self.configuration is not None
-        there = folder.configuration()
-        if there.get("version", 1) > 1 and (odd := different(there, self.configuration)):
-            raise RunFolderError(f"{folder.path} is a run with other settings: {'; '.join(odd)}")
-        self._runs.append(str(out))
-        if folder.weights.exists():
-            self.load_weights(folder)
+        with folder.locked():
+            assert self.configuration is not None
+            there = folder.configuration()
+            if there.get("version", 1) > 1:
+                refuse_another(folder.path, "is a run", there, self.configuration, "")
+            return self.go_on(folder, watch)
+
+    def go_on(self, folder: RunFolder, watch: Watch) -> RunFolder:
+        """``resume`` with a folder whose configuration is known to be that of this trainer."""
+        with folder.locked():
+            self._runs.append(str(folder.path))
+            if folder.weights.exists():
+                self.load_weights(folder)
+            else:
+                self._go_on(folder, watch)
             return folder
-        self._go_on(folder, watch)
-        return folder
 
     def load_weights(self, folder: RunFolder) -> None:
         """Put the meta-learned weights of a finished run into the model. Raises RunFolderError where it has none."""
-        if not folder.weights.exists():
-            raise RunFolderError(f"{folder.weights} is missing: the run in {folder.path} has not finished; resume it")
-        tensors, _ = weights.load(folder.weights, WEIGHTS)
+        assert self.configuration is not None
+        tensors = finished_weights(folder, self.configuration)
         weights.load_into(self.model, tensors, folder.weights)
 
     def _go_on(self, folder: RunFolder, watch: Watch) -> None:
         """From the last checkpoint, or from the start where there was none yet."""
-        with borrowed_torch(self.device, self.pace.threads):
-            if not folder.checkpoint.exists() and not folder.metrics.exists():
-                torch.manual_seed(self.pace.seed)
-                checkpoint.save(folder, self, 0, 0.0)
-            self._run(folder, *checkpoint.load(folder, self), watch)
+        with borrowed(self.device, self.pace.threads):
+            Loop(self, folder, watch).run()
 
     def _look(self, watch: Watch) -> None:
         """Take a task of each split, and adapt to one: whatever can't be is refused before there is a folder."""
         if not callable(watch):
             raise InputError(f"watch must be a function of training.Progress, got {checks.shown(watch)}")
-        with borrowed_torch(self.device, self.pace.threads):
+        with borrowed(self.device, self.pace.threads):
             for split in ("train", self.pace.eval_split):
                 self.batch(split, [0])
             with suppress(NonFiniteError):  # the run will tell, and say where
                 self.evaluate("test", 1)
-
-    def _run(self, folder: RunFolder, start: int, seconds: float, watch: Watch) -> None:
-        pace = self.pace
-        if start == 0:
-            folder.append_metrics(evaluation_record(0, "test", self.evaluate("test", pace.test_tasks)))
-        for step in range(start, pace.meta_steps):
-            began = time.perf_counter()
-            out = self._meta_step(step)
-            seconds += time.perf_counter() - began
-            done = step + 1
-            folder.append_metrics(step_record(done, out, float(self.optimizer.param_groups[0]["lr"]), seconds))
-            if done % pace.eval_every == 0 or done == pace.meta_steps:
-                result = self.evaluate(pace.eval_split, pace.eval_tasks)
-                folder.append_metrics(evaluation_record(done, pace.eval_split, result))
-            if done % pace.checkpoint_every == 0:
-                checkpoint.save(folder, self, done, seconds)
-            found = means(out)
-            watch(Progress(done, pace.meta_steps, found.pop("loss"), found))
-        final = self.evaluate("test", pace.test_tasks)
-        folder.append_metrics(evaluation_record(pace.meta_steps, "test", final))
-        folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
-        weights.save(folder.weights, WEIGHTS, weights.learned(self.model), {"config": self.configuration})
-
-    def _meta_step(self, step: int) -> MetaGradient:
-        size = self.pace.meta_batch
-        ids = range(size * step, size * (step + 1))
-        self.model.zero_grad()
-        try:
-            out = self.estimator.backward(self.problem, self.batch("train", ids))
-            self.optimizer.step()
-        except NonFiniteError as error:
-            task = "" if error.task is None else f", training task {ids[error.task]}"
-            error.add_note(f"at meta-step {step + 1} of {self.pace.meta_steps}{task}")
-            raise
-        if self.schedule is not None:
-            self.schedule.step()
-        return out
