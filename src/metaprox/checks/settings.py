@@ -113,6 +113,8 @@ def path(name: str, value: Any) -> Path:
         raise InputError(f"{name} must be a path, as a string or a Path, got {shown(value)}")
     if "\0" in str(value):
         raise InputError(f"{name} must be a path, which holds no NUL, got {shown(value)}")
+    if not str(value).isascii() and str(value) != str(value).encode(errors="replace").decode():
+        raise InputError(f"{name} must be a path in UTF-8, got {shown(value)}: rename it")
     return Path(value)
 
 
