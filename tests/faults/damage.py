@@ -271,7 +271,9 @@ def odd_label(folders, label, rng):
     words = ["compare", "sinusoid", "--methods", label, "other", "--variants", file, "--seeds", 0, "--meta-steps", 2]
     words += ["--meta-batch", 1, "--eval-every", 1, "--eval-tasks", 1, "--test-tasks", 2, "--steps", 1]
     status, said = done(command(*words, "--compile", "off", "--out", folder), folders.place / "l")
-    return None if status == 0 and (folder / "report.html").exists() else f"status {status}: {said[-500:]}"
+    if status == 0:
+        return None if (folder / "report.html").exists() else "no report"
+    return told(status, said, ["names a folder"])
 
 
 def full_output(folders, rng):

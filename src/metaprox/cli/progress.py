@@ -19,7 +19,7 @@ def shown_progress(console: Console) -> Iterator[Callable[[training.Progress], N
         task = bar.add_task("preparing", total=None)
 
         def watch(now: training.Progress) -> None:
-            values = {"loss": now.loss} | now.metrics
+            values = {"loss": now.loss} | now.metrics | now.evaluated
             text = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
             bar.update(task, total=now.total, completed=now.step, description=text)
             if not live and now.step % math.ceil(now.total / 10) == 0:

@@ -18,11 +18,13 @@ class Train(WithSettings):
 
     out: Path
     """Run folder; must be missing or empty."""
+    tensorboard: bool = False
+    """Write the numbers of the log for TensorBoard too, into the folder tensorboard of the run."""
 
     def run(self, console: Console) -> None:
         """Train from the start."""
         with shown_progress(console) as watch:
-            folder = training.train(self.settings(), self.out, watch)
+            folder = training.train(self.settings(), self.out, watch, _callbacks(self.tensorboard))
         _finish(folder, console)
 
 
@@ -32,12 +34,18 @@ class Resume:
 
     run_folder: tyro.conf.Positional[Path]
     """Run folder, as given to metaprox train --out."""
+    tensorboard: bool = False
+    """Write the numbers of the log for TensorBoard too, into the folder tensorboard of the run."""
 
     def run(self, console: Console) -> None:
         """Train from the last checkpoint."""
         with shown_progress(console) as watch:
-            folder = training.resume(self.run_folder, watch)
+            folder = training.resume(self.run_folder, watch, _callbacks(self.tensorboard))
         _finish(folder, console)
+
+
+def _callbacks(tensorboard: bool) -> list[training.Callback]:
+    return [training.TensorBoard()] if tensorboard else []
 
 
 def _finish(folder: training.RunFolder, console: Console) -> None:

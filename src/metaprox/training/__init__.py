@@ -3,6 +3,7 @@
 from metaprox.errors import needs_extra
 
 with needs_extra("metaprox.training"):
+    from metaprox.training.callbacks import Callback, TensorBoard
     from metaprox.training.checking import check_run
     from metaprox.training.composition import Composition
     from metaprox.training.doors import composed, composition_of, configuration_of, latest, resume, train, trainer_of
@@ -12,16 +13,22 @@ with needs_extra("metaprox.training"):
     from metaprox.training.presets import PRESETS, preset, read_variants
     from metaprox.training.records import Progress
     from metaprox.training.settings import Settings
+    from metaprox.training.stopping import Stopped
+    from metaprox.training.stream import Stream
     from metaprox.training.trainer import Trainer
 
 __all__ = [
     "PRESETS",
+    "Callback",
     "Composition",
     "Outer",
     "Pace",
     "Progress",
     "RunFolder",
     "Settings",
+    "Stopped",
+    "Stream",
+    "TensorBoard",
     "Trainer",
     "check_run",
     "composed",

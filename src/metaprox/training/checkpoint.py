@@ -36,13 +36,17 @@ def save(folder: RunFolder, trainer: "Trainer", at: Standing) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in weights.learned(trainer.model).items()}
     tensors |= generators(trainer.device)
     tensors |= {f"best.{name}": tensor for name, tensor in at.best_weights.items()}
-    log = folder.metrics_state()
+    log, stream = folder.metrics_state(), None
+    if trainer.stream is not None:
+        stream, own = trainer.stream.state()
+        tensors |= {f"stream.{name}": tensor for name, tensor in own.items()}
     meta = {
         **at.described(),
         "metrics_size": log["size"],
         "metrics_sha256": log["sha256"],
         KEPT: trainer.configuration,
         "versions": versions(),
+        "stream": stream,
         "optimizer_state": pack("optimizer", trainer.optimizer.state_dict(), tensors),
         "schedule_state": pack("schedule", trainer.schedule.state_dict(), tensors) if trainer.schedule else None,
     }
@@ -114,6 +118,10 @@ def _restore(
         check_like(trainer.optimizer, trainer.schedule, optimizer, schedule)
         check_generators(tensors)
         log = {"size": int(meta["metrics_size"]), "sha256": meta.get("metrics_sha256")}
+        if (trainer.stream is None) != (meta.get("stream") is None):
+            raise RunFolderError(f"{path} is of a run with its training tasks by number where here is a stream of them")
+        if trainer.stream is not None:
+            trainer.stream.go_to(meta["stream"], _under("stream.", tensors))
     _warn_of_versions(path, meta.get("versions", {}))
     folder.truncate_metrics(log)
     with damaged(path, WHAT):

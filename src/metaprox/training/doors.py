@@ -1,13 +1,15 @@
 """Runs by settings and by folder; a script with objects of its own uses ``Trainer``."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metaprox import checks
 from metaprox.errors import InputError, RunFolderError
 from metaprox.training import checkpoint
+from metaprox.training.callbacks import Callback
 from metaprox.training.composition import Composition
 from metaprox.training.folder import RunFolder
 from metaprox.training.loop import Watch, finished_weights
@@ -16,12 +18,17 @@ from metaprox.training.settings import Settings
 from metaprox.training.trainer import Trainer
 
 
-def train(run: Settings | Composition, out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+def train(
+    run: Settings | Composition,
+    out: str | Path,
+    watch: Watch = lambda progress: None,
+    callbacks: Sequence[Callback] = (),
+) -> RunFolder:
     """Train what ``run`` describes in the new folder ``out``. Raises what ``Trainer.train`` raises."""
-    return composed(run).trainer().train(checks.path("out", out), watch)
+    return replace(composed(run).trainer(), callbacks=callbacks).train(checks.path("out", out), watch)
 
 
-def resume(out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+def resume(out: str | Path, watch: Watch = lambda progress: None, callbacks: Sequence[Callback] = ()) -> RunFolder:
     """Go on with the run in ``out`` from its last checkpoint, as ``Trainer.resume``; a finished one stays as it is."""
     out = checks.path("out", out)
     recover_configuration(out)
@@ -30,7 +37,7 @@ def resume(out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
         finished_weights(folder, folder.configuration())
         return folder
     with folder.locked():
-        return trainer_of(folder).go_on(folder, watch)
+        return replace(trainer_of(folder), callbacks=callbacks).go_on(folder, watch)
 
 
 def recover_configuration(path: Path) -> None:

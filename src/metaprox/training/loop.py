@@ -47,6 +47,7 @@ class Loop:
         self.folder = folder
         self.watch = watch
         self.saved: tuple[int, bool] | None = None
+        self.seen: dict[str, float] = {}
 
     def run(self) -> None:
         """From the last checkpoint, or from the start where there is none yet, to the end.
@@ -80,8 +81,10 @@ class Loop:
         if folder.checkpoints() or folder.metrics.exists():
             at = checkpoint.load(folder, self.trainer)
             self.saved = at.step, at.evaluated
+            self._tell("on_start", folder, at.step)
             return at
         seed_generators(self.trainer.pace.seed)
+        self._tell("on_start", folder, 0)
         self._save(at := Standing())
         return at
 
@@ -95,12 +98,14 @@ class Loop:
         at.seconds += time.perf_counter() - began
         at.step, at.evaluated = at.step + 1, False
         lr = float(trainer.optimizer.param_groups[0]["lr"])
-        self.folder.append_metrics(step_record(at.step, out, lr, at.seconds))
+        record = step_record(at.step, out, lr, at.seconds)
+        self.folder.append_metrics(record)
+        self._tell("on_step", record)
         self._evaluate(at, stop)
         if at.step % trainer.pace.checkpoint_every == 0 or at.ended:
             self._save(at)
         found = means(out)
-        self.watch(Progress(at.step, trainer.pace.meta_steps, found.pop("loss"), found))
+        self.watch(Progress(at.step, trainer.pace.meta_steps, found.pop("loss"), found, self.seen))
         stop.check()
 
     def _evaluate(self, at: Standing, stop: Stop) -> None:
@@ -112,6 +117,8 @@ class Loop:
             self._log(0, "test", self._on(stop, "test", pace.test_tasks))
         elif at.step % pace.eval_every == 0 or at.step == pace.meta_steps:
             result = self._on(stop, pace.eval_split, pace.eval_tasks)
+            means = {"loss": result.loss} | result.metrics
+            self.seen = {f"{pace.eval_split} {name}": one.mean for name, one in means.items()}
             self._log(at.step, pace.eval_split, result)
             self._judge(at, result)
         at.evaluated = True
@@ -126,7 +133,13 @@ class Loop:
             raise
 
     def _log(self, step: int, split: str, result: Evaluation) -> None:
-        self.folder.append_metrics(evaluation_record(step, split, result))
+        record = evaluation_record(step, split, result)
+        self.folder.append_metrics(record)
+        self._tell("on_evaluation", record)
+
+    def _tell(self, event: str, *what: Any) -> None:
+        for callback in self.trainer.callbacks:
+            getattr(callback, event)(self.trainer, *what)
 
     def _judge(self, at: Standing, result: Evaluation) -> None:
         """Whether this is the best evaluation, or there has been none for long, as far as the run depends on that."""
@@ -148,6 +161,7 @@ class Loop:
         if self.saved != (at.step, at.evaluated):
             checkpoint.save(self.folder, self.trainer, at)
             self.saved = at.step, at.evaluated
+            self._tell("on_checkpoint", at.step)
 
     def _finish(self, at: Standing, stop: Stop) -> None:
         """The test, and the weights, whose file says that the run has finished."""
@@ -164,3 +178,4 @@ class Loop:
         folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
         folder.seal()
         weights.save(folder.weights, weights.WEIGHTS, weights.learned(trainer.model), {"config": trainer.configuration})
+        self._tell("on_end", folder)

@@ -1,6 +1,6 @@
 """What is told of a run: the lines of metrics.jsonl, and what a watcher sees."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +13,15 @@ from metaprox.evaluation import Evaluation
 class Progress:
     """What a watcher sees after each meta-step: steps done, loss and metrics on the query sets of the batch.
 
-    Both are means over the tasks that were not skipped.
+    Both are means over the tasks that were not skipped. evaluated: the last evaluation during training, by split and
+    name, such as "validation loss"; empty before the first, and after a run was resumed until the next.
     """
 
     step: int
     total: int
     loss: float
     metrics: dict[str, float]
+    evaluated: dict[str, float] = field(default_factory=dict)
 
 
 def means(out: MetaGradient) -> dict[str, float]:

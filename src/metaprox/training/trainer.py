@@ -1,6 +1,6 @@
 """Meta-training, top to bottom."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +22,16 @@ from metaprox.problem import ProximalProblem
 from metaprox.tasks import Picture, TaskSource
 from metaprox.training import weights
 from metaprox.training.borrowed import borrowed
+from metaprox.training.callbacks import Callback
 from metaprox.training.fitting import check_parts
 from metaprox.training.folder import RunFolder
 from metaprox.training.loop import Loop, Watch, finished_weights
 from metaprox.training.pace import Pace
 from metaprox.training.script import configuration_of_script
 from metaprox.training.stored import refuse_another
+from metaprox.training.stream import Listed, Stream, is_stream
 
-Source = TaskSource | Callable[[Sequence[int]], Task | Sequence[Task]]
+Source = TaskSource | Callable[[Sequence[int]], Task | Sequence[Task]] | Iterable[Task | Sequence[Task]]
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,14 @@ class Trainer:
         optimizer: any optimizer of torch on parameters of the model.
         tasks: by split, "train", "test" and ``pace.eval_split``: a function of ids, or an object with ``batch(ids)``.
             Meta-step i takes the tasks of ids i * meta_batch and on; a task is to be a function of its id alone, or a
-            resumed run is another. Tensors are moved to the model's device.
+            resumed run is another. Or an iterable of tasks, such as a DataLoader, which may be endless: see ``Stream``
+            for what a resumed run needs of it. Tensors are moved to the model's device.
         pace: how long, how often, and the seed of what is random in training.
         schedule: a scheduler of ``optimizer``, stepped after each meta-step. None: steps stay as they are.
         evaluated: the problem as evaluation has it, on the same model, where it is another.
         baseline: (model, tasks) -> {name: a number for each task [T]}, reported beside the results of adaptation.
         picture: how a task is drawn in the report.
+        callbacks: what is told of the run while it goes on.
         configuration: what config.json holds; of a script's own objects what they say of themselves.
 
     Raises:
@@ -82,11 +86,18 @@ class Trainer:
     evaluated: ProximalProblem | None = None
     baseline: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None
     picture: Picture | None = None
+    callbacks: Sequence[Callback] = ()
     configuration: Mapping[str, Any] | None = None
+    stream: Stream | None = field(default=None, init=False, repr=False, compare=False)
+    _listed: dict[str, Listed] = field(default_factory=dict, init=False, repr=False, compare=False)
     _runs: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_parts(self)
+        streams: dict[str, Any] = {split: source for split, source in self.tasks.items() if is_stream(source)}
+        if "train" in streams:
+            object.__setattr__(self, "stream", Stream(streams.pop("train"), self.pace.meta_batch, self.pace.seed))
+        self._listed.update({split: Listed(split, source) for split, source in streams.items()})
         if self.configuration is None:
             object.__setattr__(self, "configuration", configuration_of_script(self))
 
@@ -102,9 +113,17 @@ class Trainer:
         return next(self.model.parameters()).device
 
     def batch(self, split: str, ids: Sequence[int]) -> Task | Sequence[Task]:
-        """Tasks ``ids`` of a split, on the model's device."""
-        source = self.tasks[split]
-        tasks = source(ids) if callable(source) else source.batch(ids)
+        """Tasks ``ids`` of a split, on the model's device; of a stream of training tasks, those of its next batch."""
+        if split == "train" and self.stream is not None:
+            return self._here(self.stream.next_tasks(ids))
+        source: Any = self._listed.get(split, self.tasks[split])
+        return self._here(source(ids) if callable(source) else source.batch(ids))
+
+    def training_batch(self, ids: Sequence[int]) -> Task | Sequence[Task]:
+        """The training tasks ``ids``, or the next ones of a stream, on the model's device."""
+        return self.batch("train", ids) if self.stream is None else self._here(self.stream.take())
+
+    def _here(self, tasks: Task | Sequence[Task]) -> Task | Sequence[Task]:
         device = self.device
         return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tasks)
 
