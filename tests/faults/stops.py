@@ -16,8 +16,8 @@ class Undisturbed:
     def __init__(self, folder):
         self.folder, self.contents, self.seconds = folder, {}, {}
         torch.set_num_threads(1)
-        for name, kind in KINDS.items():  # what every process would import and look up anew is in this one then
-            kind.work(folder / f"{name} here")
+        for name in ("settings", "script"):  # what every process would import and look up anew is in this one then
+            KINDS[name].work(folder / f"{name} here")
         for name, kind in KINDS.items():
             began = time.monotonic()
             status = ended(in_fork(lambda kind=kind, name=name: kind.work(folder / name), folder / f"{name}.log"))
@@ -40,13 +40,19 @@ def stopped(name, numbers, rng, place, undisturbed):
             status = ended(pid)
             stops += 1
             said = log.read_text()
-            if status == 128 + number and (said.count("\n") > 2 or not ("go on:" in said or "goes on" in said)):
+            if status == 128 + number and (said.count("metaprox: ") > 2 or not ("go on:" in said or "goes on" in said)):
                 return stops, f"{status} with {said}"
             if status in (-number, 128 + number):
                 continue
         if status != 0:
             return stops, f"status {status}: {log.read_text()}"
-        return stops, None if contents(place) == undisturbed.contents[name] else "ended with other results"
+        found, wanted = contents(place), undisturbed.contents[name]
+        return stops, None if found == wanted else f"ended with other results: {_difference(found, wanted)}"
+
+
+def _difference(found, wanted):
+    """Which parts are not the same, and how."""
+    return [(i, repr(a)[:1500], repr(b)[:1500]) for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b]
 
 
 def together(name, count, rng, place, undisturbed):

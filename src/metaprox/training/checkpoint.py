@@ -122,7 +122,8 @@ def _restore(
             raise RunFolderError(f"{path} is of a run with its training tasks by number where here is a stream of them")
         if trainer.stream is not None:
             trainer.stream.go_to(meta["stream"], _under("stream.", tensors))
-    _warn_of_versions(path, meta.get("versions", {}))
+        there = dict(meta.get("versions", {}))
+    _warn_of_versions(path, there)
     folder.truncate_metrics(log)
     with damaged(path, WHAT):
         trainer.optimizer.load_state_dict(optimizer)

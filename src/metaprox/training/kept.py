@@ -58,7 +58,11 @@ def _check_slots(optimizer: Optimizer, state: Mapping[Any, Any]) -> None:
         for name, value in slots.items():
             if not isinstance(value, (Tensor, bool, int, float, type(None))):
                 raise InputError(f"{name} of the optimizer can't be {checks.shown(value)}")
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != params[index].shape:
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                continue
+            if value.dtype != params[index].dtype:
+                raise InputError(f"{name} of the optimizer is of {value.dtype}, its parameter of {params[index].dtype}")
+            if value.shape != params[index].shape:
                 raise InputError(f"{name} of the optimizer has the shape {tuple(value.shape)}, which no parameter has")
 
 
