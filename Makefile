@@ -8,7 +8,7 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test distributed bad-inputs mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
+.PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
   bench-sampling clean
 
@@ -44,6 +44,9 @@ distributed: $(READY)  ## what several processes promise: equal results, compile
 
 bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
 	$(BIN)/python tests/bad_inputs
+
+faults: $(READY)  ## kill, stop, damage and obstruct small runs, ten minutes on a free machine: results/faults
+	$(BIN)/python tests/faults --out results/faults
 
 mutants: $(READY)  ## small changes of the core, one at a time: which does no test notice? an hour: results/mutants
 	$(BIN)/python tests/mutants

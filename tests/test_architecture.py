@@ -22,7 +22,7 @@ ROOT = Path(metaprox.__file__).parent
 LAYERS = (
     {"errors", "types"},
     {"checks"},
-    {"cache", "data"},
+    {"cache", "data", "storage"},
     {"vectors"},
     {"solvers", "modules", "optim"},
     {"problem"},

@@ -1,6 +1,7 @@
 """Checks of what users give: numbers and words, functions, trees of data. Each names the value and the remedy."""
 
 from metaprox.checks.settings import (
+    LARGEST_NUMBER,
     at_least,
     choice,
     count,
@@ -25,6 +26,7 @@ from metaprox.checks.settings import (
 )
 
 __all__ = [
+    "LARGEST_NUMBER",
     "at_least",
     "choice",
     "count",

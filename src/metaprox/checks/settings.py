@@ -119,6 +119,10 @@ def path(name: str, value: Any) -> Path:
     """``value`` is a path, or a string that names one."""
     if not isinstance(value, (str, Path)) or value == "":
         raise InputError(f"{name} must be a path, as a string or a Path, got {shown(value)}")
+    if "\0" in str(value):
+        raise InputError(f"{name} must be a path, which holds no NUL, got {shown(value)}")
+    if not str(value).isascii() and str(value) != str(value).encode(errors="replace").decode():
+        raise InputError(f"{name} must be a path in UTF-8, got {shown(value)}: rename it")
     return Path(value)
 
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from metaprox.errors import InputError, MetaproxError, NonFiniteError, UnstableError, needs_extra
+from metaprox.errors import InputError, needs_extra
 
 with needs_extra("the command line"):
     import tyro
@@ -14,6 +14,7 @@ with needs_extra("the command line"):
     from metaprox.cli.adapt import Adapt, Predict, with_columns
     from metaprox.cli.check import Check, CheckRun
     from metaprox.cli.compare import Compare, Recount
+    from metaprox.cli.ending import ending_in_one_line
     from metaprox.cli.evaluate import Evaluate
     from metaprox.cli.options import is_family, with_options
     from metaprox.cli.reproduce import Reproduce
@@ -29,10 +30,6 @@ ORDER = ("train", "resume", "check", "evaluate", "adapt", "predict", "compare", 
 # Options that a command has in another form, and defaults of its own.
 WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
-ADVICE = (
-    "on the command line: lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam, nu --nu, and "
-    "mp.AdaptiveGradientDescent --solver adaptive"
-)
 
 
 class Command(Protocol):
@@ -43,27 +40,17 @@ class Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. An error of metaprox ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
+    """Run the command line. What can't be done ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
     shown, warnings.formatwarning = warnings.formatwarning, _warning
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
-        if several() and not getattr(command, "in_processes", False):
-            raise InputError(
-                "this is one of several processes, which train and resume alone are for: start one process"
-            )
-        command.run(Console())
-    except MetaproxError as error:
-        solve = isinstance(error, NonFiniteError) and (error.task is not None or isinstance(error, UnstableError))
-        notes = [*getattr(error, "__notes__", ()), *([ADVICE] if solve else ())]
-        print("\n  ".join([f"metaprox: error: {error}", *notes]), file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
-        print(
-            "metaprox: stopped. metaprox resume goes on with a run, and compare, given again, with its own",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        with ending_in_one_line():
+            command = parse(sys.argv[1:] if arguments is None else arguments)
+            if several() and not getattr(command, "in_processes", False):
+                raise InputError(
+                    "this is one of several processes, which train and resume alone are for: start one process"
+                )
+            command.run(Console(markup=False, emoji=False))
     finally:
         sys.path.remove("")
         warnings.formatwarning = shown

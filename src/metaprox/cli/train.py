@@ -1,5 +1,8 @@
 """metaprox train, resume: a run from its start, or from its last checkpoint."""
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +15,7 @@ from metaprox import distributed, reports, training
 from metaprox.cli.options import WithSettings
 from metaprox.cli.progress import shown_progress
 from metaprox.distributed.start import restarted
+from metaprox.errors import HealthWarning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +26,17 @@ class Train(WithSettings):
 
     out: Path
     """Run folder; must be missing or empty."""
+    tensorboard: bool = False
+    """Write the numbers of the log for TensorBoard too, into the folder tensorboard of the run."""
 
     def run(self, console: Console) -> None:
         """Train from the start; in processes that torchrun has started anew, from the last checkpoint."""
-        with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as watch:
+        callbacks = _callbacks(self.tensorboard)
+        with _processes(console) as (rank, watch):
             if restarted() and (self.out / "config.json").is_file():
-                folder = training.resume(self.out, watch)
+                folder = training.resume(self.out, watch, callbacks)
             else:
-                folder = training.train(self.settings(), self.out, watch)
+                folder = training.train(self.settings(), self.out, watch, callbacks)
         _finish(folder, console, rank)
 
 
@@ -41,12 +48,31 @@ class Resume:
 
     run_folder: tyro.conf.Positional[Path]
     """Run folder, as given to metaprox train --out."""
+    tensorboard: bool = False
+    """Write the numbers of the log for TensorBoard too, into the folder tensorboard of the run."""
 
     def run(self, console: Console) -> None:
         """Train from the last checkpoint."""
-        with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as watch:
-            folder = training.resume(self.run_folder, watch)
+        with _processes(console) as (rank, watch):
+            folder = training.resume(self.run_folder, watch, _callbacks(self.tensorboard))
         _finish(folder, console, rank)
+
+
+@contextmanager
+def _processes(console: Console) -> Iterator[tuple[int, Callable[[training.Progress], None]]]:
+    """Around a run, in which rank 0 shows and warns, and the others are silent.
+
+    Yields:
+        The rank of this process, and what watches the run.
+    """
+    with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as watch, warnings.catch_warnings():
+        if rank > 0:
+            warnings.simplefilter("ignore", HealthWarning)
+        yield rank, watch
+
+
+def _callbacks(tensorboard: bool) -> list[training.Callback]:
+    return [training.TensorBoard()] if tensorboard else []
 
 
 def _finish(folder: training.RunFolder, console: Console, rank: int) -> None:

@@ -3,7 +3,7 @@
 import math
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,9 @@ from metaprox.errors import (
     UnmovedWarning,
 )
 from metaprox.estimators.error import Seen
+from metaprox.estimators.info import Info
 from metaprox.estimators.result import MetaGradient
+from metaprox.losses.gradients import Counts
 from metaprox.problem import ProximalProblem
 
 WINDOW = 25  # meta-steps that are looked at together, in one transfer from the device
@@ -112,7 +114,7 @@ class Monitor:
     def __init__(self) -> None:
         self.said: dict[str, str] = {}
         self.numbers: Numbers = {}
-        self._steps = 0
+        self._steps = self._count = 0
         self._least = math.inf
         self._window: list[MetaGradient] = []
         self._lock = threading.Lock()
@@ -129,36 +131,54 @@ class Monitor:
         problem.cache[cls] = monitor = cls()
         return monitor
 
-    def goes_on(self, step: int, losses: Sequence[float], said: dict[str, str]) -> None:
-        """A run is resumed after ``step`` meta-steps; ``losses``: that of each look at them; of which this was said."""
+    def goes_on(
+        self, step: int, losses: Sequence[float], said: dict[str, str], state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """A run is resumed after ``step`` meta-steps; ``losses``: that of each look at them; of which this was said.
+
+        ``state``: what ``state()`` was then.
+        """
         self._steps, self.said, self._least = step, dict(said), min(losses, default=math.inf)
+        if state:
+            columns = {name: values for name, values in state.items() if name not in ("steps", "lam", "loss")}
+            info = Info.of_columns(columns, Counts(), float(state["lam"]))
+            self._window, self._count = [MetaGradient({}, state["loss"], {}, None, info)], int(state["steps"])
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next look will be at, so far, by name; nothing right after a look."""
+        if not self._window:
+            return {}
+        info = Info.join([out.info for out in self._window])
+        loss = torch.cat([out.query_loss for out in self._window])
+        lam = torch.tensor(info.seen.lam, dtype=torch.float64)
+        return {"steps": torch.tensor(self._count), "lam": lam, "loss": loss, **info.columns()}
 
     def see(self, out: MetaGradient) -> None:
         """Of one meta-step. Warns, where it is the last of a window and something is wrong, once of each thing."""
         with self._lock:
             self._window.append(out.without_vectors())
-            self._steps += 1
-            full = len(self._window) >= WINDOW
+            self._steps, self._count = self._steps + 1, self._count + 1
+            full = self._count >= WINDOW
         if full:
             self.look()
 
     def end(self, enough: int = ENOUGH) -> None:
-        """Look at what is left, if it is ``enough`` to judge by, and forget it: the run ends, or is cut here."""
-        if len(self._window) >= enough:
+        """Look at what is left, if it is ``enough`` to judge by, and forget it: the run ends."""
+        if self._count >= enough:
             self.look()
-        self._window = []
+        self._window, self._count = [], 0
 
     def look(self) -> None:
         """At the meta-steps since the last look."""
         with self._lock:
-            window, self._window = self._window, []
+            window, count, self._window, self._count = self._window, self._count, [], 0
         if not window:
             return
         self.numbers = _numbers(window)
         loss = self.numbers["loss"]
         self.numbers |= {"least": self._least, "rise": loss / self._least if self._least > 0 else math.nan}
         self._least = min(self._least, loss if math.isfinite(loss) else math.inf)
-        when = f"meta-steps {self._steps - len(window) + 1} to {self._steps}: "
+        when = f"meta-steps {self._steps - count + 1} to {self._steps}: "
         for rule in RULES:
             name = rule.warning.__name__
             if self.numbers[rule.number] > rule.limit and name not in self.said:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from metaprox import checks
 from metaprox.errors import HealthWarning
+from metaprox.reports import style
 from metaprox.training import RunFolder
 
 Size = Literal["quick", "full"]
@@ -132,7 +133,7 @@ def judge(experiment: Experiment, out: Path) -> Outcome:
     figures = {}
     for name, figure in experiment.draw(results).items():
         figures[name] = folder.path / f"{name}.png"
-        figure.savefig(figures[name], dpi=120)
+        style.save(figure, figures[name])
     if experiment.table:
         folder.write_text("table.md", experiment.table(results))
     found = compare_with_expected(experiment.measure(results), expected(experiment, results["size"]))

@@ -12,6 +12,7 @@ from metaprox.losses.gradients import Counts
 from metaprox.reports import style
 from metaprox.reports.figures import draw
 from metaprox.reports.page import data_url, render, shown
+from metaprox.storage.files import damaged
 from metaprox.training import RunFolder, Trainer, configuration_of, trainer_of
 from metaprox.training.script import SCRIPT
 from metaprox.training.stored import flat
@@ -32,9 +33,19 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
     """
     if not isinstance(folder, RunFolder):
         raise InputError(f"folder must be a training.RunFolder, got {shown_value(folder)}: RunFolder.open(path)")
+    with folder.locked():
+        return _write(folder, trainer)
+
+
+def _write(folder: RunFolder, trainer: Trainer | None) -> Path:
     folder.read_test_values()  # which a run writes at its end
     if not (records := folder.read_metrics()):
         raise RunFolderError(f"{folder.metrics} is missing: there is nothing to report")
+    with damaged(folder.metrics, "the log of a finished run"):
+        return _page(folder, trainer, records)
+
+
+def _page(folder: RunFolder, trainer: Trainer | None, records: list[dict[str, Any]]) -> Path:
     configuration = configuration_of(folder)
     if trainer is None and configuration.get("made_by") != SCRIPT:
         trainer = trainer_of(folder)
@@ -45,6 +56,7 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
         "run.html.jinja",
         tasks=settings["tasks"],
         pace=configuration["run"],
+        meta_steps=steps[-1]["step"],
         steps=settings["steps"],
         perturb=_perturbation(settings),
         settings={name: shown(value) for name, value in settings.items()},
@@ -72,12 +84,12 @@ def _perturbation(settings: dict[str, Any]) -> str:
 def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval over tasks."""
     evaluations = [r for r in records if r["kind"] == "evaluation"]
-    before, after = evaluations[0], evaluations[-1]
-    names = [name for name, value in before.items() if isinstance(value, dict)]
+    before, after = evaluations[0] if evaluations[0]["step"] == 0 else {}, evaluations[-1]
+    names = [name for name, value in after.items() if isinstance(value, dict)]
     return [
         {
             "quantity": f"query {name}",
-            "before": show(name, before[name]),
+            "before": show(name, before[name]) if name in before else "n/a",
             "after": show(name, after[name]),
             "n": str(after[name]["n"]),
         }

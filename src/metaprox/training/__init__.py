@@ -3,6 +3,7 @@
 from metaprox.errors import needs_extra
 
 with needs_extra("metaprox.training"):
+    from metaprox.training.callbacks import Callback, TensorBoard
     from metaprox.training.checking import check_run
     from metaprox.training.composition import Composition
     from metaprox.training.doors import (
@@ -21,16 +22,22 @@ with needs_extra("metaprox.training"):
     from metaprox.training.records import Progress
     from metaprox.training.serving import adapt_run, items_of, learner_of, predictions
     from metaprox.training.settings import Settings
+    from metaprox.training.stopping import Stopped
+    from metaprox.training.stream import Stream
     from metaprox.training.trainer import Trainer
 
 __all__ = [
     "PRESETS",
+    "Callback",
     "Composition",
     "Outer",
     "Pace",
     "Progress",
     "RunFolder",
     "Settings",
+    "Stopped",
+    "Stream",
+    "TensorBoard",
     "Trainer",
     "adapt_run",
     "check_run",

@@ -1,11 +1,12 @@
 """A run in several processes: who takes which tasks, and who writes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -14,13 +15,15 @@ from metaprox.distributed import AllReduce, evaluate, shard
 from metaprox.distributed.exchange import Exchange
 from metaprox.distributed.group import Group
 from metaprox.distributed.packing import packed, unpacked
-from metaprox.errors import PeerError
+from metaprox.errors import InputError, PeerError
 from metaprox.estimators import Estimator
 from metaprox.evaluation import Evaluation
 from metaprox.training.folder import RunFolder
 
 if TYPE_CHECKING:
     from metaprox.training.trainer import Trainer
+
+Made = TypeVar("Made")
 
 
 def writes() -> bool:
@@ -43,6 +46,22 @@ def by_first(act: Callable[[], Any]) -> Any:
         return unpacked(told[0], told[0].device)[1]
 
 
+def first_then_others(act: Callable[[], Made]) -> Made:
+    """``act`` in rank 0, which may mend files, and after it in the others, each with what it gave there."""
+    own: list[Made] = []
+    by_first(lambda: own.append(act()))
+    return own[0] if own else act()
+
+
+def agreed(number: int | None) -> int | None:
+    """The largest that a process has; None where all have none. All come here."""
+    group = Group.of()
+    if group is None:
+        return number
+    found = max(int(one) for one in group.gather(torch.tensor([number or 0], dtype=torch.int64)).flatten())
+    return found or None
+
+
 def summing(estimator: Estimator) -> Estimator:
     """The same over the tasks of all processes."""
     if Group.of() is None:
@@ -55,17 +74,38 @@ def summing(estimator: Estimator) -> Estimator:
 
 
 def own_batch(trainer: "Trainer", ids: Sequence[int]) -> Any:
-    """The training tasks of this process, of those with ``ids``."""
+    """The training tasks of this process, of those with ``ids``, or of the next ones of a stream."""
+    if Group.of() is None:
+        return trainer.training_batch(ids)
+    if trainer.stream is not None:
+        raise InputError(
+            "training tasks of an iterable come one after another, and can't be shared out among processes: give a "
+            "function of ids, or an object with batch(ids)"
+        )
     own = shard(ids)
     return trainer.batch("train", own) if len(own) else []
 
 
-def evaluation(trainer: "Trainer", split: str, count: int, *, shared: bool) -> Evaluation:
-    """Of tasks 0 to ``count`` - 1 of a split; ``shared``: by all processes, which all come here."""
-    one = trainer.estimator
+def evaluation(
+    trainer: "Trainer", split: str, count: int, between: Callable[[], None] = lambda: None, *, shared: bool
+) -> Evaluation:
+    """Evaluate tasks 0 to ``count`` - 1 of a split; ``shared``: by all processes, which all come here.
+
+    ``between`` is called before each part of the tasks, and may raise; not where processes share them.
+
+    Returns:
+        That of all tasks.
+    """
+    one, alone = trainer.estimator, not shared or Group.of() is None
+
+    def part(some: Sequence[int]) -> Any:
+        if alone:
+            between()
+        return trainer.batch(split, some)
+
     return evaluate(
         trainer.evaluated or trainer.problem,
-        lambda some: trainer.batch(split, some),
+        part,
         range(count),
         one.solver,
         one.steps,
@@ -99,13 +139,23 @@ def telling() -> Iterator[None]:
 class ReadFolder(RunFolder):
     """The folder of a run to the processes that do not write in it."""
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Rank 0 holds the lock."""
+        return nullcontext()
+
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Rank 0 does."""
 
     def write_test_values(self, values: Mapping[str, list[float]]) -> None:
         """Rank 0 does."""
 
-    def truncate_metrics(self, size: int) -> None:
+    def truncate_metrics(self, state: Mapping[str, Any]) -> None:
+        """Rank 0 does."""
+
+    def seal(self) -> None:
+        """Rank 0 does."""
+
+    def unseal(self) -> None:
         """Rank 0 does."""
 
 
