@@ -38,6 +38,7 @@ LAYERS = (
     {"tasks"},
     {"training"},
     {"comparison"},
+    {"tuning"},
     {"reports"},
     {"experiments"},
     {"cli"},
@@ -88,7 +89,7 @@ def test_few_files_lie_flat_and_none_is_long():
                 assert lines <= 40, f"{path}: {node.name} has more than 40 lines"
 
 
-LAB = ("training", "comparison", "reports", "cli")
+LAB = ("training", "comparison", "tuning", "reports", "cli")
 
 
 def words(path):

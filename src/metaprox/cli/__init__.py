@@ -1,4 +1,4 @@
-"""The command line: metaprox train, resume, check, evaluate, compare, recount, reproduce; a file for each."""
+"""The command line: metaprox train, resume, tune, check, evaluate, compare, recount, reproduce; a file for each."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,16 @@ with needs_extra("the command line"):
     from metaprox.cli.options import is_family, with_options
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
+    from metaprox.cli.tune import Tune
     from metaprox.comparison.plan import NOT_SHARED
     from metaprox.tasks import families
+    from metaprox.tuning import OF_THE_RUNGS
 
-OF_A_FAMILY: dict[str, type] = {"train": Train, "check": Check, "compare": Compare}
+OF_A_FAMILY: dict[str, type] = {"train": Train, "tune": Tune, "check": Check, "compare": Compare}
 OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
-ORDER = ("train", "resume", "check", "evaluate", "compare", "recount", "reproduce")
+ORDER = ("train", "resume", "tune", "check", "evaluate", "compare", "recount", "reproduce")
 # Options that a command has in another form, and defaults of its own.
-WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED}
+WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED, "tune": OF_THE_RUNGS}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
 ADVICE = (
     "on the command line: lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam, nu --nu, and "

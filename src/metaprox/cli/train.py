@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from metaprox import reports, training
+from metaprox import reports, training, tuning
 from metaprox.cli.options import WithSettings
 from metaprox.cli.progress import shown_progress
 
@@ -18,11 +18,14 @@ class Train(WithSettings):
 
     out: Path
     """Run folder; must be missing or empty."""
+    tuned: Path | None = None
+    """Folder of a search, metaprox tune --out: with the settings that it found best, but for those given."""
 
     def run(self, console: Console) -> None:
         """Train from the start."""
+        settings = self.settings() if self.tuned is None else tuning.with_best(self.settings(), self.tuned)
         with shown_progress(console) as watch:
-            folder = training.train(self.settings(), self.out, watch)
+            folder = training.train(settings, self.out, watch)
         _finish(folder, console)
 
 
