@@ -9,7 +9,8 @@ DEMO := runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bad-inputs mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
-  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
+  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
+  bench-suggest clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -107,6 +108,9 @@ bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on netwo
 
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling
+
+bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the defaults, six minutes: results/suggest
+	$(BIN)/python benchmarks/suggest.py --out results/suggest
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .mutants

@@ -31,6 +31,7 @@ LAYERS = (
     {"arguments", "call"},
     {"estimators", "evaluation"},
     {"checking"},
+    {"suggesting"},
     {"__init__"},
     {"models"},
     {"text"},

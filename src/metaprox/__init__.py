@@ -19,6 +19,7 @@ from metaprox.solvers import (
     Nesterov,
     TorchOptimizer,
 )
+from metaprox.suggesting import Suggestion, suggest
 
 __all__ = [
     "FOBMAML",
@@ -48,6 +49,7 @@ __all__ = [
     "Reptile",
     "RunFolderError",
     "Statistic",
+    "Suggestion",
     "Tangent",
     "Task",
     "TorchOptimizer",
@@ -57,6 +59,7 @@ __all__ = [
     "evaluate",
     "exact_meta_gradient",
     "optim",
+    "suggest",
 ]
 
 __version__ = "0.1.0"
