@@ -109,7 +109,7 @@ bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on netwo
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling
 
-bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the defaults, six minutes: results/suggest
+bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the defaults, two minutes: results/suggest
 	$(BIN)/python benchmarks/suggest.py --out results/suggest
 
 clean:  ## remove the environment and caches, not runs or results
