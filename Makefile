@@ -10,7 +10,7 @@ DEMO := runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
-  bench-sampling clean
+  bench-sampling bench-suggest clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -117,6 +117,9 @@ bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and task
 
 bench-sampling: $(READY)  ## time of drawing tasks against that of a meta-step, and memory of reading 100,000 pictures: results/sampling
 	$(BIN)/python benchmarks/sampling.py --out results/sampling
+
+bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the defaults, two minutes: results/suggest
+	$(BIN)/python benchmarks/suggest.py --out results/suggest
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .mutants

@@ -51,6 +51,7 @@ from metaprox.solvers import (
     Nesterov,
     TorchOptimizer,
 )
+from metaprox.suggesting import Suggestion, suggest
 
 __all__ = [
     "FOBMAML",
@@ -93,6 +94,7 @@ __all__ = [
     "RoundingWarning",
     "RunFolderError",
     "Statistic",
+    "Suggestion",
     "Tangent",
     "Task",
     "TaskGradients",
@@ -107,6 +109,7 @@ __all__ = [
     "exact_meta_gradient",
     "load",
     "optim",
+    "suggest",
 ]
 
 __version__ = "0.1.0"

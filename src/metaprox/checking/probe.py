@@ -44,6 +44,11 @@ class Probe:
         alone = replace(call, problem=problem, batch=TaskBatch.of([one]), backend=LoopBackend(), made=own)
         self._gradients: Gradients = alone.gradients((0, 1))
 
+    @property
+    def evaluations(self) -> int:
+        """Gradients that were taken."""
+        return self._gradients.counts.query_gradients
+
     def at(self, *points: Tensor) -> Evaluation:
         """Values [1, B] and gradients [1, B, P] at B points [P]."""
         return self._gradients.query(torch.stack(points)[None], 0)

@@ -1,4 +1,4 @@
-"""The command line: metaprox train, resume, check, evaluate, adapt, predict, compare, recount, reproduce."""
+"""The command line: metaprox train, resume, tune, evaluate, adapt and so on; a file for each command."""
 
 import sys
 import warnings
@@ -19,16 +19,18 @@ with needs_extra("the command line"):
     from metaprox.cli.options import is_family, with_options
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
+    from metaprox.cli.tune import Tune
     from metaprox.comparison.plan import NOT_SHARED
     from metaprox.distributed.start import several
     from metaprox.tasks import families
+    from metaprox.tuning import OF_THE_RUNGS
 
-OF_A_FAMILY: dict[str, type] = {"train": Train, "check": Check, "compare": Compare}
+OF_A_FAMILY: dict[str, type] = {"train": Train, "tune": Tune, "check": Check, "compare": Compare}
 OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
 OF_A_FOLDER: dict[str, type] = {"adapt": Adapt, "predict": Predict}
-ORDER = ("train", "resume", "check", "evaluate", "adapt", "predict", "compare", "recount", "reproduce")
+ORDER = ("train", "resume", "tune", "check", "evaluate", "adapt", "predict", "compare", "recount", "reproduce")
 # Options that a command has in another form, and defaults of its own.
-WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED}
+WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED, "tune": OF_THE_RUNGS}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
 
 

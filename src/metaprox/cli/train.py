@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from metaprox import distributed, reports, training
+from metaprox import distributed, reports, training, tuning
 from metaprox.cli.options import WithSettings
 from metaprox.cli.progress import shown_progress
 from metaprox.distributed.start import restarted
@@ -28,15 +28,18 @@ class Train(WithSettings):
     """Run folder; must be missing or empty."""
     tensorboard: bool = False
     """Write the numbers of the log for TensorBoard too, into the folder tensorboard of the run."""
+    tuned: Path | None = None
+    """Folder of a search, metaprox tune --out: with the settings that it found best, but for those given."""
 
     def run(self, console: Console) -> None:
         """Train from the start; in processes that torchrun has started anew, from the last checkpoint."""
         callbacks = _callbacks(self.tensorboard)
+        settings = self.settings() if self.tuned is None else tuning.with_best(self.settings(), self.tuned)
         with _processes(console) as (rank, watch):
             if restarted() and (self.out / "config.json").is_file():
                 folder = training.resume(self.out, watch, callbacks)
             else:
-                folder = training.train(self.settings(), self.out, watch, callbacks)
+                folder = training.train(settings, self.out, watch, callbacks)
         _finish(folder, console, rank)
 
 
