@@ -8,8 +8,9 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bad-inputs mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
-  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling clean
+.PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
+  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
+  bench-sampling bench-suggest bench-processes clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -17,11 +18,11 @@ help:  ## show this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "metaprox needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,dev]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
 	touch $@
 
 $(PEERS_READY): $(READY)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[experiments,dev,peers]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev,peers]'
 	touch $@
 
 # Betty's metadata is such that pip 24.1 and newer refuse it, and so would every extra with it in. It needs torch alone.
@@ -38,8 +39,14 @@ demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
+distributed: $(READY)  ## what several processes promise: equal results, compiled too, deaths, stops, restarts; some minutes
+	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_reduce.py
+
 bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
 	$(BIN)/python tests/bad_inputs
+
+faults: $(READY)  ## kill, stop, damage and obstruct small runs, ten minutes on a free machine: results/faults
+	$(BIN)/python tests/faults --out results/faults
 
 mutants: $(READY)  ## small changes of the core, one at a time: which does no test notice? an hour: results/mutants
 	$(BIN)/python tests/mutants
@@ -105,8 +112,17 @@ bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, besid
 bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on networks of growing size, 20 minutes: results/backends
 	$(BIN)/python benchmarks/backends.py --out results/backends
 
+bench-processes: $(READY)  ## throughput of two processes against one, on two idle cores, two minutes: results/processes
+	$(BIN)/python benchmarks/processes.py --out results/processes
+
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling
+
+bench-sampling: $(READY)  ## time of drawing tasks against that of a meta-step, and memory of reading 100,000 pictures: results/sampling
+	$(BIN)/python benchmarks/sampling.py --out results/sampling
+
+bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the defaults, two minutes: results/suggest
+	$(BIN)/python benchmarks/suggest.py --out results/suggest
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .mutants

@@ -108,7 +108,7 @@ def test_check_prints_a_verdict_on_settings_and_on_a_run(run, capsys):
     assert caught.value.code == 2
     refusal = capsys.readouterr().err
     assert "give a run folder or a family with settings, not both; --lam is a setting" in refusal
-    assert f"{folder} is no family of tasks (banking77, mnist1d, sinusoid)" in refusal
+    assert f"{folder} is no family of tasks (banking77, images, mnist1d, omniglot, sinusoid, tables, text)" in refusal
 
 
 def test_check_ends_with_status_1_and_the_options_where_something_is_wrong(capsys):
@@ -151,7 +151,10 @@ def test_without_a_family_a_command_says_which_there_are(capsys, command):
             main([command, *arguments])
         assert caught.value.code == 2
         printed = capsys.readouterr().err
-        assert f"metaprox {command} needs a family of tasks first: banking77, mnist1d, sinusoid" in printed
+        assert (
+            f"metaprox {command} needs a family of tasks first: banking77, images, mnist1d, omniglot, sinusoid, tables"
+            in printed
+        )
         assert f"usage: metaprox {command} FAMILY [OPTIONS]" in printed
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

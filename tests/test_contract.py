@@ -48,6 +48,7 @@ ROWS = {
     "fobmaml-central4": Row(mp.FOBMAML(GD, STEPS, scheme="central4"), exact, 997, 797),
     "fobmaml-central6": Row(mp.FOBMAML(GD, STEPS, scheme="central6"), exact, 1395, 1195),
     "fobmaml-center": Row(mp.FOBMAML(GD, STEPS, perturb="center"), exact, 599, 1),
+    "fobmaml-adaptive": Row(mp.FOBMAML(mp.AdaptiveGradientDescent(), STEPS), exact, 599, 399),
     "fobmaml-corrected": Row(
         mp.FOBMAML(GD, STEPS, scheme="forward", perturb="center", residual_correction=True),
         exact,
@@ -168,7 +169,7 @@ def test_zero_query_loss_gives_zero_where_the_query_is_learned_from(short, quadr
 
 def test_base_solve_is_the_same_in_all_methods(short, quadratic):
     problem, params, tasks = quadratic
-    reference = mp.FOMAML(GD, 3)(problem, params, tasks)
+    reference = mp.FOMAML(short.solver, 3)(problem, params, tasks)
     torch.testing.assert_close(short(problem, params, tasks).adapted["y"], reference.adapted["y"])
 
 
@@ -222,7 +223,8 @@ BRANCHED = COMMON | {
     "start": "base",
 }
 DEFAULTS = {
-    mp.FOBMAML: BRANCHED | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True},
+    mp.FOBMAML: BRANCHED
+    | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True, "estimate_truncation": False},
     mp.Tangent: BRANCHED,
     mp.IMAML: COMMON | {"cg_steps": 5, "cg_tol": 0.0, "damping": 0.0},
     **dict.fromkeys((mp.MAML, mp.FOMAML, mp.Reptile), COMMON),

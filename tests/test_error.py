@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.estimators.error import Seen, linear_residual
-from metaprox.inner.solve import solve_parts
+from metaprox.estimators.error import COLUMNS, Seen, linear_residual, of_last_steps
+from metaprox.inner.solve import solve, solve_parts
 from metaprox.inner.trail import Trail
 from metaprox.vectors.norms import BLOCK, inner
 
@@ -79,6 +79,39 @@ def test_tasks_that_stopped_keep_what_was_seen_of_their_last_step():
         torch.testing.assert_close(trail.last[task], alone.last[0])
         torch.testing.assert_close(trail.before[task], alone.before[0])
         torch.testing.assert_close(trail.curvature[task], alone.curvature[0])
+
+
+@pytest.mark.parametrize("tol", [None, 1e-3])
+def test_of_several_steps_the_least_curvature_counts(tol):
+    """Of the last five, of each task by itself where one stops before the other."""
+    seen, start = [], torch.ones(2, 1, 3, dtype=torch.float64)
+    start[1] *= 0.02
+
+    def watched(y, step):
+        seen.append((y, gradient(y)))
+        return seen[-1][1]
+
+    trail = of_last_steps((1.0,), mp.Nesterov(LR), 4)
+    limit = None if tol is None else torch.full((2,), tol, dtype=torch.float64)
+    out = solve(watched, start, mp.Nesterov(LR), 400 if tol else 12, tol=limit, trail=trail)
+    assert not tol or 6 < out.steps[1] < out.steps[0] < 400
+    for task in range(2):
+        last = int(out.steps[task]) + (1 if tol else 0)
+        pairs = [
+            tuple(after[task] - before[task] for before, after in zip(*seen[k : k + 2], strict=True))
+            for k in range(last - 6, last - 1)
+        ]
+        expected = torch.stack([(s * d).sum() / (s * s).sum() for s, d in pairs]).min()
+        torch.testing.assert_close(trail.curvature[task], expected, rtol=1e-9, atol=0)
+
+
+def test_where_steps_are_one_multiple_of_the_gradient_the_last_counts():
+    assert of_last_steps((1.0,), mp.GradientDescent(LR), 4).evaluations == 2
+    assert of_last_steps((1.0,), mp.GradientDescent(LR), 0) is None
+    trail = of_last_steps((1.0,), mp.Nesterov(LR), 4)
+    assert trail.curvature is None
+    trail._curvatures = [torch.tensor([2.0, math.nan, math.nan]), torch.tensor([1.0, 3.0, math.nan])]
+    assert trail.curvature.tolist() == [1.0, 3.0, math.inf]  # what is not known is no least
 
 
 def quadratic(tasks=3):
@@ -233,26 +266,27 @@ def test_the_error_of_conjugate_gradients_is_the_formulas():
 
 def numbers(**changes):
     one = torch.ones(1, dtype=torch.float64)
-    known = dict.fromkeys(
-        ("length", "rho", "reduction", "curvature", "base_curvature", "residual", "moved", "size", "per_nu"), one
-    )
+    known = dict.fromkeys(COLUMNS, one) | {"rho": 2 * one, "truncation": math.nan * one}
     errors = Seen(0.5, **known | {name: torch.full_like(one, value) for name, value in changes.items()}).errors()
-    assert errors.pop("truncation").isnan()
+    if errors["truncation"].isnan():
+        del errors["truncation"]
     return {name: float(value) for name, value in errors.items()}
 
 
 def test_what_is_seen_counts_within_its_limits():
     plain = numbers()
-    assert plain["branch"] / plain["base"] == pytest.approx(3.0)  # of 1 / sqrt(lam), and a third of it
+    assert plain["branch"] / plain["base"] == pytest.approx(3.0 * 0.5)  # rho, and a third of ||r|| / lam
     for reduction in (7.0, math.nan, math.inf):  # what did not fall, or was not seen to, is taken as it is
         assert numbers(reduction=reduction) == plain
-    assert numbers(reduction=1e-9)["branch"] / numbers(reduction=1e-9)["base"] == pytest.approx(0.09)
+    assert numbers(reduction=1e-9)["branch"] / numbers(reduction=1e-9)["base"] == pytest.approx(0.09 * 0.5)
     for curvature in (0.1, -3.0, math.nan, math.inf):  # at least lam, which stands in for what is not known
         assert numbers(curvature=curvature) == numbers(curvature=0.5)
         assert numbers(base_curvature=curvature) == numbers(base_curvature=0.5)
     assert numbers(moved=0.0)["base"] == 1.0  # nothing has moved, and a residual is left: all is error
     assert numbers(moved=0.0, residual=0.0)["base"] == 0.0
     assert numbers(size=1e9)["rounding"] > 1e-8
+    bent = numbers(truncation=0.25)
+    assert bent["truncation"] / bent["base"] == pytest.approx(0.25 * 3 * 0.5**0.5)
     assert 0.999 < sum(numbers(rho=1e9).values()) <= 1.0
 
 

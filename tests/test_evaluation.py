@@ -89,11 +89,11 @@ def test_divergence_names_the_id():
     loss = lambda params, curvature: 0.5 * curvature * (params["w"] ** 2).sum()  # noqa: E731
     problem = mp.ProximalProblem(loss, loss, lam=1.0)
     batch = lambda ids: mp.Task(torch.tensor([1e3 if i == 17 else 1.0 for i in ids]), torch.ones(len(ids)))  # noqa: E731
-    with pytest.raises(mp.NonFiniteError, match="task 1: ") as caught:
+    with pytest.raises(mp.NonFiniteError, match="task 7: ") as caught:
         mp.evaluate(
             problem, batch, range(10, 20), mp.GradientDescent(0.5), 40, params={"w": torch.ones(2)}, batch_size=3
         )
-    assert caught.value.__notes__ == ["task 1 of this batch has id 17"]
+    assert caught.value.__notes__ == ["task 7 of this evaluation has id 17"]
 
 
 def test_empty_ids_and_bad_batch_size_are_refused(quadratic):

@@ -104,6 +104,7 @@ def branched(draw):
         options["branch_solver"] = draw(st.sampled_from(LINEAR) if linear else solvers)
     if method == "FOBMAML":
         options |= {"scheme": draw(st.sampled_from(SCHEMES)), "step": draw(st.sampled_from([0.05, 0.02, None]))}
+        options["estimate_truncation"] = options["scheme"] in ("forward", "symmetric") and draw(booleans)
     if draw(st.integers(0, 3)) == 0:
         options["tol"] = 0.2
     named = "branch_solver" in options
@@ -192,6 +193,7 @@ def same_in(units, settings, where):
         "nu": 1 / units.query,
         "base_step_sizes": 1 / units.curvature,
         "branch_step_sizes": 1 / units.curvature,
+        **dict.fromkeys(("relative_error", "branch_error", "base_error", "truncation_error", "rounding_error"), 1.0),
     }
     if settings.method in ("Tangent", "Reptile"):  # no nu; no gradient
         per_unit |= {"nu": 1.0, "gradient_ratio": 1.0}

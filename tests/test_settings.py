@@ -180,7 +180,18 @@ def test_the_seed_of_a_composition_is_that_of_its_tasks():
 OPTIONS = {
     "mnist1d": {"--ways", "--shots", "--queries", "--train-shots", "--hidden"},
     "sinusoid": {"--shots", "--queries", "--train-shots", "--hidden"},
-    "banking77": {"--ways", "--shots", "--queries", "--train-shots", "--data", "--tokens", "--encoder", "--adapt"},
+    "banking77": {
+        "--ways",
+        "--shots",
+        "--queries",
+        "--train-shots",
+        "--data",
+        "--tokens",
+        "--encoder",
+        "--adapt",
+        "--head",
+        "--model",
+    },
 }
 
 
@@ -214,6 +225,6 @@ def test_a_choice_of_parts_that_are_none_is_refused():
         for bad in ("none", 5, ["gd"], ""):
             with pytest.raises(mp.InputError, match="unknown"):
                 Settings("sinusoid", **{part: bad})
-    with pytest.raises(mp.InputError, match="unknown tasks 'omniglot'; known: banking77, mnist1d, sinusoid"):
-        Settings("omniglot")
+    with pytest.raises(mp.InputError, match="unknown tasks 'imagenet'; known: banking77, images, mnist1d"):
+        Settings("imagenet")
     assert Chosen.by({"tasks": "sinusoid", "method": "maml"}).branch_solver is None

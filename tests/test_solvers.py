@@ -189,7 +189,7 @@ def by_hand(gradient, start, steps, lr, probe):
                 limits = []
                 for s, d in zip(y - last[0], g - last[1], strict=True):
                     curvature, turn = float(s @ d / (s @ s)), float(d.norm() / s.norm())
-                    limits.append(1 / (max(curvature, turn / 16) * turn) ** 0.5)
+                    limits.append(1 / (max(curvature, turn / 4) * turn) ** 0.5)
                 h = min(limits) if k == 1 else min(*limits, 1.5 * h)
             h = min(h, lr)
             last, y = (y, g), y - h * g

@@ -17,7 +17,8 @@ from conftest import relative_error
 from metaprox import reports, training
 from metaprox.models import cross_entropy
 from metaprox.tasks import BANKING77
-from metaprox.tasks.banking77 import INTENTS, questions
+from metaprox.tasks.banking77 import INTENTS
+from metaprox.tasks.text import _distinct
 from metaprox.text import (
     EncoderClassifier,
     WithoutPadding,
@@ -53,6 +54,15 @@ def made_up(tmp_path_factory):
     rows = [(f"{intent.replace('_', ' ')}, case {n}\nplease", intent) for intent in intents for n in range(PER_INTENT)]
     rows += [(text.upper(), intent) for text, intent in rows[::PER_INTENT]]
     return write(tmp_path_factory.mktemp("data") / "banking77", rows)
+
+
+def questions(folder):
+    """Intent -> its questions, each once."""
+    family = BANKING77(folder, shots=1, queries=1)
+    found = _distinct(family.files(folder), ("text", "category", None), None)
+    return {
+        name: [found.items[i] for i in (found.targets == label).nonzero()] for label, name in enumerate(found.names)
+    }
 
 
 def same(a, b):
@@ -112,8 +122,8 @@ def test_repeated_questions_count_once(made_up):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ways": 16, "split": "test"}, "16-way tasks need 16 intents, but the test split has 15"),
-        ({"shots": 5, "queries": 5}, "5 shots and 5 queries need 10 questions of an intent, but .* has 9"),
+        ({"ways": 16, "split": "test"}, "the test split of .*: 16-way tasks need 16 classes, but there are 15"),
+        ({"shots": 5, "queries": 5}, "5 shots and 5 queries need 10 examples of a class, but .* has 9"),
         ({"shots": 0}, "shots must be an integer >= 1, got 0"),
         ({"tokens": 2}, "tokens must be an integer >= 3 and <= 512, got 2"),
         ({"split": "dev"}, "unknown split 'dev'"),
@@ -128,7 +138,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(mp.InputError, match=r"nowhere/train\.csv is missing: BANKING77 needs train\.csv and test\.csv"):
         BANKING77(tmp_path / "nowhere")
     monkeypatch.delenv("METAPROX_DATA", raising=False)
-    with pytest.raises(mp.InputError, match=r"give their folder \(--data\), or .* environment variable METAPROX_DATA"):
+    with pytest.raises(mp.InputError, match=r"give their place \(--data\), or .* environment variable METAPROX_DATA"):
         BANKING77()
     monkeypatch.setenv("METAPROX_DATA", str(tmp_path))
     with pytest.raises(mp.InputError, match=r"banking77/train\.csv is missing"):
@@ -136,9 +146,9 @@ def test_missing_and_foreign_files_are_refused(tmp_path, monkeypatch):
     row = ("When will my card come?", "card_linking")
     with pytest.raises(mp.InputError, match="has the intent 'weather', which BANKING77 does not have"):
         BANKING77(write(tmp_path / "a", [row, ("Will it rain?", "weather")]))
-    with pytest.raises(mp.InputError, match=r"has the columns \['utterance', 'label'\], not text and category"):
+    with pytest.raises(mp.InputError, match=r"has no column 'text', 'category'; its columns: 'utterance', 'label'"):
         BANKING77(write(tmp_path / "b", [row, row], ("utterance", "label")))
-    with pytest.raises(mp.InputError, match="has no question of activate_my_card, "):
+    with pytest.raises(mp.InputError, match="has no question of Refund_not_showing_up, activate_my_card, "):
         BANKING77(write(tmp_path / "c", [row, row]))
 
 
@@ -462,11 +472,11 @@ def test_run_on_real_files_writes_its_report(tmp_path, banking77):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden": (8,)}, r"hidden=\(8,\) is a setting of mnist1d and sinusoid, but tasks='banking77'"),
+        ({"hidden": (8,)}, r"hidden=\(8,\) is a setting of mnist1d, sinusoid and tables, but tasks='banking77'"),
         ({"tasks": "sinusoid", "ways": None, "encoder": "lora"}, "encoder='lora' is a .* but tasks='sinusoid'"),
         (
             {"tasks": "sinusoid", "encoder": "lora"},
-            "ways=2 is a setting of banking77 and mnist1d, but tasks",
+            "ways=2 is a setting of banking77, images, mnist1d, omniglot and text, but tasks",
         ),
         ({"encoder": "half"}, "unknown encoder 'half'; known: frozen, lora, full"),
         ({"adapt": "body"}, "unknown adapt 'body'; known: head, all"),

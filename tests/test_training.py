@@ -49,7 +49,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_when_it_is_res
         patched.setattr(training.checkpoint, "save", lambda *given: interrupt_at(0)(training.Progress(0, 7, 0.0, {})))
         with pytest.raises(KeyboardInterrupt):
             training.train(SMALL, tmp_path / "killed")
-    assert [path.name for path in (tmp_path / "killed").iterdir()] == ["config.json"]
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"config.json", "checksums.json"}
     resumed = training.resume(tmp_path / "killed")
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
     assert records(resumed) == records(straight)
@@ -123,12 +123,12 @@ def test_divergence_names_meta_step_task_and_inner_step_and_keeps_the_checkpoint
     with pytest.raises(mp.NonFiniteError, match=r"the gradient of the branch solve .* at step \d+ of 40") as caught:
         training.train(config, tmp_path / "run")
     assert caught.value.__notes__ == [f"at meta-step 1 of 7, training task {caught.value.task}"]
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+    assert (tmp_path / "run" / "checkpoint-00000000.safetensors").exists()
     assert [r["kind"] for r in records(training.RunFolder.open(tmp_path / "run"))] == ["evaluation"]
 
 
 def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_path):
-    """The first meta-steps of the experiment sinusoid-stability."""
+    """The first meta-steps of a run with a long inner step."""
     config = training.Settings("sinusoid", inner_lr=0.05, meta_steps=12, test_tasks=5, eval_tasks=5)
     with pytest.raises(
         mp.NonFiniteError, match=r"task \d+.* at step \d+ of 10 with GradientDescent\(lr=0.05\)"
@@ -183,6 +183,7 @@ def test_runs_from_before_a_setting_was_there_have_its_default(tmp_path):
     written = json.loads(place.read_text())
     assert written["method"].pop("on_nonfinite") == "raise"
     place.write_text(json.dumps(written))
+    (folder.path / "checksums.json").unlink()  # nor were there any
     assert training.composition_of(folder) == SMALL.composition()
     assert "were skipped" not in reports.write_report(folder).read_text()
 
@@ -194,11 +195,13 @@ def test_runs_of_version_1_read_and_go_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         training.train(SMALL, tmp_path / "stopped", interrupt_at(4))
     (tmp_path / "stopped" / "config.json").write_text(json.dumps(version_1))
+    (tmp_path / "stopped" / "checksums.json").unlink()
     assert training.composition_of(training.RunFolder.open(tmp_path / "stopped")) == SMALL.composition()
     resumed = training.resume(tmp_path / "stopped")
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
     assert records(resumed) == records(straight)
     assert reports.write_report(resumed).exists()
+    (tmp_path / "stopped" / "checksums.json").unlink()
     del version_1["on_nonfinite"]  # of a run from before there was such a setting
     (tmp_path / "stopped" / "config.json").write_text(json.dumps(version_1))
     assert training.composition_of(resumed) == SMALL.composition()
@@ -270,7 +273,10 @@ def test_bad_settings_are_refused_before_the_folder_is_made(tmp_path, change, me
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": "omniglot"}, "unknown tasks 'omniglot'; known: banking77, mnist1d, sinusoid"),
+        (
+            {"tasks": "imagenet"},
+            "unknown tasks 'imagenet'; known: banking77, images, mnist1d, omniglot, sinusoid, tables",
+        ),
         ({"steps": 0}, "steps must be an integer >= 1, got 0"),
         ({"meta_steps": 0}, "meta_steps must be an integer >= 1, got 0"),
         ({"hidden": (8, 0)}, r"hidden\[1\] must be an integer >= 1, got 0"),
@@ -343,9 +349,14 @@ def test_folders_without_a_run_or_with_a_damaged_one_are_refused(tmp_path):
     with pytest.raises(mp.RunFolderError, match="is shorter than when the checkpoint was written"):
         training.resume(folder.path)
     folder.metrics.write_bytes(metrics)
-    folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:100])
-    with pytest.raises(mp.RunFolderError, match="corrupt or not a safetensors file"):
+    for checkpoint in folder.checkpoints():
+        checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(mp.RunFolderError, match=r"corrupt or not a safetensors file.*to start the run over, delete"):
         training.resume(folder.path)
+    (folder.path / "config.json").write_text('{"colour": "red"}')
+    with pytest.raises(mp.RunFolderError, match=r"config.json is not as it was written.*delete checksums.json"):
+        training.resume(folder.path)
+    (folder.path / "checksums.json").unlink()
     (folder.path / "config.json").write_text('{"colour": "red"}')
     with pytest.raises(mp.RunFolderError, match="not the configuration of a run of metaprox: it names no tasks"):
         training.resume(folder.path)

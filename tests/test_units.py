@@ -66,6 +66,8 @@ def assert_same(make, units, **settings):
     assert torch.equal(one, other)
     for name in ("gradient_ratio", "linear_residual"):
         torch.testing.assert_close(getattr(new, name), getattr(old, name), rtol=1e-6, atol=0, equal_nan=True)
+    for name in ("relative_error", "branch_error", "base_error", "truncation_error", "rounding_error"):
+        torch.testing.assert_close(getattr(new, name), getattr(old, name), rtol=1e-4, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("corrected", [False, True])
@@ -109,6 +111,8 @@ SOLVERS = {
 }
 METHODS = {
     "fobmaml": lambda solver: mp.FOBMAML(solver, 6),
+    "fobmaml, rtol": lambda solver: mp.FOBMAML(solver, 60, rtol=0.3),
+    "fobmaml, with its truncation": lambda solver: mp.FOBMAML(solver, 6, estimate_truncation=True),
     "fobmaml, predictor": lambda solver: mp.FOBMAML(solver, 6, start="predictor"),
     "tangent": lambda solver: mp.Tangent(solver, 6, residual_correction=True),
     "imaml": lambda solver: mp.IMAML(solver, 6),

@@ -1,22 +1,21 @@
 """Adapting to a new task, and judging x by how well adaptation works."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.arguments import check_adapt, check_evaluate, check_number_of_tasks, parameters_of
-from metaprox.call import begun
+from metaprox.call import Place, begun
 from metaprox.checks.trees import kind
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.inner.proximal import proximal_solve
+from metaprox.inner.proximal import proximal_solve, residual_at
 from metaprox.inner.solve import Stopping
 from metaprox.losses.checked import joined
 from metaprox.losses.choose import BackendName, Choice
@@ -62,15 +61,26 @@ class Evaluation:
     values: dict[str, Tensor]
     transductive: bool | None
 
+    @classmethod
+    def of(cls, values: dict[str, Tensor], problem: ProximalProblem) -> "Evaluation":
+        """From the query loss of every task, as "loss", and its metrics, all [n]."""
+        statistics = {name: Statistic.of(value) for name, value in values.items()}
+        loss = statistics.pop("loss")
+        return cls(loss, statistics, values, problem.transductive() if problem.transductive else None)
+
     def with_metric(self, name: str, values: Tensor) -> "Evaluation":
         """The same with one more metric, of ``values`` [n]. Raises InputError unless it is another, and of n."""
-        n = self.loss.n
-        if name in self.values:
-            raise InputError(f"there is a metric {name!r} already: give this one another name")
-        if not isinstance(values, Tensor) or values.shape != (n,):
-            raise InputError(f"metric {name!r} must be a tensor of a number for each of {n} tasks, got {kind(values)}")
+        check_metric(name, values, self.loss.n, self.values)
         metrics = self.metrics | {name: Statistic.of(values)}
         return replace(self, metrics=metrics, values=self.values | {name: values})
+
+
+def check_metric(name: str, values: Any, n: int, known: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless ``values`` are a number for each of n tasks, of another name than those ``known``."""
+    if name in known:
+        raise InputError(f"there is a metric {name!r} already: give this one another name")
+    if not isinstance(values, Tensor) or values.shape != (n,):
+        raise InputError(f"metric {name!r} must be a tensor of a number for each of {n} tasks, got {kind(values)}")
 
 
 def adapt(
@@ -98,16 +108,47 @@ def adapt(
         InputError: bad input.
         NonFiniteError: the solve diverged.
     """
+    return solved(problem, support, solver, Stopping.of(steps, tol, max_steps), params).y
+
+
+@dataclass(frozen=True)
+class Solved:
+    """y by name; ||grad fhat(y) + lam (y - x)||, 0 where not asked for; steps taken; whether tol ended them."""
+
+    y: dict[str, Tensor]
+    residual: float
+    steps: int
+    converged: bool
+
+
+def solved(
+    problem: ProximalProblem,
+    support: Any,
+    solver: InnerSolver,
+    stopping: Stopping,
+    params: Params | None = None,
+    *,
+    residual: bool = False,
+) -> Solved:
+    """Returns what ``adapt`` returns, and how the solve ended. The residual costs a further gradient.
+
+    Raises:
+        InputError, NonFiniteError: as ``adapt``.
+    """
     x = parameters_of(problem, params)
     check_adapt(support, solver)
-    stopping = Stopping.of(steps, tol, max_steps)
     check_stable(solver, problem.lam, stopping.max_steps)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
     with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
-        y = proximal_solve(call.gradients((0, 1)), solver, stopping).y
-        _require_finite(y, "point after the last step", 0)
-        return {name: value.clone() for name, value in call.parameters.adapted.unflatten(y[0, 0]).items()}
+        gradients = call.gradients((0, 1))
+        found = proximal_solve(gradients, solver, stopping)
+        _require_finite(found.y, "point after the last step", 0)
+        left = residual_at(gradients, found.y, None)[1] if residual else found.y.new_zeros(1)
+        _require_finite(left, "gradient after the last step", 0)
+        y = gradients.parameters.adapted.unflatten(found.y[0, 0])
+        own = {name: value.clone() for name, value in y.items()}
+        return Solved(own, float(left), int(found.steps), bool(found.converged))
 
 
 def evaluate(
@@ -138,8 +179,7 @@ def evaluate(
         tol: in place of ``steps``: each task stops once its gradient norm is <= tol.
         max_steps: the most steps that are taken with ``tol``.
         params: x; the module's trainable parameters unless given.
-        batch_size: how many tasks are made and adapted at a time. Memory grows with it; the result does not change
-            (but for noise in the losses).
+        batch_size: how many tasks are made and adapted at a time. Memory grows with it; the result does not change.
         backend: "vmap", "loop" or "auto", as for every estimator.
 
     Returns:
@@ -157,53 +197,86 @@ def evaluate(
         >>> mp.evaluate(problem, Sinusoid(split="test").batch, range(100), mp.GradientDescent(lr=0.01), steps=10).loss.n
         100
     """
-    x = parameters_of(problem, params)
-    ids = check_evaluate(tasks, ids, solver)
-    stopping, choice = Stopping.of(steps, tol, max_steps), Choice(backend, "auto")
-    check_stable(solver, problem.lam, stopping.max_steps)
-    batch_size = checks.count("batch_size", batch_size)
-    losses: list[Tensor] = []
-    columns: list[Metrics] = []
-    for start in range(0, len(ids), batch_size):
-        some = ids[start : start + batch_size]
-        chosen = tasks(some) if callable(tasks) else _part(tasks, start, start + batch_size)
-        loss, metrics = _evaluate_batch(problem, x, chosen, some, solver, stopping, choice)
-        losses.append(loss)
-        columns.append(metrics)
-    values = {"loss": torch.cat(losses)}
-    values |= joined(columns)
-    return Evaluation(
-        loss=Statistic.of(values["loss"]),
-        metrics={name: Statistic.of(values[name]) for name in columns[0]},
-        values=values,
-        transductive=problem.transductive() if problem.transductive else None,
+    judge = Judge.of(
+        problem,
+        tasks,
+        ids,
+        solver,
+        steps,
+        tol=tol,
+        max_steps=max_steps,
+        params=params,
+        batch_size=batch_size,
+        backend=backend,
     )
+    return Evaluation.of(judge.values(Place.alone(), 0, len(judge.ids)), problem)
 
 
-def _evaluate_batch(
-    problem: ProximalProblem,
-    x: Params,
-    tasks: Task | Sequence[Task],
-    ids: Sequence[int],
-    solver: InnerSolver,
-    stopping: Stopping,
-    choice: Choice,
-) -> tuple[Tensor, Metrics]:
-    batch, results = TaskBatch.of(tasks), []
-    check_number_of_tasks(batch.size, len(ids))
-    with begun(problem, x, batch, choice, query="value") as call:
-        for span in call.chunks():
-            gradients = call.gradients(span)
-            try:
-                y = proximal_solve(gradients, solver, stopping).y
-                loss, metrics = gradients.query_values(y.squeeze(1), 0)
-                _require_finite(loss, "query loss at the adapted parameters", gradients.start)
-            except NonFiniteError as error:
-                if error.task is not None:
-                    error.add_note(f"task {error.task} of this batch has id {ids[error.task]}")
-                raise
-            results.append((loss, metrics))
-    return torch.cat([loss for loss, _ in results]), joined([metrics for _, metrics in results])
+@dataclass(frozen=True)
+class Judge:
+    """The arguments of ``evaluate``, checked; what ``tasks`` are evaluated, and when, is up to the caller."""
+
+    problem: ProximalProblem
+    x: Params
+    tasks: Callable[[Sequence[int]], Task | Sequence[Task]] | Task | Sequence[Task]
+    ids: list[int]
+    solver: InnerSolver
+    stopping: Stopping
+    choice: Choice
+    batch_size: int
+
+    @classmethod
+    def of(
+        cls,
+        problem: ProximalProblem,
+        tasks: Callable[[Sequence[int]], Task | Sequence[Task]] | Task | Sequence[Task],
+        ids: Sequence[int] | None,
+        solver: InnerSolver,
+        steps: int | None = None,
+        *,
+        tol: float | None = None,
+        max_steps: int | None = None,
+        params: Params | None = None,
+        batch_size: int = 100,
+        backend: BackendName = "auto",
+    ) -> "Judge":
+        """Raises InputError for whatever ``evaluate`` refuses before it sees a task."""
+        x, ids = parameters_of(problem, params), check_evaluate(tasks, ids, solver)
+        stopping = Stopping.of(steps, tol, max_steps)
+        check_stable(solver, problem.lam, stopping.max_steps)
+        size = checks.count("batch_size", batch_size)
+        return cls(problem, x, tasks, ids, solver, stopping, Choice(backend, "auto"), size)
+
+    def values(self, place: Place, first: int, last: int) -> Metrics:
+        """Returns the query loss, as "loss", and its metrics [last - first] of the tasks from the ``first`` one on.
+
+        ``place``: of task 0. Raises NonFiniteError where a solve diverged; a note names the task's id.
+        """
+        columns = []
+        for start in range(first, last, self.batch_size):
+            stop = min(start + self.batch_size, last)
+            some = self.ids[start:stop]
+            chosen = self.tasks(some) if callable(self.tasks) else _part(self.tasks, start, stop)
+            batch = TaskBatch.of(chosen)
+            check_number_of_tasks(batch.size, len(some))
+            columns.append(self._values(batch, place.after(start)))
+        return joined(columns)
+
+    def _values(self, batch: TaskBatch, place: Place) -> Metrics:
+        results = []
+        with begun(self.problem, self.x, batch, self.choice, query="value", place=place) as call:
+            for span in call.chunks():
+                gradients = call.gradients(span)
+                try:
+                    y = proximal_solve(gradients, self.solver, self.stopping).y
+                    loss, metrics = gradients.query_values(y.squeeze(1), 0)
+                    _require_finite(loss, "query loss at the adapted parameters", gradients.start)
+                except NonFiniteError as error:
+                    if error.task is not None:
+                        error.add_note(f"task {error.task} of this evaluation has id {self.ids[error.task]}")
+                    raise
+                results.append({"loss": loss} | metrics)
+        return joined(results)
 
 
 def _require_finite(values: Tensor, what: str, first_task: int) -> None:

@@ -1,8 +1,10 @@
 """Small models for the command line and the experiments."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,81 @@ def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
         for inputs, outputs in pairwise(counts):
             layers += [nn.Linear(inputs, outputs, device="cpu", dtype=torch.float32), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def conv_net(
+    size: int,
+    channels: int,
+    outputs: int,
+    width: int = 64,
+    norm: Literal["batch", "group"] = "batch",
+    seed: int = 0,
+) -> nn.Sequential:
+    """Returns the conv net of few-shot learning: ``body`` of four blocks, and a linear ``head``; float32 on the CPU.
+
+    A block is a convolution of 3 x 3 to ``width`` channels, a norm, ReLU, and the maximum of each 2 x 2. ``norm``:
+    "batch" has the statistics of the batch, in evaluation too, so that what one picture gives depends on the others;
+    "group" (of 8 channels, or all) is each picture's own. Weights are a function of ``seed`` alone.
+
+    Raises:
+        InputError: a number is out of range, or the norm is unknown.
+
+    Source: Vinyals et al., Matching networks, arXiv 1606.04080; Finn et al., MAML, arXiv 1703.03400.
+    """
+    size, outputs = checks.count("size", size), checks.count("outputs", outputs)
+    channels, width = checks.count("channels", channels), checks.count("width", width)
+    checks.choice("norm", norm, ("batch", "group"))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(checks.seed("seed", seed))
+        layers: list[nn.Module] = []
+        for inputs in (channels, width, width, width):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1, dtype=torch.float32)]
+            if norm == "batch":
+                layers += [nn.BatchNorm2d(width, track_running_stats=False, dtype=torch.float32)]
+            else:
+                layers += [nn.GroupNorm(max(width // 8, 1) if width % 8 == 0 else 1, width, dtype=torch.float32)]
+            layers += [nn.ReLU()]
+            if size > 1:
+                layers += [nn.MaxPool2d(2)]
+                size //= 2
+        head = nn.Linear(width * size * size, outputs, dtype=torch.float32)
+    return nn.Sequential(OrderedDict(body=nn.Sequential(*layers, nn.Flatten()), head=head))
+
+
+class Rescaled(nn.Module):
+    """mean + std * model(inputs): a model of standardized targets gives them in their own units."""
+
+    def __init__(self, model: nn.Module, mean: float, std: float) -> None:
+        super().__init__()
+        self.model = model
+        for name, value in (("mean", checks.number("mean", mean)), ("std", checks.positive("std", std))):
+            self.register_buffer(name, torch.tensor(value, device="cpu"))
+
+    def forward(self, inputs: Any) -> Tensor:
+        return self.mean + self.std * self.model(inputs)
+
+
+def rescaled_mlp(sizes: Sequence[int], mean: float, std: float, seed: int = 0) -> Rescaled:
+    """``mlp`` of standardized targets, whose outputs are in units of ``std`` around ``mean``."""
+    return Rescaled(mlp(sizes, seed), mean, std)
+
+
+@dataclass(frozen=True)
+class ScaledError:
+    """The mean squared error of (inputs, targets) in units of ``scale``, and its root in the targets' own.
+
+    Args:
+        scale: of the targets, > 0.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.settle(self, scale=checks.positive)
+
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        error = mean_squared_error(model, batch)
+        return error / self.scale**2, {"root-mean-square error": error.sqrt()}
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

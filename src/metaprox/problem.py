@@ -2,7 +2,7 @@
 
 import copy
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,12 @@ from metaprox import checks
 from metaprox.cache import BoundedCache
 from metaprox.checks import signatures
 from metaprox.errors import InputError
+from metaprox.modules.head import Head, ModuleHead
 from metaprox.modules.loss import ModelLoss, ModuleLoss, PrivateLoss
 from metaprox.modules.replica import Replica
-from metaprox.types import Loss
+from metaprox.types import Loss, Params
+
+PerTask = Callable[[Params, Any], Params]
 
 
 def _cache() -> BoundedCache[Any, Any]:
@@ -37,6 +40,10 @@ class ProximalProblem:
             share the others as they are, and these get their meta-gradient too.
         parameters: the live tensors x that ``.backward`` fills the gradients of; ``from_module`` sets it.
         transductive: whether a query example's prediction depends on the other ones; None where unknown.
+        per_task: ``h(x, support) -> {name: tensor}``, of parameters that each task has of its own: with y it adapts
+            these, from h(x, support) and centred there. They are not in x, which gets (dh/dx)^T times their
+            meta-gradient, a product that counts as a support gradient. ``from_module`` makes it of ``head``. Names are
+            those that the losses get them by.
 
     ``cache`` keeps what is known of the losses: what was seen of them, what a task of these shapes costs.
 
@@ -54,15 +61,17 @@ class ProximalProblem:
     adapt: str | Sequence[str] | None = None
     parameters: Callable[[], dict[str, Tensor]] | None = None
     transductive: Callable[[], bool] | None = None
+    per_task: PerTask | None = None
     cache: BoundedCache[Any, Any] = field(default_factory=_cache, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         signatures.loss_of_parameters("inner_loss", self.inner_loss)
         signatures.loss_of_parameters("outer_loss", self.outer_loss)
         checks.settle(self, lam=checks.nonnegative, adapt=checks.optional(checks.patterns))
-        checks.settle(
-            self, parameters=checks.optional(signatures.getter), transductive=checks.optional(signatures.getter)
-        )
+        for name in ("parameters", "transductive"):
+            checks.settle(self, **{name: checks.optional(signatures.getter)})
+        if self.per_task is not None:
+            signatures.function("per_task", self.per_task, "params, support", "it makes a task's own parameters")
 
     @classmethod
     def from_module(
@@ -73,6 +82,7 @@ class ProximalProblem:
         outer_loss: ModelLoss | None = None,
         *,
         adapt: str | Sequence[str] | None = None,
+        head: Head | None = None,
     ) -> "ProximalProblem":
         """Returns the problem of adapting ``model``: ``loss(model, batch)`` on the support and the query.
 
@@ -81,24 +91,29 @@ class ProximalProblem:
         model, as it is when a call begins: what they write on its parameters, buffers or attributes is dropped after
         each evaluation. Train and eval mode are the model's own.
 
+        ``head``: the layer that each task has of its own, with a row for each of its classes; it adapts whatever
+        ``adapt`` says, and is none of the parameters that are learned.
+
         Raises:
             InputError: an argument is not of its kind, or the model is one that can't be given other weights
-                (DistributedDataParallel, ...).
+                (DistributedDataParallel, ...), or has no such head.
         """
         signatures.module("model", model, "the order is from_module(model, loss, lam)")
         signatures.loss_of_model("loss", loss)
         signatures.loss_of_model("outer_loss", loss if outer_loss is None else outer_loss)
         inner = ModuleLoss(model, loss)
         Replica(model)  # refuses what can't be given other weights
+        per_task = None if head is None else ModuleHead(checks.instance_of(Head)("head", head), model, loss)
 
         def parameters() -> dict[str, Tensor]:
-            adapted: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            if not adapted:
+            own = () if per_task is None else per_task.names
+            found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad and n not in own}
+            if not found and not own:
                 raise InputError("no parameter of the model requires gradients: nothing to adapt")
-            return adapted
+            return found
 
         outer = ModuleLoss(model, loss if outer_loss is None else outer_loss)
-        return cls(inner, outer, lam, adapt, parameters, inner.uses_batch_statistics)
+        return cls(inner, outer, lam, adapt, parameters, inner.uses_batch_statistics, per_task)
 
     def private(self) -> "ProximalProblem":
         """The same problem with losses of modules on replicas, as the modules are now: for the calls of one thread."""
@@ -107,6 +122,8 @@ class ProximalProblem:
             loss = getattr(self, name)
             if isinstance(loss, ModuleLoss):
                 object.__setattr__(own, name, loss.private())
+        if isinstance(self.per_task, ModuleHead):
+            object.__setattr__(own, "per_task", self.per_task.private())
         return own
 
     def modes(self) -> tuple[bool, ...]:
@@ -114,8 +131,8 @@ class ProximalProblem:
         losses = (self.inner_loss, self.outer_loss)
         return tuple(mode for loss in losses if isinstance(loss, (ModuleLoss, PrivateLoss)) for mode in loss.modes())
 
-    def adapted_names(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Returns those of ``names`` that adapt.
+    def adapted_names(self, names: Sequence[str], own: Collection[str] = ()) -> tuple[str, ...]:
+        """Returns those of ``names`` that adapt; ``own``, those of them that are a task's own, do so always.
 
         Raises:
             InputError: a pattern fits none of them, or the model has no parameter of a name.
@@ -126,10 +143,10 @@ class ProximalProblem:
         if self.adapt is None:
             return tuple(names)
         patterns = (self.adapt,) if isinstance(self.adapt, str) else tuple(self.adapt)
-        for pattern in patterns or ("",):
+        for pattern in patterns or (() if own else ("",)):
             if not fnmatch.filter(names, pattern):
                 raise InputError(f"adapt={pattern!r} fits no parameter; there are: {', '.join(names)}")
-        return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
+        return tuple(n for n in names if n in own or any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns))
 
     def live_parameters(self) -> dict[str, Tensor]:
         """The tensors x that the problem was built on. Raises InputError where it was built from plain losses."""

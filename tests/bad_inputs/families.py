@@ -76,7 +76,7 @@ def _families() -> list[Row]:
     found += [Row("BANKING77(nowhere)", lambda: BANKING77("/nowhere"), "/nowhere/train.csv is missing")]
     if DATA.is_dir():
         found += [Row("BANKING77(str)", lambda: BANKING77(str(DATA)), reference=lambda: BANKING77(DATA))]
-        found += [Row("BANKING77(ways=48)", lambda: BANKING77(DATA, ways=48), "48-way tasks need 48 intents")]
+        found += [Row("BANKING77(ways=48)", lambda: BANKING77(DATA, ways=48), "48-way tasks need 48 classes")]
     return found
 
 

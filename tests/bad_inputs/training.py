@@ -119,7 +119,7 @@ def _options() -> list[Row]:
 
 FOREIGN = [
     ("lamda", 1, "unknown setting 'lamda'; known: tasks, .*, lam,"),
-    ("ways", 3, "ways=3 is a setting of banking77 and mnist1d, but tasks='sinusoid'"),
+    ("ways", 3, "ways=3 is a setting of banking77, images, mnist1d, omniglot and text, but tasks='sinusoid'"),
     ("cg_steps", 3, "cg_steps=3 is a setting of imaml, but method='fobmaml'"),
     ("gamma", 0.1, "gamma=0.1 is a setting of clipped, but optimizer='normalized'"),
     ("inner_memory", 2, "inner_memory=2 is a setting of anderson, but solver='gd'"),

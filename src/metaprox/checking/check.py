@@ -87,7 +87,8 @@ def check(
     checks.count("count", count)
     estimator = _estimator(solver, steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
-    Parameters.of(x, problem.adapted_names)
+    if problem.per_task is None:
+        Parameters.of(x, problem.adapted_names)
     batch = TaskBatch.of(tasks)
     if estimator is not None and not steps_for_lam(estimator, problem.lam):
         estimator.check(problem)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox.data.microbatches import MicroBatches
+from metaprox.modules.head import ModuleHead
 from metaprox.modules.loss import ModuleLoss
 from metaprox.modules.replica import Replica
 from metaprox.problem import ProximalProblem
@@ -22,7 +23,10 @@ def problem_in_float64(problem: ProximalProblem) -> ProximalProblem:
     """
     models: dict[int, nn.Module] = {}
     inner, outer = (_loss(loss, models) for loss in (problem.inner_loss, problem.outer_loss))
-    return ProximalProblem(inner, outer, problem.lam, problem.adapt)
+    own = problem.per_task
+    if isinstance(own, ModuleHead):
+        own = ModuleHead(own.head, _model(own.model, models), own.loss)
+    return ProximalProblem(inner, outer, problem.lam, problem.adapt, per_task=own)
 
 
 def data_in_float64(data: Any) -> Any:
@@ -33,12 +37,17 @@ def data_in_float64(data: Any) -> Any:
 def _loss(loss: Loss, models: dict[int, nn.Module]) -> Loss:
     if not isinstance(loss, ModuleLoss):
         return loss
-    model = loss.model
+    return ModuleLoss(_model(loss.model, models), loss.loss)
+
+
+def _model(model: nn.Module, models: dict[int, nn.Module]) -> nn.Module:
+    """Its copy."""
     if id(model) not in models:
         replica = Replica(model)
-        replica.hold({name: _tensor(tensor) for name, tensor in loss.state().items()})
+        state = dict(model.named_parameters()) | dict(model.named_buffers())
+        replica.hold({name: _tensor(tensor) for name, tensor in state.items()})
         models[id(model)] = replica.module
-    return ModuleLoss(models[id(model)], loss.loss)
+    return models[id(model)]
 
 
 def _tensor(tensor: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class Examination:
         self.add(_precision(subject, precise))
         with subject.call() as call:
             solved = None if given is None else self._solved(call, given)
-            ends = [call.parameters.x] * call.batch.size if solved is None else [one.y0 for one, _ in solved]
+            ends = [one.y0 for one, _ in solved] if solved else [call.x(task) for task in range(call.batch.size)]
             query = "outer_loss" in subject.roles
             fields = [field_at(call, task, y, query=query) for task, y in enumerate(ends)]
             self.add(of_field(fields, "x" if solved is None else "y_0"))

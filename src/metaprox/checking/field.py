@@ -46,7 +46,7 @@ def field_at(call: Call, task: int, y: Tensor, *, query: bool = True) -> Field:
     """
     inner, outer = Probe(call, "inner_loss", task), Probe(call, "outer_loss", task)
     G, v = inner.gradient(y), outer.gradient(y) if query else torch.zeros_like(y)
-    moved = y - call.parameters.x
+    moved = y - call.x(task)
     length = length_of(y, moved)
     random = _random_directions(y)
     directions = [*random, *(d / d.norm() for d in (v, moved, G) if d.any())]

@@ -66,8 +66,8 @@ def writes(changed: Sequence[str], look: Look | None) -> Finding:
 def repeats(call: Call, roles: Sequence[str]) -> Finding:
     """Whether value and gradient of each loss are the same again on every task. Costs 2 gradients of each, a task."""
     worst = 0.0
-    x = call.parameters.x
     for role, task in itertools.product(roles, range(call.batch.size)):
+        x = call.x(task)
         found = Probe(call, role, task).at(x, x)
         for pair in (found.value[0], found.grad[0]):
             off, size = float((pair[0] - pair[1]).norm()), float(pair[1].norm())
@@ -105,7 +105,7 @@ def backends(call: Call, roles: Sequence[str], choice: Choice, at_once: int, *, 
         text = f"under vmap a loss is another one ({differs})"
         remedy = "Take backend='loop', or mend the operation (TorchScript, the vmap rule of an autograd.Function)"
         return _finding(f"{text}; the loop is taken", f"{text}. {remedy}" if vmap else "", verdict="note")
-    if not (call.batch.stackable and all(vmaps for vmaps, _ in once)):
+    if not (call.stackable and all(vmaps for vmaps, _ in once)):
         text = f"vmap can't take the losses ({_why_not(call, roles)})"
         return _finding(f"{text}; the loop is taken", f"{text}: take backend='loop'" if vmap else "")
     if call.look.draws:
@@ -125,9 +125,10 @@ def _finding(text: str, wrong: str = "", verdict: Verdict = "ok") -> Finding:
     return Finding("backends", "wrong", wrong) if wrong else Finding("backends", verdict, text)
 
 
-def _adapted(call: Call, role: str) -> AdaptedLoss:
+def _adapted(call: Call, role: str, task: int) -> AdaptedLoss:
     loss = CheckedLoss(getattr(call.problem, role), role, differentiable=False)
-    return AdaptedLoss(loss, call.parameters.structure, call.parameters.w, writes=call.look.writes)
+    parameters = call.parameters_of((task, task + 1))
+    return AdaptedLoss(loss, parameters.structure, parameters.w, writes=call.look.writes)
 
 
 def _data(call: Call, role: str, task: int) -> Any:
@@ -136,20 +137,20 @@ def _data(call: Call, role: str, task: int) -> Any:
 
 
 def _agreement(call: Call, role: str, task: int, *, twice: bool = False) -> tuple[bool, str]:
-    loss = _adapted(call, role)
+    loss = _adapted(call, role, task)
     seed = lambda task: call.noise.of(LOOK_NOISE)  # noqa: E731
     data = _data(call, role, task)
-    found = agreement(loss, call.parameters.x, data, seed, comparable=call.look.repeats, twice=twice)
+    found = agreement(loss, call.x(task), data, seed, comparable=call.look.repeats, twice=twice)
     loss.checked.release()
     return found
 
 
 def _why_not(call: Call, roles: Sequence[str]) -> str:
     """What torch says where it is to vmap the losses, on one line."""
-    if not call.batch.stackable:
+    if not call.stackable:
         return "the tasks are not tensors of equal shapes"
     for role, task in itertools.product(roles, range(call.batch.size)):
-        loss, y = _adapted(call, role), call.parameters.x.expand(1, 2, -1)
+        loss, y = _adapted(call, role, task), call.x(task).expand(1, 2, -1)
         data = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), _data(call, role, task))
         try:
             with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from metaprox.losses.gradients import Gradients
 
 @dataclass(frozen=True)
 class Native:
-    """One task's meta-gradient [P + W], and its estimator with the step of the difference written out."""
+    """One task's meta-gradient [N], and its estimator with the step of the difference written out."""
 
     g: Tensor
     estimator: Estimator
@@ -21,15 +21,18 @@ class Native:
 
 def natives(subject: Subject, estimator: Estimator) -> list[Native]:
     """Of all tasks, not compiled. Raises what the estimator raises."""
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     with subject.call(replace(subject.choice, compile=False)) as call:
-        parts = [_result(estimator, call.gradients(span)) for span in call.chunks()]
-        size, lam = call.parameters.adapted.size, call.problem.lam
-    g = torch.cat([part.grad for part in parts])
-    nu, ratio = (torch.cat([getattr(part.info, name) for part in parts]) for name in ("nu", "gradient_ratio"))
-    norm_v = torch.linalg.vector_norm(g[:, :size], dim=-1) / ratio
+        lam = call.problem.lam
+        for span in call.chunks():
+            gradients = call.gradients(span)
+            part, size = _result(estimator, gradients), gradients.parameters.adapted.size
+            norm_v = torch.linalg.vector_norm(part.grad[:, :size], dim=-1) / part.info.gradient_ratio
+            g = call.of_learned(part.grad.unsqueeze(1), gradients).squeeze(1)
+            found += zip(g, part.info.nu, norm_v, strict=True)
     return [
         Native(one, _with_step(estimator, float(step), float(step * norm) / lam if lam else 0.0))
-        for one, step, norm in zip(g, nu, norm_v, strict=True)
+        for one, step, norm in found
     ]
 
 

@@ -40,8 +40,14 @@ class Probe:
         problem = call.problem
         if role == "inner_loss":  # in the other's place, of which a Gradients gives the value too
             one, problem = Task(one.support, one.support), replace(problem, outer_loss=problem.inner_loss)
-        alone = replace(call, problem=problem, batch=TaskBatch.of([one]), backend=LoopBackend())
+        own = call.made and call.made.only(task)
+        alone = replace(call, problem=problem, batch=TaskBatch.of([one]), backend=LoopBackend(), made=own)
         self._gradients: Gradients = alone.gradients((0, 1))
+
+    @property
+    def evaluations(self) -> int:
+        """Gradients that were taken."""
+        return self._gradients.counts.query_gradients
 
     def at(self, *points: Tensor) -> Evaluation:
         """Values [1, B] and gradients [1, B, P] at B points [P]."""

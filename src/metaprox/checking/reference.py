@@ -79,7 +79,8 @@ def _tangent(call: Call, estimator: FOBMAML, task: int) -> Tensor | None:
         return None
     with suppress(Exception):  # a kernel without second derivatives
         tangent = Tangent(**{name: getattr(estimator, name) for name in OF_TANGENT})
-        return tangent._estimate(call.gradients((task, task + 1)), keep_adapted=False).grad[0]
+        gradients = call.gradients((task, task + 1))
+        return call.of_learned(tangent._estimate(gradients, keep_adapted=False).grad, gradients)[0, 0]
     return None
 
 

@@ -1,7 +1,7 @@
 """Slopes of F, by differences along a line: what a meta-gradient is held to."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ SMOOTH = 1e-3  # noise of a slope that is good enough, relative to it or to the 
 
 @dataclass(frozen=True)
 class Slopes:
-    """Of F_i along unit vectors d [P + W], by differences of f_i(y_K), and the noise of each."""
+    """Of F_i along unit vectors d [N] of what is learned, by differences of f_i(y_K), and the noise of each."""
 
     directions: tuple[Tensor, ...]
     values: tuple[float, ...]
@@ -56,17 +56,16 @@ class Slopes:
 
 def slopes(call: Call, estimator: Estimator, found: Run, task: int) -> Slopes:
     """Along g and along what of grad f(y_0) is orthogonal to it. Costs 5 to 17 base solves and query losses."""
-    size = call.parameters.adapted.size
-    g = found.g
-    v = torch.zeros_like(g)
-    v[:size] = Probe(call, "outer_loss", task).gradient(found.y0)
+    g, gradients = found.g, call.gradients((task, task + 1))
+    v = Probe(call, "outer_loss", task).gradient(found.y0)
+    v = call.of_learned(torch.cat([v, torch.zeros_like(gradients.parameters.w)])[None, None], gradients)[0, 0]
     directions: list[Tensor] = []
     for d in (g, v):
         rest = d - sum(((d @ e) * e for e in directions), torch.zeros_like(d))
         if rest.norm() > 1e-6 * d.norm():
             directions.append(rest / rest.norm())
-    z = torch.cat([call.parameters.x, call.parameters.w])
-    length = length_of(z, found.y0 - call.parameters.x)
+    z = call.point
+    length = length_of(z, found.y0 - call.x(task))
     still = _loss_from(call, estimator, task, torch.zeros_like(z))
     enough = SMOOTH * float(g.norm())
     pairs = [_slope(call, estimator, task, d, length, still, enough) for d in directions]
@@ -89,10 +88,8 @@ def _slope(
 
 
 def _loss_from(call: Call, estimator: Estimator, task: int, shift: Tensor) -> float:
-    """f_i(y_K) from z + ``shift``, for z = (x, w) [P + W], by the estimator's base solve; NaN where it diverges."""
-    size = call.parameters.adapted.size
-    moved = replace(call.parameters, pieces=(call.parameters.x + shift[:size],), w=call.parameters.w + shift[size:])
-    gradients = replace(call, parameters=moved).gradients((task, task + 1))
+    """f_i(y_K) from z + ``shift`` [N], z what is learned, by the estimator's base solve; NaN where it diverges."""
+    gradients = call.at(call.point + shift).gradients((task, task + 1))
     try:
         y = proximal_solve(gradients, estimator.solver, estimator._stopping()).y
     except NonFiniteError:

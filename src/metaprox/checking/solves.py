@@ -13,7 +13,6 @@ from metaprox.checking.probe import Probe
 from metaprox.checking.watched import Record, Run
 from metaprox.estimators import FOBMAML, IMAML, Estimator
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.stencil import stencil
 from metaprox.solvers.protocol import relative_step
 
 CLOSE = 0.1  # of the gradient at x: a base that leaves less has converged
@@ -41,7 +40,7 @@ class Solved:
 def solved(call: Call, estimator: Estimator, run: Run, task: int) -> Solved:
     """Look at the solves of a run. Costs 6 support gradients, and 2 of each loss a branch."""
     inner = Probe(call, "inner_loss", task)
-    lam, x, y0 = call.problem.lam, call.parameters.x, run.y0
+    lam, x, y0 = call.problem.lam, call.x(task), run.y0
     moved = y0 - x
     objective = float(inner.at(x).value), float(inner.at(y0).value) + lam / 2 * float(moved.square().sum())
     size = float(x.norm())
@@ -58,8 +57,9 @@ def solved(call: Call, estimator: Estimator, run: Run, task: int) -> Solved:
 def residual(call: Call, run: Run, task: int) -> float:
     """||gradient|| of the proximal objective at y_0, relative to that at x. Costs 2 support gradients."""
     inner = Probe(call, "inner_loss", task)
-    moved = run.y0 - call.parameters.x
-    first, last = inner.gradient(call.parameters.x).norm(), (inner.gradient(run.y0) + call.problem.lam * moved).norm()
+    x = call.x(task)
+    moved = run.y0 - x
+    first, last = inner.gradient(x).norm(), (inner.gradient(run.y0) + call.problem.lam * moved).norm()
     return float(last / first) if first > 0 else 0.0
 
 
@@ -76,7 +76,7 @@ def _along_last_step(loss: Probe, start: Tensor, record: Record, branch: int, le
 def _branches(call: Call, estimator: FOBMAML, run: Run, task: int, least: float) -> tuple[tuple[float, float], ...]:
     inner, outer = Probe(call, "inner_loss", task), Probe(call, "outer_loss", task)
     found = []
-    for branch, node in enumerate(estimator._table(stencil(estimator.scheme))[0]):
+    for branch, node in enumerate(estimator._nodes_and_weights[0]):
         weight = node * float(run.info.nu) if estimator.perturb == "loss" else 0.0
         along = _along_last_step(inner, run.y0, run.branches, branch, least)
         query = _along_last_step(outer, run.y0, run.branches, branch, least) if weight else 0.0

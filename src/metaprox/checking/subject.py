@@ -63,8 +63,8 @@ class Subject:
 
     def values(self, call: Call) -> list[float]:
         """Of the losses that are differentiated, at x, on all tasks."""
-        x = call.parameters.x
-        return [float(Probe(call, role, task).at(x).value) for role in self.roles for task in range(call.batch.size)]
+        tasks = range(call.batch.size)
+        return [float(Probe(call, role, task).at(call.x(task)).value) for role in self.roles for task in tasks]
 
     def in_float64(self, unseen: Task | list[Task], values: list[float]) -> "Subject | str":
         """Returns the same in float64, on the tasks ``unseen``; or why not, where a loss is then another, or fails.
@@ -77,7 +77,7 @@ class Subject:
             with precise.call() as call:
                 found = precise.values(call)
                 drawn = call.look.draws
-                dtype = Probe(call, "inner_loss", 0).at(call.parameters.x).value.dtype
+                dtype = Probe(call, "inner_loss", 0).at(call.x(0)).value.dtype
         except Exception as error:  # a dtype that is written down in the model
             return first_line(error)
         if dtype != torch.float64:

@@ -49,7 +49,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Run:
-    """One task's y_0 [P], meta-gradient g [P + W] and info, and how the estimator came to them.
+    """One task's y_0 [P], meta-gradient g [N] and info, and how the estimator came to them.
 
     branches: empty for estimators without branches.
     """
@@ -76,4 +76,5 @@ def run(call: Call, estimator: Estimator, task: int) -> Run:
     purpose = watched._purpose("meta-gradient", gradients)
     result = ChunkResult.of(watched._estimate(gradients, keep_adapted=True), base, purpose)
     assert result.adapted is not None
-    return Run(result.adapted[0], result.grad[0], result.info, base.record, branches)
+    g = call.of_learned(result.grad.unsqueeze(1), gradients)[0, 0]
+    return Run(result.adapted[0], g, result.info, base.record, branches)

@@ -1,6 +1,7 @@
 """Checks of what users give: numbers and words, functions, trees of data. Each names the value and the remedy."""
 
 from metaprox.checks.settings import (
+    LARGEST_NUMBER,
     at_least,
     choice,
     count,
@@ -10,6 +11,7 @@ from metaprox.checks.settings import (
     ids,
     instance_of,
     nonnegative,
+    number,
     one_of,
     optional,
     path,
@@ -24,6 +26,7 @@ from metaprox.checks.settings import (
 )
 
 __all__ = [
+    "LARGEST_NUMBER",
     "at_least",
     "choice",
     "count",
@@ -33,6 +36,7 @@ __all__ = [
     "ids",
     "instance_of",
     "nonnegative",
+    "number",
     "one_of",
     "optional",
     "path",

@@ -19,6 +19,14 @@ LARGEST = 2**63 - 1  # integer that torch and numpy hold
 LARGEST_NUMBER = 3.4e38  # that float32 holds
 
 
+def number(name: str, value: Any) -> float:
+    """``value`` is a finite number that float32 holds."""
+    found = _number(value)
+    if found is None or not abs(found) <= LARGEST_NUMBER:
+        raise InputError(f"{name} must be a finite number of at most {LARGEST_NUMBER}, got {shown(value)}")
+    return found
+
+
 def positive(name: str, value: Any, why: str = "") -> float:
     """``value`` is a finite number > 0."""
     return _in_range(name, value, "> 0", lambda found: found > 0, why)
@@ -111,6 +119,10 @@ def path(name: str, value: Any) -> Path:
     """``value`` is a path, or a string that names one."""
     if not isinstance(value, (str, Path)) or value == "":
         raise InputError(f"{name} must be a path, as a string or a Path, got {shown(value)}")
+    if "\0" in str(value):
+        raise InputError(f"{name} must be a path, which holds no NUL, got {shown(value)}")
+    if not str(value).isascii() and str(value) != str(value).encode(errors="replace").decode():
+        raise InputError(f"{name} must be a path in UTF-8, got {shown(value)}: rename it")
     return Path(value)
 
 

@@ -1,34 +1,37 @@
-"""The command line: metaprox train, resume, check, evaluate, compare, recount, reproduce; a file for each."""
+"""The command line: metaprox train, resume, tune, evaluate, adapt and so on; a file for each command."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from metaprox.errors import InputError, MetaproxError, NonFiniteError, UnstableError, needs_extra
+from metaprox.errors import InputError, needs_extra
 
 with needs_extra("the command line"):
     import tyro
     from rich.console import Console
 
+    from metaprox.cli.adapt import Adapt, Predict, with_columns
     from metaprox.cli.check import Check, CheckRun
     from metaprox.cli.compare import Compare, Recount
+    from metaprox.cli.ending import ending_in_one_line
     from metaprox.cli.evaluate import Evaluate
     from metaprox.cli.options import is_family, with_options
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
+    from metaprox.cli.tune import Tune
     from metaprox.comparison.plan import NOT_SHARED
+    from metaprox.distributed.start import several
     from metaprox.tasks import families
+    from metaprox.tuning import OF_THE_RUNGS
 
-OF_A_FAMILY: dict[str, type] = {"train": Train, "check": Check, "compare": Compare}
+OF_A_FAMILY: dict[str, type] = {"train": Train, "tune": Tune, "check": Check, "compare": Compare}
 OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
-ORDER = ("train", "resume", "check", "evaluate", "compare", "recount", "reproduce")
+OF_A_FOLDER: dict[str, type] = {"adapt": Adapt, "predict": Predict}
+ORDER = ("train", "resume", "tune", "check", "evaluate", "adapt", "predict", "compare", "recount", "reproduce")
 # Options that a command has in another form, and defaults of its own.
-WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED}
+WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED, "tune": OF_THE_RUNGS}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
-ADVICE = (
-    "on the command line: lr is --inner-lr, or --branch-lr of a branch_solver; lam is --lam, nu --nu, and "
-    "mp.AdaptiveGradientDescent --solver adaptive"
-)
 
 
 class Command(Protocol):
@@ -39,23 +42,25 @@ class Command(Protocol):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. An error of metaprox ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
+    """Run the command line. What can't be done ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
+    shown, warnings.formatwarning = warnings.formatwarning, _warning
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
-        parse(sys.argv[1:] if arguments is None else arguments).run(Console())
-    except MetaproxError as error:
-        solve = isinstance(error, NonFiniteError) and (error.task is not None or isinstance(error, UnstableError))
-        notes = [*getattr(error, "__notes__", ()), *([ADVICE] if solve else ())]
-        print("\n  ".join([f"metaprox: error: {error}", *notes]), file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
-        print(
-            "metaprox: stopped. metaprox resume goes on with a run, and compare, given again, with its own",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        with ending_in_one_line():
+            command = parse(sys.argv[1:] if arguments is None else arguments)
+            if several() and not getattr(command, "in_processes", False):
+                raise InputError(
+                    "this is one of several processes, which train and resume alone are for: start one process"
+                )
+            command.run(Console(markup=False, emoji=False))
     finally:
         sys.path.remove("")
+        warnings.formatwarning = shown
+
+
+def _warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+    """A warning as the command line shows it."""
+    return f"metaprox: warning: {message}\n"
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -69,9 +74,12 @@ def parse(arguments: Sequence[str]) -> Command:
         return _parsed(CheckRun, name, rest)
     if name in OF_A_FAMILY:
         _ask_for_a_family(name, rest)
+    if name in OF_A_FOLDER and rest:
+        folder = next((word for word in rest if not word.startswith("-")), "")
+        return _parsed(with_columns(OF_A_FOLDER[name], folder), name, rest, tyro.conf.FlagCreatePairsOff)
     if name in OTHERS:
         return _parsed(OTHERS[name], name, rest, tyro.conf.FlagCreatePairsOff)
-    commands: dict[str, Callable[..., Command]] = {key: (OF_A_FAMILY | OTHERS)[key] for key in ORDER}
+    commands: dict[str, Callable[..., Command]] = {key: (OF_A_FAMILY | OTHERS | OF_A_FOLDER)[key] for key in ORDER}
     return tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="metaprox",

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from metaprox import comparison, reports, training
 from metaprox.cli.options import WithSettings
+from metaprox.storage.files import damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,12 @@ class Recount:
 
     def run(self, console: Console) -> None:
         """Read the runs, and write the report."""
-        results = comparison.recount(comparison.read(self.out), self.out)
-        training.RunFolder(self.out).write_text("comparison.json", json.dumps(results, indent=2) + "\n")
-        _show_comparison(results, self.out, console)
+        results = comparison.read(self.out)
+        folder = training.RunFolder(self.out)
+        with folder.locked(), damaged(self.out / "comparison.json", "the comparison.json of a comparison"):
+            results = comparison.recount(results, self.out)
+            folder.write_text("comparison.json", json.dumps(results, indent=2) + "\n")
+            _show_comparison(results, self.out, console)
 
 
 def _show_comparison(results: dict[str, Any], out: Path, console: Console) -> None:

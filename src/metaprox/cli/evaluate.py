@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from metaprox import training
+from metaprox.errors import InputError
 from metaprox.reports import show
 from metaprox.tasks import Split
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate the meta-learned weights of a finished run."""
+    """Evaluate the meta-learned weights of a finished run, on a split of its data or on other data."""
 
     run_folder: tyro.conf.Positional[Path]
     """Run folder, as given to metaprox train --out."""
@@ -23,13 +24,17 @@ class Evaluate:
     """Which tasks."""
     count: int = 600
     """How many tasks: those with ids 0 to N - 1."""
+    data: Path | None = None
+    """Other data, read as the run read its own: test tasks are drawn from all of it."""
     as_json: bool = False
     """Print JSON instead of a table."""
 
     def run(self, console: Console) -> None:
         """Print the statistics."""
         folder = training.RunFolder.open(self.run_folder)
-        trainer = training.trainer_of(folder)
+        if self.data is not None and self.split != "test":
+            raise InputError(f"--data makes test tasks of all that it holds: leave out --split {self.split}")
+        trainer = training.trainer_of(folder, self.data)
         trainer.load_weights(folder)
         result = trainer.evaluate(self.split, self.count)
         statistics = {name: asdict(value) for name, value in ({"loss": result.loss} | result.metrics).items()}
@@ -37,7 +42,8 @@ class Evaluate:
             print(json.dumps({"split": self.split, "transductive": result.transductive, **statistics}))
             return
         steps = f" of {trainer.estimator.steps} inner steps" if trainer.estimator.steps else ""
-        table = Table(title=f"{self.count} {self.split} tasks, after adaptation{steps}", title_justify="left")
+        where = f" of {self.data}" if self.data else ""
+        table = Table(title=f"{self.count} {self.split} tasks{where}, after adaptation{steps}", title_justify="left")
         for column in ("quantity", "mean and 95 % interval over tasks", "std between tasks"):
             table.add_column(column)
         for name, value in statistics.items():

@@ -1,46 +1,86 @@
 """metaprox train, resume: a run from its start, or from its last checkpoint."""
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from metaprox import reports, training
+from metaprox import distributed, reports, training, tuning
 from metaprox.cli.options import WithSettings
 from metaprox.cli.progress import shown_progress
+from metaprox.distributed.start import restarted
+from metaprox.errors import HealthWarning
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(WithSettings):
     """Meta-train on a family of tasks, evaluate on unseen ones, write figures and a report."""
 
+    in_processes: ClassVar[bool] = True
+
     out: Path
     """Run folder; must be missing or empty."""
+    tensorboard: bool = False
+    """Write the numbers of the log for TensorBoard too, into the folder tensorboard of the run."""
+    tuned: Path | None = None
+    """Folder of a search, metaprox tune --out: with the settings that it found best, but for those given."""
 
     def run(self, console: Console) -> None:
-        """Train from the start."""
-        with shown_progress(console) as watch:
-            folder = training.train(self.settings(), self.out, watch)
-        _finish(folder, console)
+        """Train from the start; in processes that torchrun has started anew, from the last checkpoint."""
+        callbacks = _callbacks(self.tensorboard)
+        settings = self.settings() if self.tuned is None else tuning.with_best(self.settings(), self.tuned)
+        with _processes(console) as (rank, watch):
+            if restarted() and (self.out / "config.json").is_file():
+                folder = training.resume(self.out, watch, callbacks)
+            else:
+                folder = training.train(settings, self.out, watch, callbacks)
+        _finish(folder, console, rank)
 
 
 @dataclass(frozen=True)
 class Resume:
     """Go on with a run that was stopped, from its last checkpoint, as if it had never stopped."""
 
+    in_processes: ClassVar[bool] = True
+
     run_folder: tyro.conf.Positional[Path]
     """Run folder, as given to metaprox train --out."""
+    tensorboard: bool = False
+    """Write the numbers of the log for TensorBoard too, into the folder tensorboard of the run."""
 
     def run(self, console: Console) -> None:
         """Train from the last checkpoint."""
-        with shown_progress(console) as watch:
-            folder = training.resume(self.run_folder, watch)
-        _finish(folder, console)
+        with _processes(console) as (rank, watch):
+            folder = training.resume(self.run_folder, watch, _callbacks(self.tensorboard))
+        _finish(folder, console, rank)
 
 
-def _finish(folder: training.RunFolder, console: Console) -> None:
+@contextmanager
+def _processes(console: Console) -> Iterator[tuple[int, Callable[[training.Progress], None]]]:
+    """Around a run, in which rank 0 shows and warns, and the others are silent.
+
+    Yields:
+        The rank of this process, and what watches the run.
+    """
+    with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as watch, warnings.catch_warnings():
+        if rank > 0:
+            warnings.simplefilter("ignore", HealthWarning)
+        yield rank, watch
+
+
+def _callbacks(tensorboard: bool) -> list[training.Callback]:
+    return [training.TensorBoard()] if tensorboard else []
+
+
+def _finish(folder: training.RunFolder, console: Console, rank: int) -> None:
+    if rank > 0:
+        return
     report = reports.write_report(folder)
     table = Table(title="Unseen test tasks", title_justify="left")
     for column in ("quantity", "before meta-training", "after meta-training", "tasks"):

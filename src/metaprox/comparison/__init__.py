@@ -1,4 +1,4 @@
-"""Several methods on the same tasks from the same initial points. Needs the extra ``metaprox[experiments]``."""
+"""Several methods on the same tasks from the same initial points. Needs what the command line does."""
 
 from metaprox.comparison.cost import Cost, gradient_evaluations, measure, peak_memory
 from metaprox.comparison.plan import Budget, Plan

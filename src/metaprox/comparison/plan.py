@@ -14,6 +14,7 @@ Budget = Literal["steps", "gradients"]
 NOT_SHARED = {"seed": "give --seeds", "method": "name methods in --methods or --variants"}
 
 
+LONGEST = 200  # bytes of a label, which is the name of a folder
 FILES = ("comparison.json", "table.md", "report.html", "figures")  # beside the folders of the methods
 
 
@@ -154,7 +155,10 @@ def _made(label: str, make: Callable[[int], Any], seed: int) -> Trainer:
 
 
 def _on_equal_tasks(contenders: dict[str, Contender]) -> dict[str, Contender]:
-    """The same. Raises InputError where they are not tested on as many tasks, for they are compared task by task."""
+    """The same. Raises InputError where one has other numbers of test tasks, or may end before its last meta-step."""
+    for label, one in contenders.items():
+        if one.pace.patience is not None:
+            raise InputError(f"{label}: patience={one.pace.patience} makes runs of other lengths: compare without it")
     counts = {label: one.pace.test_tasks for label, one in contenders.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"test_tasks must be the same for all methods, which are compared task by task, got {counts}")
@@ -169,13 +173,20 @@ def _checked(labels: Mapping[str, Any], seeds: Sequence[int]) -> tuple[int, ...]
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds must be given, each once, got {list(seeds)}")
     for label in labels:
-        if not isinstance(label, str) or not label or set(label) & set("/\\") or label.startswith("."):
+        if not _names_a_folder(label):
             raise InputError(
-                f"{checks.shown(label)} names a folder: it can't be empty, start with a dot or have slashes"
+                f"{checks.shown(label)} names a folder: it can't be empty, start with a dot, have slashes or what is "
+                f"not printed, start or end with a space, or take more than {LONGEST} bytes"
             )
         if label in FILES:
             raise InputError(f"{label!r} can't name a method: it is a file of the comparison")
     return seeds
+
+
+def _names_a_folder(label: Any) -> bool:
+    if not isinstance(label, str) or not label.isprintable() or label != label.strip() or label.startswith("."):
+        return False
+    return bool(label) and not set(label) & set("/\\") and len(label.encode()) <= LONGEST
 
 
 def run_path(out: Path, label: str, seed: int) -> Path:

@@ -1,6 +1,5 @@
 """What the runs of a comparison say: means and intervals, paired differences, costs, curves."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from metaprox.comparison.cost import Cost
 from metaprox.comparison.plan import Contender, Plan, per_meta_step, run_path
 from metaprox.comparison.statistics import Estimate, OfSeed
 from metaprox.errors import RunFolderError
+from metaprox.storage.files import damaged, json_of, read_bytes, text_of
 from metaprox.training import RunFolder
 from metaprox.training.stored import flat
 
@@ -111,10 +111,7 @@ def read(out: str | Path) -> dict[str, Any]:
     place = checks.path("out", out) / "comparison.json"
     if not place.is_file():
         raise RunFolderError(f"{out} is not the folder of a finished comparison: it has no comparison.json")
-    try:
-        results: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunFolderError(f"{place} is damaged: {error}") from error
+    results: dict[str, Any] = json_of(place, text_of(place, read_bytes(place)))
     if not isinstance(results, dict) or not {"metric", "seeds", "methods"} <= results.keys():
         raise RunFolderError(f"{place} is not the comparison.json of a comparison")
     return results
@@ -157,8 +154,9 @@ def _runs(plan: Plan, label: str, failures: Mapping[int, str], metric: str, out:
 
 
 def _values(out: Path, label: str, seed: int, metric: str) -> Tensor:
-    columns = RunFolder.open(run_path(out, label, seed)).read_test_values()
-    return torch.tensor(columns[metric], dtype=torch.float64, device="cpu")
+    folder = RunFolder.open(run_path(out, label, seed))
+    with damaged(folder.test_values, f"the results of a run with a {metric}"):
+        return torch.tensor(folder.read_test_values()[metric], dtype=torch.float64, device="cpu")
 
 
 def _before(path: Path, metric: str) -> float | None:

@@ -1,9 +1,12 @@
 """Runs of a comparison: what is missing is run, what is there is kept."""
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ from metaprox import checks
 from metaprox.comparison.cost import measure, sent
 from metaprox.comparison.plan import FILES, Contender, Plan, run_path
 from metaprox.comparison.results import collect
-from metaprox.errors import InputError, NonFiniteError, RunFolderError
+from metaprox.errors import InputError, MetaproxError, NonFiniteError, RunFolderError
+from metaprox.storage.files import is_leftover, naming
 from metaprox.training import Progress, RunFolder, Trainer, configuration_of
-from metaprox.training.stored import different
+from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
+from metaprox.training.stored import completed, different
 
 
 def compare(
@@ -46,26 +51,44 @@ def compare(
             "functions of a module, or jobs=1"
         )
     _refuse_strangers(plan, out)
-    costs = measure(plan.contenders, plan.seeds[0])
-    if plan.budget == "gradients":
-        plan = plan.with_equal_gradients(costs)
-    _refuse_other_settings(plan, out)
-    failures: dict[str, dict[int, str]] = {label: {} for label in plan.contenders}
-    runs = plan.runs()
-    for done, (label, seed, failure) in enumerate(_run_all(runs, out, jobs), start=1):
-        if failure:
-            failures[label][seed] = failure
-        say(f"run {done} of {len(runs)}: {label}, seed {seed}: {failure or 'done'}")
+    with RunFolder(out).made().locked(), stoppable("give the same comparison again") as stop:
+        return _compare(plan, out, jobs, say, stop)
+
+
+def _compare(plan: Plan, out: Path, jobs: int, say: Callable[[str], None], stop: Stop) -> dict[str, Any]:
+    try:
+        costs = measure(plan.contenders, plan.seeds[0])
+        stop.check()
+        if plan.budget == "gradients":
+            plan = plan.with_equal_gradients(costs)
+        _refuse_other_settings(plan, out)
+        failures: dict[str, dict[int, str]] = {label: {} for label in plan.contenders}
+        runs = plan.runs()
+        for done, (label, seed, failure) in enumerate(_run_all(runs, out, jobs, stop), start=1):
+            if failure:
+                failures[label][seed] = failure
+            say(f"run {done} of {len(runs)}: {label}, seed {seed}: {failure or 'done'}")
+            stop.check()
+    except (Asked, Stopped, MetaproxError) as error:  # the last, where a process that was asked to stop failed of it
+        if stop.asked is None:
+            raise
+        where = error.where if isinstance(error, Stopped) else f"between two runs of the comparison in {out}"
+        raise Stopped(stop.asked, where) from None
     results = collect(plan, costs, failures, out)
     RunFolder(out).write_text("comparison.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
 def _refuse_strangers(plan: Plan, out: Path) -> None:
-    known = {*FILES, *(f"{name}.partial" for name in FILES), *plan.contenders}
-    strange = sorted(path.name for path in out.iterdir() if path.name not in known) if out.exists() else []
+    """Raise RunFolderError where the folder holds runs of other methods, or none of these and anything else."""
+    with naming(out, "read"):
+        there = sorted(path for path in out.iterdir() if not is_leftover(path)) if out.exists() else []
+        strange = [path for path in there if path.name not in {*FILES, *plan.contenders}]
+        if len(strange) < len(there):
+            strange = [path for path in strange if any(path.glob("seed_*/config.json"))]
     if strange:
-        raise RunFolderError(f"{out} holds {', '.join(strange)}, which is not of this comparison: choose another --out")
+        names = ", ".join(path.name for path in strange)
+        raise RunFolderError(f"{out} holds {names}, which is not of this comparison: choose another --out")
 
 
 def _refuse_other_settings(plan: Plan, out: Path) -> None:
@@ -73,23 +96,64 @@ def _refuse_other_settings(plan: Plan, out: Path) -> None:
         path = run_path(out, label, seed)
         if not (path / "config.json").exists():
             continue
-        if odd := different(configuration_of(RunFolder.open(path)), contender.configuration(seed)):
+        there, here = completed(configuration_of(RunFolder.open(path))), contender.configuration(seed)
+        if odd := different(there, here):
             raise RunFolderError(f"{path} is a run with other settings ({'; '.join(odd)}): choose another --out")
 
 
-def _run_all(runs: list[tuple[str, int, Contender]], out: Path, jobs: int) -> Iterator[tuple[str, int, str | None]]:
+def _run_all(
+    runs: list[tuple[str, int, Contender]], out: Path, jobs: int, stop: Stop
+) -> Iterator[tuple[str, int, str | None]]:
     """(label, seed, failure) of each run as it ends."""
     if jobs == 1:
         for label, seed, contender in runs:
             yield label, seed, _run(contender, seed, run_path(out, label, seed))
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=follow_parent) as pool:
         futures = {
-            pool.submit(_run, contender, seed, run_path(out, label, seed)): (label, seed)
+            pool.submit(_run_quietly, contender, seed, run_path(out, label, seed)): (label, seed)
             for label, seed, contender in runs
         }
-        for future in as_completed(futures):
-            yield (*futures[future], future.result())
+
+        def end_all(number: int = signal.SIGTERM) -> None:
+            for future in futures:
+                future.cancel()
+            for child in active_children():
+                os.kill(child.pid or 0, signal.SIGTERM)
+
+        stop.forward = end_all
+        try:
+            for future in as_completed(futures):
+                if not future.cancelled():
+                    yield (*futures[future], future.result())
+        except BaseException:
+            if stop.asked is None:  # that of one run is all that is told
+                end_all()
+            raise
+
+
+def follow_parent() -> None:
+    """In a process that does runs for another: end, once the state is saved, when that one is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other one gets it too, and passes it on
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _run_quietly(contender: Contender, seed: int, path: Path) -> str | None:
+    """``_run`` in a process of its own, which ends with the run where the process that asked for it is gone."""
+    try:
+        with stoppable(""):
+            return _run(contender, seed, path)
+    finally:
+        parent = parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
 
 
 def _run(contender: Contender, seed: int, path: Path) -> str | None:
@@ -103,15 +167,7 @@ def _run(contender: Contender, seed: int, path: Path) -> str | None:
 
 def train_or_resume(trainer: Trainer, path: Path, watch: Callable[[Progress], None] = lambda progress: None) -> None:
     """Go on with the run in ``path`` from its last checkpoint, or start it where there is none."""
-    if (path / "checkpoint.safetensors").exists():
+    if (path / "config.json").exists():
         trainer.resume(path, watch)
     else:
-        _forget_a_run_without_checkpoint(path)
         trainer.train(path, watch)
-
-
-def _forget_a_run_without_checkpoint(path: Path) -> None:
-    """A run that was killed before its first checkpoint left nothing but its configuration."""
-    if path.exists() and {child.name for child in path.iterdir()} <= {"config.json", "config.json.partial"}:
-        for child in path.iterdir():
-            child.unlink()

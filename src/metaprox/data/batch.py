@@ -74,6 +74,14 @@ class TaskBatch:
         return f"Its data have non-finite values, in {', '.join(places)}. " if places else ""
 
 
+def has_no_task(tasks: Any) -> bool:
+    """Whether ``tasks`` is an empty list, or a stack of none."""
+    if isinstance(tasks, Task):
+        found = [leaf for leaf in pytree.tree_leaves(tasks) if isinstance(leaf, Tensor)]
+        return bool(found) and all(leaf.dim() > 0 and leaf.shape[0] == 0 for leaf in found)
+    return isinstance(tasks, (list, tuple)) and not tasks
+
+
 def _has_non_finite(leaf: Tensor) -> bool:
     values = leaf.detach()
     if values.layout != torch.strided:

@@ -51,7 +51,7 @@ def _whole(count: int, batch_size: int | None, drop_last: bool) -> int:
 @contextmanager
 def coupled_reading(batches: Any) -> Iterator[None]:
     """Generators of a DataLoader's own are seeded from torch's global one, and put back at the end."""
-    own = _generators(batches) if isinstance(batches, DataLoader) else []
+    own = own_generators(batches) if isinstance(batches, DataLoader) else []
     states = [generator.get_state() for generator in own]
     for generator in own:
         generator.manual_seed(int(torch.randint(2**63 - 1, (), device="cpu")))
@@ -62,7 +62,8 @@ def coupled_reading(batches: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+def own_generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """Those that it or its samplers were given, each once."""
     batch_sampler = loader.batch_sampler
     holders = (loader, loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
     found = {id(g): g for g in (getattr(holder, "generator", None) for holder in holders) if g is not None}

@@ -11,15 +11,14 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.arguments import check_estimate, parameters_to_fill
 from metaprox.call import begun
-from metaprox.data.batch import TaskBatch
+from metaprox.data.batch import TaskBatch, has_no_task
 from metaprox.data.task import Task
-from metaprox.errors import NonFiniteError
-from metaprox.estimators.error import sampling_error
-from metaprox.estimators.info import Info
+from metaprox.estimators.monitor import Monitor
+from metaprox.estimators.reduce import Reduce, ReduceSetting, check_reduce, reduction
 from metaprox.estimators.result import ChunkResult, Estimate, MetaGradient
+from metaprox.estimators.sums import Sums
 from metaprox.inner.failures import Purpose
 from metaprox.inner.solve import Stopping
-from metaprox.losses.checked import joined
 from metaprox.losses.choose import BackendName, Choice, ChunkSize
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.look import Query
@@ -53,6 +52,8 @@ class Estimator(ABC):
         on_nonfinite: "raise" NonFiniteError where a task diverges, or "skip" it: the mean is then over the others, and
             ``info.skipped`` names it. Its ``query_loss`` is what it came to, NaN where the base diverged. Where all
             tasks diverge, NonFiniteError is raised all the same.
+        reduce: what becomes of the tasks' gradients, a ``mp.Reduce`` or a list of them: ``mp.distributed.AllReduce()``
+            sums over processes. None: their weighted mean, in one process.
     """
 
     solver: InnerSolver
@@ -64,13 +65,14 @@ class Estimator(ABC):
     chunk_size: ChunkSize = "auto"
     compile: bool = False
     on_nonfinite: Literal["raise", "skip"] = "raise"
+    reduce: ReduceSetting = None
 
     _query: ClassVar[Query] = "gradient"
     _differentiates_twice: ClassVar[bool] = False
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
-        checks.settle(self, solver=check_solver, compile=checks.switch)
+        checks.settle(self, solver=check_solver, compile=checks.switch, reduce=check_reduce)
         checks.settle(self, **dict.fromkeys(("steps", "max_steps"), checks.optional(checks.count)))
         checks.settle(self, tol=checks.optional(checks.positive), chunk_size=checks.count_or("auto"))
         self._stopping()
@@ -108,7 +110,15 @@ class Estimator(ABC):
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         """The per-task meta-gradients at x [P], and w, for the tasks of ``gradients``; y_i too if it is to be kept."""
 
-    def __call__(self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task]) -> MetaGradient:
+    def __call__(
+        self,
+        problem: ProximalProblem,
+        params: Params,
+        tasks: Task | Sequence[Task],
+        *,
+        weights: Sequence[float] | Tensor | None = None,
+        per_task: bool = False,
+    ) -> MetaGradient:
         """Estimate grad F(x) at ``params``. Pure: nothing is written on, global generators advance by one draw.
 
         What it costs is said by each estimator's class.
@@ -117,24 +127,36 @@ class Estimator(ABC):
             problem: the losses, lam, and what adapts.
             params: the meta-parameters x, a dict of tensors.
             tasks: a Task whose tensors have a leading dimension T, or a sequence of T single Tasks.
+            weights: w_i >= 0 [T]: the mean is sum_i w_i g_i / sum_i w_i. None: all are 1.
+            per_task: whether to return the gradient of each task too, as ``reduce`` leaves it: T P numbers.
 
         Returns:
             The mean over tasks of grad F_i(x), shaped like ``params``, with y_i, query losses and diagnostics [T].
 
         Raises:
-            InputError: bad parameters, tasks or losses, before anything is changed.
+            InputError: bad parameters, tasks or losses, before anything is changed; or there are several processes and
+                no ``reduce``.
             NonFiniteError: a solve or a gradient overflowed, and such tasks are not skipped, or all are; names the task
                 and the step.
         """
-        check_estimate(problem, params)
-        return self._run(problem, params, tasks, keep_adapted=True)
+        with reduction(self.reduce).call() as reduce:
+            check_estimate(problem, params)
+            return self._run(reduce, problem, params, tasks, weights, keep_adapted=True, per_task=per_task)
 
     def backward(
-        self, problem: ProximalProblem, tasks: Task | Sequence[Task], params: Mapping[str, Tensor] | None = None
+        self,
+        problem: ProximalProblem,
+        tasks: Task | Sequence[Task],
+        params: Mapping[str, Tensor] | None = None,
+        *,
+        weights: Sequence[float] | Tensor | None = None,
+        per_task: bool = False,
     ) -> MetaGradient:
         """Add the meta-gradient at ``params`` to their ``.grad``, as ``loss.backward()`` would.
 
-        ``params`` are the module's trainable parameters unless given. Nothing is added if anything raises.
+        ``params`` are the module's trainable parameters unless given; ``weights`` and ``per_task`` as for a call.
+        Nothing is added if anything raises. Of every 25 calls the problem's ``mp.Monitor`` warns of what is not
+        healthy, once of each thing.
 
         Returns:
             That of a call, at the same cost. Where a ``.grad`` was None, it and the result's ``grad`` are one tensor;
@@ -145,67 +167,51 @@ class Estimator(ABC):
                 no live ones.
             NonFiniteError: as for a call.
         """
-        params = parameters_to_fill(problem, params)
-        result = self._run(problem, params, tasks, keep_adapted=False)
+        with reduction(self.reduce).call() as reduce:
+            params = parameters_to_fill(problem, params)
+            result = self._run(reduce, problem, params, tasks, weights, keep_adapted=False, per_task=per_task)
         with torch.no_grad():
             for name, value in params.items():
                 if value.grad is None:
                     value.grad = result.grad[name]
                 else:
                     value.grad.add_(result.grad[name])
+        Monitor.of(problem).see(result)
         return result
 
     def _run(
-        self, problem: ProximalProblem, params: Params, tasks: Task | Sequence[Task], *, keep_adapted: bool
+        self,
+        reduce: Reduce,
+        problem: ProximalProblem,
+        params: Params,
+        tasks: Task | Sequence[Task],
+        weights: Sequence[float] | Tensor | None,
+        *,
+        keep_adapted: bool,
+        per_task: bool,
     ) -> MetaGradient:
         self.check(problem)
-        batch = TaskBatch.of(tasks)
-        total: Tensor | None = None
-        chunks: list[ChunkResult] = []
-        adapted: list[Tensor] = []
-        with begun(
-            problem,
-            params,
-            batch,
-            self._choice(),
-            query=self._query,
-            at_once=self._evaluations_at_once(),
-            twice=self._differentiates_twice,
-        ) as call:
-            for span in call.chunks():
-                gradients = call.gradients(span)
-                purpose = self._purpose("meta-gradient", gradients)
-                chunk = ChunkResult.of(self._estimate(gradients, keep_adapted), self.solver, purpose)
-                some = chunk.grad[0] if len(chunk.grad) == 1 else chunk.grad.sum(0)
-                total = some if total is None else total.add_(some)
+        checks.switch("per_task", per_task)
+        batch = None if reduce.takes_no_tasks and has_no_task(tasks) else TaskBatch.of(tasks)
+        sums = Sums.begun(reduce, problem, params, batch, weights, keep_adapted=keep_adapted, keep_tasks=per_task)
+        if batch is not None:
+            with begun(
+                problem,
+                params,
+                batch,
+                self._choice(),
+                query=self._query,
+                at_once=self._evaluations_at_once(),
+                twice=self._differentiates_twice,
+                place=sums.place,
+            ) as call:
+                for span in call.chunks():
+                    gradients = call.gradients(span)
+                    purpose = self._purpose("meta-gradient", gradients)
+                    estimate = self._estimate(gradients, keep_adapted)
+                    estimate = replace(estimate, grad=call.of_learned(estimate.grad, gradients))
+                    sums.add(ChunkResult.of(estimate, self.solver, purpose), span)
+                    del estimate
                 if keep_adapted:
-                    assert chunk.adapted is not None
-                    adapted.append(chunk.adapted)
-                chunks.append(chunk.without_vectors())
-                del chunk, some
-            parameters = call.parameters
-        assert total is not None  # a batch has at least one task
-        info = Info.join([c.info for c in chunks])
-        left = self._tasks_left(info, chunks, batch.size)
-        mean, lengths = total.div_(left), torch.cat([c.length for c in chunks])
-        kept = lengths if left == batch.size else lengths[~info.skipped]
-        info = replace(info, sampling_error=sampling_error(kept, mean))
-        return MetaGradient(
-            grad=parameters.unflatten(mean),
-            query_loss=torch.cat([c.query_loss for c in chunks]),
-            metrics=joined([c.metrics for c in chunks]),
-            adapted=parameters.adapted.unflatten(torch.cat(adapted)) if keep_adapted else None,
-            info=info,
-        )
-
-    def _tasks_left(self, info: Info, chunks: Sequence[ChunkResult], count: int) -> int:
-        """How many tasks the mean is over. Raises NonFiniteError where all are skipped."""
-        failure = next((chunk.failure for chunk in chunks if chunk.failure), None)
-        left = count if failure is None else count - int(info.skipped.sum())
-        if failure is not None and left == 0:
-            raise NonFiniteError(
-                f"all {count} tasks diverged, so that on_nonfinite='skip' leaves none; the first: {failure}",
-                task=failure.task,
-                step=failure.step,
-            )
-        return left
+                    sums.name_adapted(call.adapted)
+        return sums.result()

@@ -1,6 +1,6 @@
 """The perturbed inner problems: their gradients at y_0, where all of them start, and away from it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 from metaprox.estimators.step import Lengths
 from metaprox.inner.proximal import residual_at
 from metaprox.inner.trail import Trail, add_weighted
-from metaprox.losses.backend import Evaluation
+from metaprox.losses.backend import Evaluation, Step
 from metaprox.losses.gradients import Gradients
+from metaprox.solvers.protocol import InnerSolver
 from metaprox.vectors.norms import norm
 from metaprox.vectors.terms import LinearTerm
 
@@ -103,6 +104,22 @@ class Branches:
         y0 = at_base.y0 if len(nodes) == 1 else None
         return cls(nodes, weights, nu, tilt, LinearTerm(terms) if terms else None, y0)
 
+    def gradient(
+        self,
+        gradients: Gradients,
+        noise: Callable[[int], int],
+        moves_query: bool,
+        y: Tensor,
+        step: int,
+        where: slice,
+    ) -> Tensor:
+        """Of the branches in ``where`` at y [T, b, P], with n_j nu f where ``moves_query``, and n_j nu v else."""
+        grad = gradients.proximal(y, noise(step), where, linear=self.linear)
+        moved = slice(1 if self.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
+        if moves_query and y[:, moved].shape[1]:
+            gradients.add_query(grad[:, moved], self.tilt[:, where][:, moved], y[:, moved], noise(step))
+        return grad
+
     def per_nu(self, difference: Tensor) -> Tensor:
         """``difference`` / nu; 0 where nu is, because branches are then alike."""
         return difference / torch.where(self.nu > 0, self.nu, torch.inf)
@@ -124,3 +141,34 @@ class Branches:
         weights = self.nu.new_tensor(self.weights)[:, None]
         total = (weights * gradients.support_shared(torch.cat(list(parts), 1), 0)).sum(1, keepdim=True)
         return total if self.y0 is None else total - gradients.support_shared(self.y0, 0)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The branches' problems away from y_0, as the loop wants them.
+
+    query_moves: whether grad f is taken where the branches are, and not v at all steps. noisy: whether each step has a
+    noise of its own.
+    """
+
+    branches: Branches
+    gradients: Gradients
+    solver: InnerSolver
+    query_moves: bool
+    noisy: bool
+
+    def gradient(self, y: Tensor, step: int, where: slice) -> Tensor:
+        """At the points y [T, b, P] of the branches ``where``. Costs a gradient of each loss, f's not at node 0."""
+        branches, noise = self.branches, step if self.noisy else 0
+        grad = self.gradients.proximal(y, noise, where, linear=branches.linear)
+        moved = slice(1 if branches.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
+        if self.query_moves and y[:, moved].shape[1]:
+            tilt = branches.tilt[:, where]
+            self.gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], noise)
+        return grad
+
+    def fused(self, y: Tensor, step: int, where: slice) -> Step | None:
+        """That and the step along it in one, where no gradient of f comes between."""
+        if self.query_moves:
+            return None
+        return self.gradients.step(self.solver, y, step if self.noisy else 0, where, linear=self.branches.linear)

@@ -11,17 +11,23 @@ from metaprox import checks
 from metaprox.arguments import check_estimate
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
-from metaprox.errors import MetaproxError
+from metaprox.errors import InputError, MetaproxError
+from metaprox.losses.made import Made
+from metaprox.losses.noise import coupled_noise
 from metaprox.losses.second_order import flat_losses
 from metaprox.problem import ProximalProblem
 from metaprox.types import Params
+from metaprox.vectors.layout import Layout
 from metaprox.vectors.norms import norm
 from metaprox.vectors.parameters import Parameters
 
 
 @dataclass(frozen=True)
 class ExactMetaGradient:
-    """grad: mean over tasks. per_task: [T, P + W], adapted ones first. solutions: y_i(x) [T, P]. value: F(x) []."""
+    """grad: mean over tasks. per_task: [T, P + W], adapted ones first. solutions: y_i(x) [T, P]. value: F(x) [].
+
+    Where tasks have parameters of their own, per_task is [T, N], of x in the order it was given in.
+    """
 
     grad: dict[str, Tensor]
     per_task: Tensor
@@ -49,30 +55,46 @@ def exact_meta_gradient(
     check_estimate(problem, params)
     tol, max_steps = checks.positive("tol", tol), checks.count("max_steps", max_steps)
     checks.positive("lam", problem.lam, "the inner problem is a proximal solve")
-    parameters = Parameters.of(params, problem.adapted_names).flat()
     batch = TaskBatch.of(tasks)
+    with torch.no_grad(), coupled_noise(Layout.of(params).device) as noise:
+        made = Made.of(problem.private(), params, batch, noise)
+        parameters = Parameters.of(params, problem.adapted_names).flat() if made is None else made.parameters(0, 1)
+        named = parameters.unflatten if made is None else made.learned.unflatten
+        if made is not None and not made.alike:
+            raise InputError(
+                "tasks have parameters of their own of unequal shapes: give those of each shape by themselves"
+            )
+        solutions, gradients, values = [], [], []
+        for index in range(batch.size):
+            parameters = parameters if made is None else made.parameters(index, index + 1).flat()
+            with torch.enable_grad():
+                y, gradient, value = _of_task(problem, parameters, batch.one(index), index, tol, max_steps)
+            gradient = gradient if made is None else made.pulled(parameters, gradient[None, None], index)[0][0, 0]
+            solutions.append(y)
+            gradients.append(gradient)
+            values.append(value)
+    per_task = torch.stack(gradients)
+    return ExactMetaGradient(named(per_task.mean(0)), per_task, torch.stack(solutions), torch.stack(values).mean())
+
+
+def _of_task(
+    problem: ProximalProblem, parameters: Parameters, task: Task, index: int, tol: float, max_steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y_i [P], its gradient with respect to (x, w) [P + W], and f_i there."""
     x, w = parameters.x, parameters.w
     inner, outer = flat_losses(problem, parameters)
-    solutions, gradients, values = [], [], []
-    for index in range(batch.size):
-        task = batch.one(index)
 
-        def phi(y: Tensor, w: Tensor = w, support: object = task.support) -> Tensor:
-            return inner(torch.cat([y, w]), support)[0] + 0.5 * problem.lam * (y - x).square().sum()
+    def phi(y: Tensor, w: Tensor = w) -> Tensor:
+        return inner(torch.cat([y, w]), task.support)[0] + 0.5 * problem.lam * (y - x).square().sum()
 
-        def f(y: Tensor, w: Tensor, query: object = task.query) -> Tensor:
-            return outer(torch.cat([y, w]), query)[0]
+    def f(y: Tensor, w: Tensor) -> Tensor:
+        return outer(torch.cat([y, w]), task.query)[0]
 
-        y = _newton(phi, x, tol, max_steps, index)
-        v, direct = grad(f, (0, 1))(y, w)
-        z = torch.linalg.solve(_hessian(phi, y), v)
-        mixed = grad(lambda w, y=y, z=z, phi=phi: grad(phi)(y, w) @ z)(w)
-        gradients.append(torch.cat([problem.lam * z, direct - mixed]))
-        solutions.append(y)
-        values.append(f(y, w))
-    per_task = torch.stack(gradients)
-    mean = parameters.unflatten(per_task.mean(0))
-    return ExactMetaGradient(mean, per_task, torch.stack(solutions), torch.stack(values).mean())
+    y = _newton(phi, x, tol, max_steps, index)
+    v, direct = grad(f, (0, 1))(y, w)
+    z = torch.linalg.solve(_hessian(phi, y), v)
+    mixed = grad(lambda w: grad(phi)(y, w) @ z)(w)
+    return y.detach(), torch.cat([problem.lam * z, direct - mixed]).detach(), f(y, w).detach()
 
 
 def _newton(phi, x: Tensor, tol: float, max_steps: int, task: int) -> Tensor:  # type: ignore[no-untyped-def]

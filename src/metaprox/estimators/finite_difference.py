@@ -10,18 +10,19 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.branches import AtBase, Branches
+from metaprox.estimators.branches import AtBase, Branches, Problems
 from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
-from metaprox.estimators.stencil import STENCILS, Scheme, Stencil, stencil
+from metaprox.estimators.stencil import STENCILS, Scheme, stencil
 from metaprox.estimators.step import Lengths, weight
+from metaprox.estimators.truncation import FURTHER, Bend, check_known, truncation
+from metaprox.estimators.until import Until
 from metaprox.inner.failures import Purpose
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Fused, GradientAt, solve_parts
-from metaprox.losses.backend import Step
+from metaprox.inner.solve import Solution, solve_parts
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import InnerSolver, resumed, separates_branches
+from metaprox.solvers.protocol import resumed, separates_branches
 from metaprox.vectors.norms import norm
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
@@ -70,6 +71,10 @@ class FOBMAML(Branched):
         start: "base": branches start at y_0. "predictor": at y_0 - (n_j nu/lam) v, the solution to first order
             where fhat is flat; with branch_steps=0 this is FO-MAML exactly.
         estimate_error: whether to say ``info.relative_error``. Without it the loop backend saves two vectors.
+        rtol: each task's base and branches take steps until their parts of that error are at most 1 : B of rtol, and
+            ``steps`` and ``branch_steps`` at most. For convex inner losses and tasks that can be solved.
+        estimate_truncation: whether ``info.truncation_error`` is part of it, of forward and symmetric differences. It
+            costs a support gradient a task (forward "loss": a query gradient too), and seven vectors.
 
     ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
@@ -99,21 +104,31 @@ class FOBMAML(Branched):
     nu: float | None = None
     eps: float | None = None
     estimate_error: bool = True
+    rtol: float | None = None
+    estimate_truncation: bool = False
 
-    # Where each of the two steps has a meaning.
-    step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}
+    step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}  # where each of the two has a meaning
 
     def __post_init__(self) -> None:
         super().__post_init__()
         step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
-        checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, estimate_error=checks.switch)
+        checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, rtol=checks.optional(checks.positive))
+        checks.settle(self, estimate_error=checks.switch, estimate_truncation=checks.switch)
+        if self.rtol is not None and (self.tol is not None or not self.estimate_error):
+            raise InputError(f"rtol={self.rtol!r} needs steps=K, at most, and estimate_error=True")
         for name, perturb in self.step_of.items():
             value = getattr(self, name)
             if value is not None and self.perturb != perturb:
                 raise InputError(f"{name}={value!r} is the step of perturb={perturb!r}, but perturb={self.perturb!r}")
+        if self.estimate_truncation:
+            check_known(self.scheme, self.estimate_error)
 
     def _evaluations_at_once(self) -> int:
-        return len(self._table(stencil(self.scheme))[0])
+        return len(self._nodes_and_weights[0])
+
+    @property
+    def _nodes_and_weights(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return stencil(self.scheme).branches(corrected=self.residual_correction)
 
     @property
     def _chooses(self) -> bool:
@@ -127,31 +142,24 @@ class FOBMAML(Branched):
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
         watched = BASE_STEPS if self.estimate_error else 0
-        base = proximal_solve(gradients, self.solver, self._stopping(), self.on_nonfinite, watched=watched)
-        adapted = base.y if keep_adapted else None
-        measured = self._chooses or self.tol is not None
-        at_base, query, shared = AtBase.of(gradients, base.y, measured=measured, trail=base.trail)
+        until = Until.of(self.rtol, gradients, self._evaluations_at_once())
+        stopping, enough = self._stopping(), until.base if until else None
+        base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
+        adapted, measure = base.y if keep_adapted else None, self._chooses or self.tol is not None
+        at_base, query, shared = AtBase.of(gradients, base.y, measured=measure, trail=base.trail)
         seen = of_base(base.trail, gradients, at_base.y0)
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
-        del at_base  # and with it y_0, r and v, but for what the branches' problems keep
         solver = gradients.for_parameters(self._solver_of_branches)
-        ends = solve_parts(
-            self._gradient_of(branches, gradients),
-            starts,
-            solver,
-            self._steps_of_branches,
-            first=first,
-            fused=self._step_of(branches, gradients, solver),
-            tol=tol,
-            trail=of_last_steps(branches.weights, solver, self._steps_of_branches) if self.estimate_error else None,
-            begin=resumed(solver, self.solver, base.step_sizes),
-            purpose=self._purpose_of_branches(gradients),
-        )
+        problems = Problems(branches, gradients, solver, self.perturb == "loss", not self.residual_correction)
+        bend = self._bend(at_base, problems)
+        del at_base  # and with it y_0, r and v, but for what the branches' problems keep
+        ends = self._solved(problems, bend, starts, first, until or tol, base.step_sizes)
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
+        bent = None if bend is None else truncation(bend.theta(), stencil(self.scheme).order, self.perturb)
         length, norm_v = norm(grad).flatten(), norm_v.flatten()
         info = Info.of(
             base,
@@ -161,10 +169,10 @@ class FOBMAML(Branched):
             gradient_ratio=torch.where(norm_v > 0, length / norm_v, 0.0),
             linear_residual=linear_residual(ends.trail, norm_v, per_nu),
             nu=branches.nu.flatten(),
-            seen=of_difference(gradients.lam, length, seen, ends.trail, per_nu),
+            seen=of_difference(gradients.lam, length, seen, ends, per_nu, bent, early=(until or tol) is not None),
         )
-        found = Estimate.of(adapted, grad, shared, query, info, base, replace(ends, parts=()))
-        return self._unless_astray(found, gradients)
+        ends = replace(ends, parts=())
+        return self._unless_astray(Estimate.of(adapted, grad, shared, query, info, base, ends), gradients)
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients
@@ -174,47 +182,60 @@ class FOBMAML(Branched):
         They start in one part, or each in its own where that saves memory and changes nothing.
         """
         lam, corrected, norm_v, lengths = gradients.lam, self.residual_correction, at_base.norm_v, at_base.lengths
-        nu, (nodes, weights) = self._nu(lam, norm_v, lengths), self._table(stencil(self.scheme))
+        nu, (nodes, weights) = self._nu(lam, norm_v, lengths), self._nodes_and_weights
         branches = Branches.of(at_base, nodes, weights, nu, center=self.perturb == "center", corrected=corrected)
-        apart = gradients.one_branch_at_a_time and self.tol is None and separates_branches(self._solver_of_branches)
+        together = self.tol is not None or self.rtol is not None or not separates_branches(self._solver_of_branches)
+        apart = gradients.one_branch_at_a_time and not together
         parts = [slice(j, j + 1) for j in range(len(nodes))] if apart else [slice(0, len(nodes))]
         predict = self.start == "predictor"
         starts, first = at_base.leave(branches.tilt, parts, lam=lam, corrected=corrected, predict=predict)
         tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
         return branches, starts, first, tol
 
-    def _gradient_of(self, branches: Branches, gradients: Gradients) -> GradientAt:
-        """Of the branches' problems away from y_0."""
+    def _solved(
+        self,
+        problems: Problems,
+        bend: Bend | None,
+        starts: list[Tensor],
+        first: list[Tensor],
+        tol: Until | Tensor | None,
+        base_steps: Tensor,
+    ) -> Solution:
+        """The branches' solutions from ``starts``, after a base of steps of these sizes."""
+        steps, solver, branches = self._steps_of_branches, problems.solver, problems.branches
+        trail = of_last_steps(branches.weights, solver, steps) if self.estimate_error else None
+        return solve_parts(
+            problems.gradient if bend is None else bend.gradient,
+            starts,
+            solver,
+            steps,
+            first=first,
+            fused=problems.fused if bend is None else bend.fused,
+            tol=tol.branches(branches, trail) if isinstance(tol, Until) else tol,
+            trail=trail,
+            begin=resumed(solver, self.solver, base_steps),
+            purpose=self._purpose_of_branches(problems.gradients),
+        )
 
-        def gradient(y: Tensor, step: int, where: slice) -> Tensor:
-            grad = gradients.proximal(y, self._noise(step), where, linear=branches.linear)
-            moved = slice(1 if branches.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
-            if self.perturb == "loss" and y[:, moved].shape[1]:
-                tilt = branches.tilt[:, where]
-                gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], self._noise(step))
-            return grad
-
-        return gradient
-
-    def _step_of(self, branches: Branches, gradients: Gradients, solver: InnerSolver) -> Fused:
-        """That and the step along it in one, where no gradient of f comes between."""
-
-        def fused(y: Tensor, step: int, where: slice) -> Step | None:
-            if self.perturb == "loss":
-                return None
-            return gradients.step(solver, y, self._noise(step), where, linear=branches.linear)
-
-        return fused
+    def _bend(self, at_base: AtBase, problems: Problems) -> Bend | None:
+        """What the truncation is judged by, where it is asked for."""
+        if not self.estimate_truncation:
+            return None
+        branches = problems.branches
+        corner = {"center": self.perturb == "center", "corrected": self.residual_correction}
+        further = Branches.of(at_base, (FURTHER[self.scheme].node,), (1.0,), branches.nu, **corner)
+        last = 0 if self.tol is not None or self.rtol is not None else self._steps_of_branches - 1
+        return Bend(problems, replace(problems, branches=further), self.scheme, at_base.v, last)
 
     def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
         """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""
-        if not self._may_go_astray:
+        if self.perturb == "center" or min(stencil(self.scheme).nodes) >= 0:
             return found
         base, branch = found.solves
-        steady = branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO)
-        if bool((steady | ~base.finite).all()):
-            return found
-        return found.where(steady, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
+        astray = base.finite & ~(branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO))
+        if self._chooses and bool(astray.any()):
+            found = found.where(~astray, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
+        return replace(found, info=replace(found.info, astray=astray))
 
     def _purpose_of_branches(self, gradients: Gradients) -> Purpose:
         if self.perturb == "center" or self.nu is None or min(stencil(self.scheme).nodes) >= 0:
@@ -224,18 +245,6 @@ class FOBMAML(Branched):
         purpose = self._purpose("branch solve", gradients, advice)
         astray = self._may_go_astray and self.on_nonfinite == "raise"
         return replace(purpose, on_nonfinite="tell") if astray else purpose
-
-    def _noise(self, step: int) -> int:
-        return 0 if self.residual_correction else step
-
-    def _table(self, rule: Stencil) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Returns nodes and weights of the branches that are solved.
-
-        With residual correction the branch at node 0 stays at y_0: the one left differs from y_0 itself.
-        """
-        rows = [(n, w) for n, w in zip(rule.nodes, rule.weights, strict=True) if n or not self.residual_correction]
-        nodes, weights = zip(*rows, strict=True)
-        return nodes, weights
 
     def _nu(self, lam: float, norm_v: Tensor, lengths: Lengths | None) -> Tensor:
         """The step of the difference [T, 1, 1]."""

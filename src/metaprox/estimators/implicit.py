@@ -79,7 +79,7 @@ class IMAML(Estimator):
                 lam,
                 lam * norm(z).flatten(),
                 **of_base(base.trail, gradients, base.y),
-                **of_system(lam, z, query.grad, left),
+                **of_system(z, query.grad, left),
             ),
         )
         shared = shared - mixed_product(gradients, base.y, z, 0)

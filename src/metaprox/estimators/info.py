@@ -1,6 +1,6 @@
 """What a meta-gradient says of how it was computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.estimators.error import COLUMNS as SEEN
 from metaprox.estimators.error import Seen
 from metaprox.inner.solve import Solution
 from metaprox.losses.gradients import Counts
@@ -31,8 +32,9 @@ class Info:
         what the solves have seen, no bound (docs/error.md); 1 where g_i may be mostly error. It is the sum of the next
         four, of which those that are NaN are not known. NaN where a method has none, or it was not asked for.
     branch_error: of branches that are not solved, or of the linear system [T]. base_error: of y_0, which is not [T].
-    truncation_error: of the finite difference [T]; NaN, for it takes a further gradient. rounding_error: of rounding,
-        divided by the step of the difference [T].
+    truncation_error: of the finite difference [T]; NaN unless ``estimate_truncation=True`` pays the gradient that it
+        takes. For smooth losses: with kinks (ReLU) it may be anything. rounding_error: of rounding, divided by the step
+        of the difference [T].
     sampling_error: the standard error of the mean over the tasks of the batch, relative to the mean gradient: that of
         other tasks in their place. NaN for a single task.
     seen: what the errors are computed from, the first time that one is asked for.
@@ -41,6 +43,8 @@ class Info:
         ``max_steps``. Where no tolerance was asked for (``steps=K``), True.
     skipped: whether the task was left out because it diverged, with on_nonfinite="skip" [T]. Its other entries are what
         they came to, and may be anything.
+    astray: whether a branch at -nu was seen to have left what has a minimum [T], for "loss": with the default step such
+        a task was differentiated anew by "center".
     base_steps, branch_steps: inner steps taken [T].
     base_step_sizes, branch_step_sizes: ||step|| / ||gradient|| of each [T, K], NaN where there was none.
     counts: gradient evaluations and Hessian-vector products, one per task and branch.
@@ -54,6 +58,7 @@ class Info:
     nu: Tensor
     converged: Tensor
     skipped: Tensor
+    astray: Tensor
     base_steps: Tensor
     branch_steps: Tensor
     base_step_sizes: Tensor
@@ -71,7 +76,8 @@ class Info:
         return cls(
             **(dict.fromkeys((*OWN, "nu"), unknown) | known),
             converged=base.converged & branch.converged if branch else base.converged,
-            skipped=torch.zeros_like(base.converged),
+            skipped=(nobody := torch.zeros_like(base.converged)),
+            astray=nobody,
             base_steps=base.steps,
             branch_steps=branch.steps if branch else torch.zeros_like(base.steps),
             base_step_sizes=base.step_sizes,
@@ -90,6 +96,18 @@ class Info:
         counts = Counts.total([info.counts for info in infos])
         seen = Seen.join([info.seen for info in infos])
         return cls(**columns, counts=counts, sampling_error=infos[0].sampling_error, seen=seen)
+
+    def columns(self) -> dict[str, Tensor]:
+        """All that is [T] or [T, K], by name."""
+        own = {name: getattr(self, name) for name in _COLUMNS}
+        return own | {f"seen.{name}": getattr(self.seen, name) for name in SEEN}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Tensor], counts: Counts, lam: float) -> "Info":
+        """From ``columns``, the work that was done, and lam."""
+        seen = Seen(lam, *(columns[f"seen.{name}"] for name in SEEN))
+        unknown = seen.length.new_tensor(torch.nan)
+        return cls(**{name: columns[name] for name in _COLUMNS}, counts=counts, sampling_error=unknown, seen=seen)
 
     def where(self, here: Tensor, other: "Info") -> "Info":
         """This one's entries for the tasks ``here`` [T], and the ``other`` one's for the rest; counts of all work."""

@@ -22,7 +22,11 @@ class MetaGradient:
 
     grad: mean over tasks of grad F_i(x), shaped like the parameters, adapted and shared ones alike.
     query_loss: f_i(y_i) at the adapted parameters [T]. metrics: whatever else the outer loss returned [T].
-    adapted: y_i with a leading dimension T, of the parameters that adapt. None if not asked for.
+    adapted: y_i with a leading dimension T, of the parameters that adapt. None if not asked for, or where tasks have
+        parameters of their own of unequal shapes.
+    per_task: the gradient of each task, with a leading dimension T, as ``reduce`` left it. None if not asked for.
+
+    In several processes ``adapted`` and ``per_task`` are of the tasks of this one; all else is of all tasks.
     """
 
     grad: dict[str, Tensor]
@@ -30,6 +34,11 @@ class MetaGradient:
     metrics: dict[str, Tensor]
     adapted: dict[str, Tensor] | None
     info: Info
+    per_task: dict[str, Tensor] | None = None
+
+    def without_vectors(self) -> "MetaGradient":
+        """The same without gradient and parameters: a few numbers a task."""
+        return replace(self, grad={}, adapted=None)
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """An estimate for some of the tasks: gradient [T, P + W], its norm, adapted parameters [T, P] if kept, the rest.
+    """An estimate for some of the tasks: gradient [T, P + W], adapted parameters [T, P] if kept, the rest.
 
     failure: why the first of the tasks that are skipped is; their gradients are 0.
     """
 
     grad: Tensor
-    length: Tensor
     adapted: Tensor | None
     query_loss: Tensor
     metrics: Metrics
@@ -98,10 +106,7 @@ class ChunkResult:
             loss = torch.where(adapts, loss, torch.nan)
             y = None if y is None else torch.where(adapts[..., None], y, torch.nan)
         metrics = {name: metric.squeeze(1) for name, metric in query.metrics.items()}
-        length = norm(grad).flatten()
-        return cls(
-            grad.squeeze(1), length, None if y is None else y.squeeze(1), loss.squeeze(1), metrics, info, failure
-        )
+        return cls(grad.squeeze(1), None if y is None else y.squeeze(1), loss.squeeze(1), metrics, info, failure)
 
     def without_vectors(self) -> "ChunkResult":
         """The same without what takes P numbers a task."""

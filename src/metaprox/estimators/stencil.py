@@ -24,6 +24,15 @@ class Stencil:
     weights: tuple[float, ...]
     order: int
 
+    def branches(self, *, corrected: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Returns nodes and weights of the branches that are solved.
+
+        With residual correction the branch at node 0 stays at y_0: the one left differs from y_0 itself.
+        """
+        rows = [(n, w) for n, w in zip(self.nodes, self.weights, strict=True) if n or not corrected]
+        nodes, weights = zip(*rows, strict=True)
+        return nodes, weights
+
     def default_step(self, precision: float) -> float:
         """Returns the step that balances truncation h^p against rounding precision/h, in units of lengths there are.
 

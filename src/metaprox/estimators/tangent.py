@@ -79,7 +79,7 @@ class Tangent(Branched):
     def _judged(self, gradients: Gradients, base: Solution, branch: Solution, v: Tensor, g: Tensor) -> dict[str, Any]:
         """What is seen of the error of g [T, 1, P]; of a solver that was differentiated nothing is."""
         length, norm_v, one = norm(g).flatten(), norm(v).flatten(), torch.ones_like(g[:, 0, 0])
-        seen = of_difference(gradients.lam, length, of_base(base.trail, gradients, base.y), branch.trail, one)
+        seen = of_difference(gradients.lam, length, of_base(base.trail, gradients, base.y), branch, one)
         seen = replace(seen, per_nu=0 * seen.per_nu)  # nothing is divided by nu
         return {"linear_residual": linear_residual(branch.trail, norm_v, one), "seen": seen}
 

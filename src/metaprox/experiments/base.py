@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -12,6 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 from metaprox import checks
+from metaprox.errors import HealthWarning
+from metaprox.reports import style
 from metaprox.training import RunFolder
 
 Size = Literal["quick", "full"]
@@ -104,7 +107,8 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     folder = RunFolder(checks.path("out", out) / experiment.name).made()
     remember = Remember(folder.path, f"{size}_{seed}")
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", HealthWarning)  # what is not healthy is what experiments look at
         torch.set_num_threads(1)
         try:
             raw = experiment.run(size, seed, remember)
@@ -129,7 +133,7 @@ def judge(experiment: Experiment, out: Path) -> Outcome:
     figures = {}
     for name, figure in experiment.draw(results).items():
         figures[name] = folder.path / f"{name}.png"
-        figure.savefig(figures[name], dpi=120)
+        style.save(figure, figures[name])
     if experiment.table:
         folder.write_text("table.md", experiment.table(results))
     found = compare_with_expected(experiment.measure(results), expected(experiment, results["size"]))

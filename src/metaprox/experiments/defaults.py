@@ -105,19 +105,24 @@ def _row(
     except mp.NonFiniteError:
         return None
     if setting in OF_STEPS:
-        row["difference"] = _short(_distance(out.grad, limits[_limit_of(setting)]))
+        row["difference"] = _short(distance(out.grad, limits[_limit_of(setting)]))
     counts = out.info.counts
     return row | {"support": counts.support_gradients // zoo.TASKS, "query": counts.query_gradients // zoo.TASKS}
 
 
 def _judge(case: Case, out: mp.MetaGradient, before: float, truth: Params | None) -> dict[str, float]:
-    length = sum(float(g.double().square().sum()) for g in out.grad.values()) ** 0.5
-    moved = {name: value - OUTER_STEP / length * out.grad[name] for name, value in case.params.items()}
-    row = {"decrease": _short(1 - case.value(moved) / before)}
-    return row if truth is None else row | {"error": _short(_distance(out.grad, truth))}
+    row = {"decrease": _short(decrease_by(case, out.grad, before))}
+    return row if truth is None else row | {"error": _short(distance(out.grad, truth))}
 
 
-def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+def decrease_by(case: Case, g: Mapping[str, Tensor], before: float | None = None) -> float:
+    """Of the query loss, relative to what it is ``before``, by an outer step along -g."""
+    length = sum(float(part.double().square().sum()) for part in g.values()) ** 0.5
+    moved = {name: value - OUTER_STEP / length * g[name] for name, value in case.params.items()}
+    return 1 - case.value(moved) / (case.value(case.params) if before is None else before)
+
+
+def distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """||one - other|| / ||other||."""
     top = sum(float((one[name].double() - other[name]).square().sum()) for name in other)
     return (top / sum(float(value.square().sum()) for value in other.values())) ** 0.5

@@ -7,6 +7,8 @@ MNIST-1D, 5-way 5-shot    MLP 40-24-24-5 and two strided convolutions, with ReLU
 
 Networks are taken at their initial weights and after 60 meta-steps; the convolutions without norm and the transformer
 after them only. float32 where nothing else is said, 4 tasks, K = 10 base steps of gradient descent.
+
+FURTHER: two smooth networks at their initial weights that no constant was chosen on.
 """
 
 from collections.abc import Callable
@@ -73,11 +75,11 @@ def _mlp(sizes: tuple[int, ...], activation: type[nn.Module]) -> nn.Module:
     return nn.Sequential(*layers[:-1])
 
 
-def _convolutions(norm: bool) -> nn.Module:
+def _convolutions(norm: bool, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     layers: list[nn.Module] = [nn.Unflatten(-1, (1, 40))]
     for inputs in (1, 8):
         layers += [nn.Conv1d(inputs, 8, 5, stride=2, padding=2)]
-        layers += [nn.BatchNorm1d(8, track_running_stats=False)] * norm + [nn.ReLU()]
+        layers += [nn.BatchNorm1d(8, track_running_stats=False)] * norm + [activation()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(80, 5))
 
 
@@ -110,13 +112,19 @@ NETWORKS: dict[str, Network] = {
     "conv, batch norm, ReLU": Network(lambda: _convolutions(True), MNIST1D(), cross_entropy, 0.1, True),
     "transformer, GELU": Network(_Block, MNIST1D(), cross_entropy, 0.1, False),
 }
+FURTHER: dict[str, Network] = {
+    "MLP, SiLU": Network(lambda: _mlp((40, 24, 24, 5), nn.SiLU), MNIST1D(), cross_entropy, 0.1, False),
+    "conv, batch norm, softplus": Network(
+        lambda: _convolutions(True, nn.Softplus), MNIST1D(), cross_entropy, 0.1, False
+    ),
+}
 NETWORK_LAM = 0.5
 TRAINED_ONLY = ("conv, ReLU", "transformer, GELU")
 
 
 def problem_of(name: str, seed: int) -> mp.ProximalProblem:
     """On a network with weights that are a function of the seed."""
-    network = NETWORKS[name]
+    network = (NETWORKS | FURTHER)[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = network.build()
@@ -137,7 +145,7 @@ def _trained(name: str, seed: int) -> tuple[mp.ProximalProblem, Params]:
 
 
 def _of_network(name: str, seed: int, trained: bool) -> Case:
-    network = NETWORKS[name]
+    network = (NETWORKS | FURTHER)[name]
     if trained:
         problem, params = _trained(name, seed)
     else:
@@ -166,6 +174,7 @@ CASES: dict[str, Callable[[int], Case]] = {
     **{f"{name}, trained": partial(_of_network, name, trained=True) for name in NETWORKS},
     "sinusoid, ReLU, trained, float64": lambda seed: _of_network("sinusoid, ReLU", seed, trained=True).double(),
 }
+FURTHER_CASES = {name: partial(_of_network, name, trained=False) for name in FURTHER}
 
 
 @dataclass(frozen=True)

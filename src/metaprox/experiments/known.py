@@ -6,9 +6,9 @@ from importlib import import_module
 
 import metaprox.experiments
 from metaprox import checks
+from metaprox.checks.places import imported
 from metaprox.errors import InputError
 from metaprox.experiments.base import Experiment
-from metaprox.training.names import imported
 
 
 @lru_cache(maxsize=1)

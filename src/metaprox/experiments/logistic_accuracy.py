@@ -26,7 +26,7 @@ ROWS: dict[str, mp.FOBMAML] = {
     "symmetric, loss, gradient descent": mp.FOBMAML(GD, 10, **LOSS),
     "symmetric, loss, Nesterov": mp.FOBMAML(NESTEROV, 10, **LOSS),
     "symmetric, loss, Anderson": mp.FOBMAML(ANDERSON, 10, **LOSS),
-    "symmetric, loss, adaptive gradient descent": mp.FOBMAML(mp.AdaptiveGradientDescent(1.1), 10, **LOSS),
+    "symmetric, loss, adaptive gradient descent": mp.FOBMAML(mp.AdaptiveGradientDescent(), 10, **LOSS),
     "symmetric, center, Anderson": mp.FOBMAML(ANDERSON, 10, **CENTER),
     "central4, center, Anderson": mp.FOBMAML(ANDERSON, 10, scheme="central4", **CENTER),
     "forward corrected, center, Anderson": mp.FOBMAML(ANDERSON, 10, **ONE_BRANCH),

@@ -8,22 +8,19 @@ whole run, so that the last rung is the run that the comparison makes. Source: J
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.quasirandom import SobolEngine
 
-from metaprox.comparison import gradient_evaluations, train_or_resume
-from metaprox.errors import NonFiniteError
 from metaprox.experiments.base import Remember
-from metaprox.losses.gradients import Counts
-from metaprox.training import Composition, Progress, RunFolder, Settings
+from metaprox.training import Composition, Settings
+from metaprox.tuning import COST, judged_after
 
 Interval = tuple[float, float]
 Row = dict[str, Any]
-COUNTS = tuple(field.name for field in fields(Counts))
 AXES = 6  # inner step, lam, outer optimizer, outer step, inner steps, a setting of the method's own
 
 
@@ -120,46 +117,14 @@ def accuracy(row: Row) -> float:
     return float(row["rungs"][-1]["validation_accuracy"]) if row["rungs"] else 0.0
 
 
-class _ReachedError(Exception):
-    """A candidate is at the end of its rung."""
-
-
 def judge(config: Composition, path: Path, rung: int) -> dict[str, float]:
-    """Returns accuracy on ``eval_tasks`` validation tasks, and cost, after ``rung`` meta-steps of the run in ``path``.
+    """Returns accuracy on validation tasks after ``rung`` meta-steps of the run in ``path``, and cost.
 
-    The run is begun, or goes on from its last checkpoint, and stays there; ``rung`` is a multiple of
-    ``eval_every`` and ``checkpoint_every``. A run that diverged has accuracy 0, and the cost until then.
+    One that diverged has accuracy 0, and the cost until then.
     """
-
-    def stop(now: Progress) -> None:
-        if now.step == rung < now.total:
-            raise _ReachedError
-
-    if "validation_accuracy" not in _found(path, rung):
-        config = config.but(eval_split="validation", test_tasks=1)
-        try:
-            train_or_resume(config.trainer(), path, stop)
-        except _ReachedError:
-            pass
-        except NonFiniteError:
-            return {"validation_accuracy": 0.0} | _found(path, -1)
-    return _found(path, rung)
-
-
-def _found(path: Path, rung: int) -> dict[str, float]:
-    """What the run has logged: its cost so far, and the accuracy after ``rung`` meta-steps where it got there."""
-    if not (path / "metrics.jsonl").exists():
-        return {}
-    records = RunFolder.open(path).read_metrics()
-    steps = [r for r in records if r["kind"] == "step"]
-    counts = (Counts(**{name: r[name] for name in COUNTS}) for r in steps)
-    cost = {
-        "meta_steps": len(steps),
-        "gradient_evaluations": sum(map(gradient_evaluations, counts)),
-        "seconds": steps[-1]["seconds"] if steps else 0.0,
-    }
-    judged = [r["accuracy"]["mean"] for r in records if r.get("split") == "validation" and r["step"] == rung]
-    return cost | ({"validation_accuracy": float(judged[-1])} if judged else {})
+    found = judged_after(config, path, rung)
+    cost = {name: getattr(found, name) for name in COST}
+    return {"validation_accuracy": 0.0 if found.failure else found.values["accuracy"], **cost}
 
 
 def validation_accuracy(config: Composition) -> float:

@@ -91,9 +91,7 @@ COLORS = (style.LIGHT_BLUE, style.BLUE, style.PURPLE)
 def run(size: Size, seed: int, remember: Remember) -> dict[str, Any]:
     families = {}
     for name, setting in SETTINGS.items():
-        runs = [
-            remember(f"{name}_{factor}", partial(_train, setting, factor, size, seed)) for factor in setting.factors
-        ]
+        runs = [remember(f"{name}_{one}", partial(_train, setting, one, size, seed)) for one in setting.factors]
         iterates = [row for one in runs for row in one["iterates"]]
         families[name] = {"fit": fit(iterates, seed), "usual": fit(runs[0]["iterates"], seed), "runs": runs}
     return {"families": families}
@@ -135,7 +133,7 @@ def _copy(model: nn.Module) -> Params:
 
 
 def local_smoothness(
-    meta: mp.FOBMAML, problem: mp.ProximalProblem, tasks: mp.Task, start: Params, end: Params
+    meta: mp.FOBMAML, problem: mp.ProximalProblem, tasks: Any, start: Params, end: Params
 ) -> dict[str, float]:
     """Loss and ||g|| at ``start``, and how fast g changes on the way to ``end``: at most, and on the whole."""
     at_start = meta(problem, start, tasks)

@@ -1,11 +1,12 @@
 """The proximal solve that adaptation, evaluation and every estimator's base share."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
 
 from metaprox.inner.failures import OnNonfinite, Purpose
-from metaprox.inner.solve import Solution, Stopping, solve_parts
+from metaprox.inner.solve import Enough, Solution, Stopping, solve_parts
 from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import BASE_NOISE, Gradients
 from metaprox.solvers.protocol import InnerSolver, relative_step
@@ -28,20 +29,25 @@ def proximal_solve(
     on_nonfinite: OnNonfinite = "raise",
     *,
     watched: int = 0,
+    enough: Callable[[Trail], Enough] | None = None,
 ) -> Solution:
     """Returns argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P].
+
+    ``watched``: how many of the last evaluations its trail looks at, by which ``enough`` may end it early.
 
     Raises:
         NonFiniteError: a task diverges, unless ``on_nonfinite`` says otherwise.
     """
     solver = gradients.for_parameters(solver)
+    trail = Trail((1.0,), relative_step(solver), watched, closed=True) if watched else None
+    tol = None if stopping.tol is None else gradients.per_task(stopping.tol)
     return solve_parts(
         partial(gradients.proximal, noise=BASE_NOISE),
         [gradients.start_at_x()],
         solver,
         stopping.max_steps,
         fused=partial(gradients.step, solver, noise=BASE_NOISE),
-        tol=None if stopping.tol is None else gradients.per_task(stopping.tol),
-        trail=Trail((1.0,), relative_step(solver), watched, closed=True) if watched else None,
+        tol=enough(trail) if enough and trail else tol,
+        trail=trail,
         purpose=Purpose("base solve", gradients.start, gradients.lam, on_nonfinite=on_nonfinite),
     )

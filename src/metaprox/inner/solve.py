@@ -67,6 +67,7 @@ class Solution:
 # (y, step, branches) -> gradient [T, b, P] at the points y of these branches; or that and the step in one, or None.
 GradientAt = Callable[[Tensor, int, slice], Tensor]
 Fused = Callable[[Tensor, int, slice], Step | None]
+Enough = Callable[[Tensor, Tensor], Tensor]  # (y [T, B, P], gradient norms [T, B]) -> who needs no more steps [T]
 ANY = Purpose()
 
 
@@ -86,7 +87,7 @@ def solve(
     solver: InnerSolver,
     max_steps: int,
     *,
-    tol: Tensor | None = None,
+    tol: Tensor | Enough | None = None,
     trail: Trail | None = None,
     begin: Callable[[Tensor], Any] | None = None,
     purpose: Purpose = ANY,
@@ -104,7 +105,7 @@ def solve_parts(
     *,
     first: list[Tensor] | None = None,
     fused: Fused = lambda y, step, branches: None,
-    tol: Tensor | None = None,
+    tol: Tensor | Enough | None = None,
     trail: Trail | None = None,
     begin: Callable[[Tensor], Any] | None = None,
     purpose: Purpose = ANY,
@@ -121,7 +122,8 @@ def solve_parts(
         max_steps: how many are taken; with ``tol``, at most.
         first: the gradients there, where they are known. This list is emptied too.
         fused: tried before ``gradient``.
-        tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol. None: no early stop.
+        tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol, or once this says that it
+            is enough. None: no early stop.
         trail: is shown the last gradients and steps.
         begin: the solver's state at a start [T, b, P]; ``solver.init`` unless given.
         purpose: what this is, for the error message, and what happens where a gradient is not finite.
@@ -142,7 +144,7 @@ def solve_parts(
         taken = None if known else fused(y, step, where)
         grad = known.pop(0) if known else gradient(y, step, where) if taken is None else taken.grad
         slope = norm(grad).squeeze(-1) if taken is None else taken.norm
-        progress.record(step, grad, slope, where)
+        progress.record(step, y, grad, slope, where)
         if progress.stopped:
             break
         if taken is None:
@@ -170,7 +172,7 @@ class _Progress:
         solver: InnerSolver,
         max_steps: int,
         trail: Trail | None,
-        tol: Tensor | None,
+        tol: Tensor | Enough | None,
         purpose: Purpose,
     ) -> None:
         self.solver, self.max_steps, self.trail, self.tol, self.purpose = solver, max_steps, trail, tol, purpose
@@ -186,8 +188,8 @@ class _Progress:
         # Whether some tasks may stay where they are while others go on.
         self._freezes = tol is not None or purpose.on_nonfinite == "skip"
 
-    def record(self, step: int, grad: Tensor, norms: Tensor, where: slice) -> None:
-        """A part's gradients [T, b, P] and their norms [T, b]; looks which tasks go on.
+    def record(self, step: int, y: Tensor, grad: Tensor, norms: Tensor, where: slice) -> None:
+        """A part's points and gradients [T, b, P] and their norms [T, b]; looks which tasks go on.
 
         ``stopped``: whether none is to, or one has failed and that is to be raised.
         """
@@ -204,7 +206,8 @@ class _Progress:
             self.finite = self.finite & norms.isfinite().all(1)
             self.active = self.active & self.finite
         if self.tol is not None:
-            self.active = self.active & ~(norms.amax(1) <= self.tol)
+            enough = norms.amax(1) <= self.tol if isinstance(self.tol, Tensor) else self.tol(y, norms)
+            self.active = self.active & ~enough
             failed = self.purpose.on_nonfinite == "raise" and not self.finite.all()
             self.stopped = failed or not self.active.any()
 

@@ -13,13 +13,13 @@ class Trail:
 
     For a single branch of weight 1 these are its gradient and its step; for a difference of branches, nu/lam times the
     residual of the linear system that g solves, and how far that difference moved. The curvature along the step is
-    <S_k, G_(k+1) - G_k> / <S_k, S_k>. Two vectors of P numbers are alive, G_(k+1) and S_k, or G_k in the place of that,
-    where the solver says that S_k = -h G_k.
+    <S_k, G_(k+1) - G_k> / <S_k, S_k>; of several steps the least counts. Two vectors of P numbers are alive, G_(k+1)
+    and S_k, or G_k in the place of that, where the solver says that S_k = -h G_k.
 
     Args:
         weights: a_j of the branches.
         relative_step: h, where the solver says it.
-        evaluations: of which the last so many are looked at: 2, or 1 where ``ended`` tells of one more.
+        evaluations: the last so many are looked at: one more than steps, or as many where ``ended`` tells of one more.
         closed: whether ``ended`` will be told of the gradient after the last step.
     """
 
@@ -32,13 +32,21 @@ class Trail:
         self.closed = closed
         self.last: Tensor | None = None  # ||G|| [T] where a task was evaluated last,
         self.before: Tensor | None = None  # and one step before; None where there was none
-        self.curvature: Tensor | None = None  # along that step [T]; NaN where a task has taken none
+        self._steps = evaluations - (not closed)
+        self._curvatures: list[Tensor] = []  # along the latest steps [T]; NaN where a task has taken none
         self._grad: Tensor | None = None  # G_k [T, 1, P]
         self._step: Tensor | None = None  # S_k, of the branches that have taken theirs
         self._way: Tensor | None = None  # S_(k-1), or G_(k-1)
         self._length: Tensor | None = None  # its norm [T]
         self._slope: Tensor | None = None  # <S_(k-1), G_(k-1)> / ||S_(k-1)|| [T]
         self._went: Tensor | None = None  # who took that step [T]; None: all
+
+    @property
+    def curvature(self) -> Tensor | None:
+        """The least along the latest steps [T], infinite where it is not known; None where there was no step."""
+        if len(self._curvatures) < 2:
+            return self._curvatures[0] if self._curvatures else None
+        return torch.stack(self._curvatures).nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0)
 
     def evaluated(self, grad: Tensor, norms: Tensor, where: slice) -> None:
         """The gradients [T, b, P] of some of the branches, and their norms [T, b]; those of all make G_k."""
@@ -82,12 +90,15 @@ class Trail:
             curvature = (1 - curvature / self._length) / self.relative_step
         assert self.last is not None
         if self._went is None:
-            self.before, self.last, self.curvature = self.last, length, curvature
+            self.before, self.last = self.last, length
+            self._curvatures = [*self._curvatures, curvature][-self._steps :]
         else:
             unknown = torch.full_like(length, torch.nan)
             self.before = torch.where(self._went, self.last, unknown if self.before is None else self.before)
             self.last = torch.where(self._went, length, self.last)
-            self.curvature = torch.where(self._went, curvature, unknown if self.curvature is None else self.curvature)
+            old = [*self._curvatures, unknown][: self._steps]  # who stops takes no step again
+            new = [*self._curvatures, curvature][-self._steps :]
+            self._curvatures = [torch.where(self._went, *pair) for pair in zip(new, old, strict=True)]
         self._way = None
 
 

@@ -13,7 +13,8 @@ from metaprox.losses.vmapped import FlatLoss
 from metaprox.types import Metrics
 from metaprox.vectors.terms import ProximalTerm
 
-Seed = Callable[[int], AbstractContextManager[None]]  # around an evaluation: fixes the noise of that task of a chunk
+# Around an evaluation: fixes the noise of that task of a chunk, or for a backend that is not sequential of all, from 0.
+Seed = Callable[[int], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)

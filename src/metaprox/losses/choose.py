@@ -90,7 +90,7 @@ class Choice:
         asked = f"backend={self.backend!r} was asked for"
         if self.backend == "loop":
             return LoopBackend(), asked
-        if not batch.stackable:  # refused where they are stacked
+        if not setting.stackable:  # refused where they are stacked
             why = "the tasks are not tensors of equal shapes"
             return (self._loop(), why) if self.backend == "auto" else (VmapBackend(None), asked)
         limits = LIMITS.get(parameters.device.type, ELSEWHERE)

@@ -14,6 +14,7 @@ from metaprox.cache import BoundedCache
 from metaprox.checks.trees import flattened
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compile_lock, only_compiled
+from metaprox.losses.noise import padded_to
 from metaprox.losses.origin import describe, origin
 from metaprox.losses.vmapped import evaluate_all
 from metaprox.vectors.norms import norm
@@ -71,6 +72,8 @@ class Graphs:
         if batches is None:
             return None
         missing = batches.size - tasks
+        if missing:
+            padded_to(batches.size)
         out = batches((name, branches), self._loss, *fixed, *_padded(of_tasks, missing), padded)
         return pytree.tree_map(lambda leaf: leaf[:tasks], out) if missing and out is not None else out
 

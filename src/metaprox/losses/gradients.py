@@ -40,10 +40,11 @@ class Counts:
 
 
 class Gradients:
-    """Gradients of one problem's losses on tasks start..stop-1 of a batch, counted and with coupled noise.
+    """Gradients of one problem's losses on a range of the tasks of a batch, counted and with coupled noise.
 
     This is where branches are coupled: equal ``step`` and ``noise`` mean equal random numbers in the loss, at whatever
-    points. ``writes``: whether the losses write on their parameters.
+    points. ``start`` and ``stop`` are the tasks' positions among all tasks, of which the batch begins at ``first``.
+    ``writes``: whether the losses write on their parameters. ``draws``: whether they draw random numbers.
     """
 
     def __init__(
@@ -56,15 +57,18 @@ class Gradients:
         tasks: tuple[int, int],
         *,
         writes: bool,
+        draws: bool = True,
+        first: int = 0,
     ) -> None:
-        self.start, self.stop = tasks
+        self.start, self.stop = first + tasks[0], first + tasks[1]
         self.lam = problem.lam
         self.counts = Counts()
         self.backend = backend
         self.noise = noise
-        self.data = backend.data(batch, self.start, self.stop)
+        self.data = backend.data(batch, *tasks)
         self.parameters = parameters
         self.writes = writes
+        self.draws = draws
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
         at_w = (parameters.structure, parameters.w)
@@ -193,7 +197,10 @@ class Gradients:
 
     def seed(self, *noise_ids: int) -> Seed:
         """Equal ids mean equal noise in the same task: of support (0) or query (1), base or branches, a step."""
-        return lambda task: self.noise.of(*noise_ids, self.start + task)
+        if self.backend.sequential:
+            return lambda task: self.noise.of(*noise_ids, self.start + task)
+        count, apart = self.stop - self.start, self.draws
+        return lambda task: self.noise.of_tasks(self.start, count, *noise_ids, apart=apart)
 
     @contextmanager
     def evaluation(self, half: str) -> Iterator[None]:

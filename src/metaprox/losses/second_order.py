@@ -64,12 +64,12 @@ def gradient_through(gradients: Gradients, solve: Unrolled, x: Tensor) -> Evalua
 
         def gradient(y: Tensor, step: int) -> Tensor:
             gradients.counts.support_gradients += tasks
-            noise.set(0, BASE_NOISE, step, gradients.start)
+            noise.again(0, BASE_NOISE, step)
             own = _any(gradients.inner).fork()  # the graphs of all steps are alive together
             return backend.inner_gradient(_inner_at(gradients, own, w), y, support)
 
         y, records = solve(x, gradient)
-        noise.set(1, BRANCH_NOISE, 0, gradients.start)
+        noise.again(1, BRANCH_NOISE, 0)
         value, metrics = backend.inner_value(outer, torch.cat([y, w]), query)
         return value, {"metrics": metrics, "records": records}
 

@@ -64,9 +64,11 @@ class VmapBackend:
         assert isinstance(loss, AdaptedLoss)
         y = y.contiguous()
         linear = torch.zeros_like(y) if term.linear is None else term.linear.vector
-        lam, length = y.new_full((), term.lam), y.new_full((), size)
+        lam, length, x = y.new_full((), term.lam), y.new_full((), size), term.parameters.x
+        if x.dim() > 1:  # tasks with parameters of their own: a graph takes one x, and what others differ by is linear
+            x, linear = x[0, 0], linear + term.lam * (x[0, 0] - x)
         with seed(0):
-            found = loss.graphs.step(loss.w, term.parameters.x, lam, length, y, linear, data)
+            found = loss.graphs.step(loss.w, x, lam, length, y, linear, data)
         if found is not None:
             return Step(*found)
         gradient = term.gradient(y).add_(self._eagerly(loss, y, data, seed)[0])

@@ -20,7 +20,8 @@ from metaprox.errors import InputError
 # What a module may keep in an attribute that a forward pass writes on: a replica has its own.
 _CONTAINERS = frozenset((list, set, deque, dict, OrderedDict, defaultdict))
 _WRAPPERS = {
-    "DistributedDataParallel": "its gradients would not be averaged; give the module inside, model.module",
+    "DistributedDataParallel": "it would average the gradients of each inner step over tasks that differ; give the "
+    "module inside, model.module, and the estimator reduce=mp.distributed.AllReduce(), which averages meta-gradients",
     "DataParallel": "it replicates its own weights, not those of a task; give the module inside, model.module",
     "FullyShardedDataParallel": "its shards would overwrite those of a task; give the module before it is sharded",
     "FSDPModule": "its hooks would overwrite a task's weights by its shards; give the module before fully_shard",

@@ -1,4 +1,4 @@
-"""Runs and comparisons for people: figures, tables, pages. Needs the extra ``metaprox[experiments]``."""
+"""Runs and comparisons for people: figures, tables, pages. Needs what the command line does."""
 
 from metaprox.errors import needs_extra
 

@@ -46,11 +46,15 @@ DIVERGED = (
 def write_comparison(results: dict[str, Any], out: Path) -> Path:
     """Write table.md, figures/comparison.png and report.html next to comparison.json; returns the page."""
     folder = RunFolder(out)
+    with folder.locked():
+        return _write(results, folder)
+
+
+def _write(results: dict[str, Any], folder: RunFolder) -> Path:
     rows = comparison_table(results)
     folder.write_text("table.md", f"{markdown(rows)}\n{legend(results)}\n")
-    folder.figures.mkdir(exist_ok=True)
-    picture = folder.figures / "comparison.png"
-    draw(results).savefig(picture, dpi=120)
+    picture = folder.figure("comparison.png")
+    style.save(draw(results), picture)
     first = next(iter(results["methods"].values()))
     page = render(
         "comparison.html.jinja",
@@ -193,7 +197,9 @@ def _final(axes: Axes, place: float, test: dict[str, Any] | None, color: str) ->
 
 def _name(results: dict[str, Any], label: str) -> str:
     failed = len(results["methods"][label]["failures"])
-    return style.method_name(label) + (f" ({failed} of {len(results['seeds'])} diverged)" if failed else "")
+    return style.plain(style.method_name(label)) + (
+        f" ({failed} of {len(results['seeds'])} diverged)" if failed else ""
+    )
 
 
 def _differing_settings(results: dict[str, Any]) -> dict[str, dict[str, str]]:

@@ -26,7 +26,6 @@ def draw(folder: RunFolder, records: list[dict[str, Any]], trainer: Trainer | No
     Returns:
         Caption -> file.
     """
-    folder.figures.mkdir(exist_ok=True)
     figures: dict[str, tuple[str, Figure | None]] = {
         "Learning curve": ("learning_curve.png", _learning_curve(records)),
         "Health of the inner solves": ("inner_solves.png", _inner_solves(records)),
@@ -36,14 +35,14 @@ def draw(folder: RunFolder, records: list[dict[str, Any]], trainer: Trainer | No
     paths = {}
     for caption, (name, figure) in figures.items():
         if figure is not None:
-            paths[caption] = folder.figures / name
-            figure.savefig(paths[caption], dpi=120)
+            paths[caption] = folder.figure(name)
+            style.save(figure, paths[caption])
     return paths
 
 
 def _learning_curve(records: list[dict[str, Any]]) -> Figure:
     steps = [r for r in records if r["kind"] == "step"]
-    held_out = [r for r in records if r["kind"] == "evaluation"][1:-1]  # the first and the last are the final table's
+    held_out = [r for r in records if r["kind"] == "evaluation" and r["step"] > 0][:-1]  # the last is the final table's
     name, label = ("accuracy", "accuracy") if "accuracy" in steps[0] else ("loss", "loss")
     figure, axes = style.canvas(f"Query {label} after adaptation, while meta-training")
     axes.plot(

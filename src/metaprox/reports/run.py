@@ -1,15 +1,18 @@
 """One self-contained HTML page about a run."""
 
+import statistics
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from metaprox.checks import shown as shown_value
 from metaprox.errors import InputError, RunFolderError
+from metaprox.estimators.monitor import WINDOW
 from metaprox.losses.gradients import Counts
 from metaprox.reports import style
 from metaprox.reports.figures import draw
 from metaprox.reports.page import data_url, render, shown
+from metaprox.storage.files import damaged
 from metaprox.training import RunFolder, Trainer, configuration_of, trainer_of
 from metaprox.training.script import SCRIPT
 from metaprox.training.stored import flat
@@ -30,9 +33,19 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
     """
     if not isinstance(folder, RunFolder):
         raise InputError(f"folder must be a training.RunFolder, got {shown_value(folder)}: RunFolder.open(path)")
+    with folder.locked():
+        return _write(folder, trainer)
+
+
+def _write(folder: RunFolder, trainer: Trainer | None) -> Path:
     folder.read_test_values()  # which a run writes at its end
     if not (records := folder.read_metrics()):
         raise RunFolderError(f"{folder.metrics} is missing: there is nothing to report")
+    with damaged(folder.metrics, "the log of a finished run"):
+        return _page(folder, trainer, records)
+
+
+def _page(folder: RunFolder, trainer: Trainer | None, records: list[dict[str, Any]]) -> Path:
     configuration = configuration_of(folder)
     if trainer is None and configuration.get("made_by") != SCRIPT:
         trainer = trainer_of(folder)
@@ -43,6 +56,7 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
         "run.html.jinja",
         tasks=settings["tasks"],
         pace=configuration["run"],
+        meta_steps=steps[-1]["step"],
         steps=settings["steps"],
         perturb=_perturbation(settings),
         settings={name: shown(value) for name, value in settings.items()},
@@ -53,6 +67,8 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
         method=style.method_name(settings["method"].lower()),
         cost=_cost(steps[-1], configuration["run"]["meta_batch"]),
         skipped=folder.tasks_skipped(),
+        health=health_table(steps),
+        warnings={name: text for step in steps for name, text in step.get("warnings", {}).items()},
     )
     return folder.write_text("report.html", page)
 
@@ -68,17 +84,38 @@ def _perturbation(settings: dict[str, Any]) -> str:
 def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval over tasks."""
     evaluations = [r for r in records if r["kind"] == "evaluation"]
-    before, after = evaluations[0], evaluations[-1]
-    names = [name for name, value in before.items() if isinstance(value, dict)]
+    before, after = evaluations[0] if evaluations[0]["step"] == 0 else {}, evaluations[-1]
+    names = [name for name, value in after.items() if isinstance(value, dict)]
     return [
         {
             "quantity": f"query {name}",
-            "before": show(name, before[name]),
+            "before": show(name, before[name]) if name in before else "n/a",
             "after": show(name, after[name]),
             "n": str(after[name]["n"]),
         }
         for name in sorted(names)
     ]
+
+
+HEALTH = {
+    "gradient_ratio_median": ("length of g by the query gradient's", "below 1; it rises before a run collapses"),
+    "relative_error_median": (
+        "relative error of g",
+        "small where inner problems are solved; 0.7 to 0.9 for networks that adapt in a few steps; below 0.95",
+    ),
+    "sampling_error": ("standard error of the mean over tasks", "of no harm: more tasks lower it"),
+}
+
+
+def health_table(steps: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A row for each number by which g judges itself: at the start and at the end, medians of 25 meta-steps at most."""
+    rows = []
+    for name, (quantity, healthy) in HEALTH.items():
+        found = [step[name] for step in steps if name in step]
+        if found:
+            start, end = (f"{statistics.median(part):.2g}" for part in (found[:WINDOW], found[-WINDOW:]))
+            rows.append({"quantity": quantity, "start": start, "end": end, "healthy": healthy})
+    return rows
 
 
 def show(name: str, statistic: dict[str, float]) -> str:

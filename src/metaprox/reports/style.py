@@ -1,12 +1,16 @@
 """How figures and tables look: plain axes, readable log scales, a colour and, for print, a marker for each method."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
+
+from metaprox.storage.files import write_whole
 
 BLUE, LIGHT_BLUE, BLACK, GREEN, ORANGE, GREY, PURPLE = (
     "#0b6e99",
@@ -61,6 +65,19 @@ def method_styles(labels: list[str]) -> dict[str, dict[str, Any]]:
 def method_name(label: str) -> str:
     """The name in tables and figures."""
     return NAMES.get(label, label)
+
+
+def plain(text: str) -> str:
+    """A name of somebody's own as figures show it: no formula, and in the legend also where it begins with ``_``."""
+    shown = text.replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
+def save(figure: Figure, place: Path) -> None:
+    """Write a PNG whole or not at all. A letter that the font does not have is a box, which is no matter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        write_whole(place, lambda path: figure.savefig(path, dpi=120, format="png"))
 
 
 def canvas(title: str) -> tuple[Figure, Axes]:

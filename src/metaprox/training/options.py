@@ -54,7 +54,7 @@ CHOICES: dict[str, Parts] = {
 }
 PREFIXES = {"solver": "inner_", "branch_solver": "branch_"}
 # Fields that are parts of a run themselves, or settled elsewhere.
-NOT_OPTIONS = {"tasks": {"seed", "split"}, "method": {"solver", "branch_solver", "compile"}}
+NOT_OPTIONS = {"tasks": {"seed", "split"}, "method": {"solver", "branch_solver", "compile", "reduce"}}
 OF_THE_RUN = {"compile", "device", "backend", "chunk_size", "on_nonfinite"}
 
 
@@ -133,11 +133,11 @@ class Chosen:
 def _options(part: str, kind: type) -> Iterable[Option]:
     """The options of one part."""
     hints, helps, prefix = hints_of(kind), help_of(kind), PREFIXES.get(part, "")
-    for field in fields(kind):
+    for field in sorted(fields(kind), key=lambda one: bool(one.kw_only)):  # what most families have, after their own
         if not field.init or field.name in NOT_OPTIONS.get(part, ()):
             continue
         default = None if field.default is MISSING else field.default
-        name = f"{prefix}{field.name}"
+        name = f"{prefix}{field.metadata.get('option', field.name)}"
         text = " ".join(helps.get(field.name, "").replace("``", "").split())
         text = text[:1].upper() + text[1:]
         yield Option(name, _group(part, field.name), part, field.name, hints[field.name], default, text)

@@ -1,11 +1,11 @@
 """The named variants that ``metaprox compare`` knows, and those of a file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from metaprox import checks
-from metaprox.errors import InputError
+from metaprox.errors import InputError, RunFolderError
+from metaprox.storage.files import json_of, read_bytes, text_of
 from metaprox.training.names import METHODS
 
 # Each method by its name, and the variants of FO-B-MAML: changes to the shared settings.
@@ -31,8 +31,8 @@ def read_variants(path: str | Path) -> dict[str, dict[str, Any]]:
     """Named variants from a JSON file. Raises InputError unless it holds an object of objects."""
     path = checks.path("path", path)
     try:
-        variants = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        variants = json_of(path, text_of(path, read_bytes(path)))
+    except RunFolderError as error:
         raise InputError(f"--variants {path}: {error}") from error
     if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
         raise InputError(f'--variants {path} must hold {{"name": {{"setting": value, ...}}, ...}}')

@@ -1,6 +1,6 @@
 """What is told of a run: the lines of metrics.jsonl, and what a watcher sees."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +13,19 @@ from metaprox.evaluation import Evaluation
 class Progress:
     """What a watcher sees after each meta-step: steps done, loss and metrics on the query sets of the batch.
 
-    Both are means over the tasks that were not skipped.
+    Both are means over the tasks that were not skipped. health: medians over tasks of ||g|| / ||v||, "ratio", and of
+    the relative error of g, "error", where they are known. warnings: what the run was warned of so far, by name.
+    evaluated: the last evaluation during training, by split and name, such as "validation loss"; empty before the
+    first, and after a run was resumed until the next.
     """
 
     step: int
     total: int
     loss: float
     metrics: dict[str, float]
+    health: dict[str, float] = field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
+    evaluated: dict[str, float] = field(default_factory=dict)
 
 
 def means(out: MetaGradient) -> dict[str, float]:
@@ -41,6 +47,16 @@ def step_record(step: int, out: MetaGradient, lr: float, seconds: float) -> dict
         **asdict(out.info.counts),
         "seconds": seconds,
     }
+
+
+def progress(
+    total: int, record: dict[str, Any], out: MetaGradient, said: dict[str, str], evaluated: dict[str, float]
+) -> Progress:
+    """After a meta-step with this line in metrics.jsonl."""
+    names = {"ratio": "gradient_ratio_median", "error": "relative_error_median"}
+    health = {name: record[column] for name, column in names.items() if column in record}
+    metrics = {name: record[name] for name in out.metrics}
+    return Progress(record["step"], total, record["loss"], metrics, health, dict(said), evaluated)
 
 
 def evaluation_record(step: int, split: str, result: Evaluation) -> dict[str, Any]:

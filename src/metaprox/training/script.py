@@ -11,6 +11,7 @@ from metaprox import checks
 from metaprox.losses.origin import describe
 from metaprox.problem import ProximalProblem
 from metaprox.training.stored import VERSION, described
+from metaprox.training.stream import is_stream
 
 if TYPE_CHECKING:
     from metaprox.training.trainer import Trainer
@@ -82,7 +83,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _described(source: Any) -> str:
-    """A dataclass with its settings, and of all else the name of the function or class."""
+    """A dataclass with its settings, and of all else the name of the function or class; also of what is read."""
+    if is_stream(source):
+        return getattr(source, "__qualname__", type(source).__qualname__)
     own = getattr(source, "__self__", source)
     return " ".join(repr(own).split()) if is_dataclass(own) else describe(source).split(" (")[0]
 

@@ -179,7 +179,8 @@ def owner(name: str, given: Mapping[str, Any]) -> str | None:
         owners = [one for one in parts.known() if name in _names(part, one, given)]
         if owners:
             one = getattr(chosen, part) or chosen.solver
-            return f"{' and '.join(owners)}, but {part}={parts.name_of(one)!r}"
+            listed = " and ".join([*filter(None, [", ".join(owners[:-1])]), owners[-1]])
+            return f"{listed}, but {part}={parts.name_of(one)!r}"
     return None
 
 

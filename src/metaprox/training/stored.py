@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from metaprox import checks
-from metaprox.errors import InputError
+from metaprox.errors import InputError, RunFolderError
 from metaprox.training.options import PREFIXES, hints_of
+from metaprox.training.pace import Pace
 
 VERSION = 2  # of the configurations on disk; those of version 1 had no version, and were options by name
 
@@ -108,12 +109,26 @@ def different(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration with the defaults of what a run had no numbers of when it was written."""
+    if not isinstance(values.get("run"), Mapping):
+        return values
+    return {**values, "run": asdict(Pace()) | dict(values["run"])}
+
+
+def refuse_another(place: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any], remedy: str) -> None:
+    """Raise RunFolderError, naming what is not the same, where what is in ``place`` is of other settings."""
+    if odd := different(completed(there), here):
+        raise RunFolderError(f"{place} {what} with other settings: {'; '.join(odd)}{remedy}")
+
+
 def parsed(text: str) -> dict[str, Any]:
     """The JSON of a configuration. Raises InputError where it is something else, or of a newer version."""
     try:
         values = json.loads(checks.text("text", text))
-    except json.JSONDecodeError as error:
-        raise InputError(f"not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";")[0]
+        raise InputError(f"not JSON: {why}") from error
     if not isinstance(values, dict):
         raise InputError(f"not the configuration of a run of metaprox: {type(values).__name__}")
     if values.get("version", 1) not in (1, VERSION):

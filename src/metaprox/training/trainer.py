@@ -1,7 +1,6 @@
 """Meta-training, top to bottom."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,24 +14,24 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.data.task import Task
-from metaprox.errors import InputError, NonFiniteError, RunFolderError
-from metaprox.estimators import Estimator, MetaGradient
-from metaprox.evaluation import Evaluation, evaluate
+from metaprox.errors import InputError, NonFiniteError
+from metaprox.estimators import Estimator
+from metaprox.evaluation import Evaluation
 from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
 from metaprox.tasks import Picture, TaskSource
-from metaprox.training import checkpoint, weights
-from metaprox.training.borrowed import borrowed_torch
+from metaprox.training import ranks, weights
+from metaprox.training.borrowed import borrowed
+from metaprox.training.callbacks import Callback
 from metaprox.training.fitting import check_parts
 from metaprox.training.folder import RunFolder
+from metaprox.training.loop import Loop, Watch, finished_weights
 from metaprox.training.pace import Pace
-from metaprox.training.records import Progress, evaluation_record, means, step_record
 from metaprox.training.script import configuration_of_script
-from metaprox.training.stored import different
+from metaprox.training.stored import refuse_another
+from metaprox.training.stream import Listed, Stream, is_stream
 
-Source = TaskSource | Callable[[Sequence[int]], Task | Sequence[Task]]
-WEIGHTS = "weights"
-Watch = Callable[[Progress], None]
+Source = TaskSource | Callable[[Sequence[int]], Task | Sequence[Task]] | Iterable[Task | Sequence[Task]]
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,14 @@ class Trainer:
         optimizer: any optimizer of torch on parameters of the model.
         tasks: by split, "train", "test" and ``pace.eval_split``: a function of ids, or an object with ``batch(ids)``.
             Meta-step i takes the tasks of ids i * meta_batch and on; a task is to be a function of its id alone, or a
-            resumed run is another. Tensors are moved to the model's device.
+            resumed run is another. Or an iterable of tasks, such as a DataLoader, which may be endless: see ``Stream``
+            for what a resumed run needs of it. Tensors are moved to the model's device.
         pace: how long, how often, and the seed of what is random in training.
         schedule: a scheduler of ``optimizer``, stepped after each meta-step. None: steps stay as they are.
         evaluated: the problem as evaluation has it, on the same model, where it is another.
         baseline: (model, tasks) -> {name: a number for each task [T]}, reported beside the results of adaptation.
         picture: how a task is drawn in the report.
+        callbacks: what is told of the run while it goes on.
         configuration: what config.json holds; of a script's own objects what they say of themselves.
 
     Raises:
@@ -85,11 +86,18 @@ class Trainer:
     evaluated: ProximalProblem | None = None
     baseline: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None
     picture: Picture | None = None
+    callbacks: Sequence[Callback] = ()
     configuration: Mapping[str, Any] | None = None
+    stream: Stream | None = field(default=None, init=False, repr=False, compare=False)
+    _listed: dict[str, Listed] = field(default_factory=dict, init=False, repr=False, compare=False)
     _runs: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_parts(self)
+        streams: dict[str, Any] = {split: source for split, source in self.tasks.items() if is_stream(source)}
+        if "train" in streams:
+            object.__setattr__(self, "stream", Stream(streams.pop("train"), self.pace.meta_batch, self.pace.seed))
+        self._listed.update({split: Listed(split, source) for split, source in streams.items()})
         if self.configuration is None:
             object.__setattr__(self, "configuration", configuration_of_script(self))
 
@@ -105,46 +113,47 @@ class Trainer:
         return next(self.model.parameters()).device
 
     def batch(self, split: str, ids: Sequence[int]) -> Task | Sequence[Task]:
-        """Tasks ``ids`` of a split, on the model's device."""
-        source = self.tasks[split]
-        tasks = source(ids) if callable(source) else source.batch(ids)
+        """Tasks ``ids`` of a split, on the model's device; of a stream of training tasks, those of its next batch."""
+        if split == "train" and self.stream is not None:
+            return self._here(self.stream.next_tasks(ids))
+        source: Any = self._listed.get(split, self.tasks[split])
+        return self._here(source(ids) if callable(source) else source.batch(ids))
+
+    def training_batch(self, ids: Sequence[int]) -> Task | Sequence[Task]:
+        """The training tasks ``ids``, or the next ones of a stream, on the model's device."""
+        return self.batch("train", ids) if self.stream is None else self._here(self.stream.take())
+
+    def _here(self, tasks: Task | Sequence[Task]) -> Task | Sequence[Task]:
         device = self.device
         return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tasks)
 
-    def evaluate(self, split: str, count: int) -> Evaluation:
-        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says."""
+    def evaluate(self, split: str, count: int, between: Callable[[], None] = lambda: None) -> Evaluation:
+        """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says; all in here.
+
+        ``between`` is called before each part of the tasks, and may raise.
+
+        Returns:
+            The mean over tasks, with intervals, and the tasks' own results.
+        """
         checks.choice("split", split, self.tasks)
-        ids, one = range(checks.count("count", count)), self.estimator
-        result = evaluate(
-            self.evaluated or self.problem,
-            lambda some: self.batch(split, some),
-            ids,
-            one.solver,
-            one.steps,
-            tol=one.tol,
-            max_steps=one.max_steps,
-            batch_size=one.chunk_size if isinstance(one.chunk_size, int) else 100,
-            backend=one.backend,
-        )
-        more = self.baseline(self.model, self.batch(split, ids)) if self.baseline else {}
-        for name, values in checks.instance_of(Mapping)("what baseline returns", more).items():
-            result = result.with_metric(name, values)
-        return result
+        return ranks.evaluation(self, split, checks.count("count", count), between, shared=False)
 
     @torch.inference_mode(False)
     def train(self, out: str | Path, watch: Watch = lambda progress: None) -> RunFolder:
         """Train from the start, in the new folder ``out``.
 
         Writes config.json, metrics.jsonl (a line for each meta-step and each evaluation; seconds count the meta-steps
-        alone; ``tasks_skipped`` where a step left out tasks), checkpoint.safetensors and, at the end, test_tasks.json
-        (the result on each test task) and weights.safetensors. Torch's global generators and thread count are put back
-        afterwards.
+        alone; ``tasks_skipped`` where a step left out tasks, ``health`` and ``warnings`` where these were looked at),
+        checkpoints and, at the end, test_tasks.json (the result on each test task) and weights.safetensors. The global
+        generators of torch, Python and numpy, which are the run's during it, and torch's thread count are put back
+        afterwards. In the main thread the first SIGINT or SIGTERM ends the step, saves, and raises ``Stopped``, a
+        SystemExit with status 130 or 143.
 
         Returns:
             The folder.
 
         Raises:
-            RunFolderError: the folder is not empty.
+            RunFolderError: the folder is not empty, another process works there, or the disk refuses.
             InputError: a loss or the tasks are not as they should be, or the trainer has trained before; no folder is
                 made then.
             NonFiniteError: a solve diverged, and is not skipped, or all of a meta-step did, or one of an evaluation; a
@@ -155,9 +164,12 @@ class Trainer:
             raise InputError(f"this trainer has trained in {self._runs[0]}, and goes on from there: make another")
         self._look(watch)
         assert self.configuration is not None
-        folder = RunFolder.create(out, self.configuration)
-        self._runs.append(str(out))
-        self._go_on(folder, watch)
+        configuration = self.configuration
+        folder = ranks.made_by_first(lambda: RunFolder.claimed(out))
+        with ranks.telling(), folder.locked():
+            ranks.by_first(lambda: RunFolder.claimed(out).configure(configuration))
+            self._runs.append(str(out))
+            self._go_on(folder, watch)
         return folder
 
     @torch.inference_mode(False)
@@ -173,76 +185,41 @@ class Trainer:
             RunFolderError: there is no run, or one of another configuration, or its checkpoint is missing or corrupt.
             And what ``train`` raises.
         """
-        folder = RunFolder.open(checks.path("out", out))
-        assert self.configuration is not None
-        there = folder.configuration()
-        if there.get("version", 1) > 1 and (odd := different(there, self.configuration)):
-            raise RunFolderError(f"{folder.path} is a run with other settings: {'; '.join(odd)}")
-        self._runs.append(str(out))
-        if folder.weights.exists():
-            self.load_weights(folder)
+        folder = ranks.made_by_first(lambda: RunFolder.open(checks.path("out", out)))
+        with ranks.telling(), folder.locked():
+            assert self.configuration is not None
+            there = folder.configuration()
+            if there.get("version", 1) > 1:
+                refuse_another(folder.path, "is a run", there, self.configuration, "")
+            return self.go_on(folder, watch)
+
+    def go_on(self, folder: RunFolder, watch: Watch) -> RunFolder:
+        """``resume`` with a folder whose configuration is known to be that of this trainer."""
+        with folder.locked():
+            self._runs.append(str(folder.path))
+            if folder.weights.exists():
+                self.load_weights(folder)
+            else:
+                self._go_on(folder, watch)
             return folder
-        self._go_on(folder, watch)
-        return folder
 
     def load_weights(self, folder: RunFolder) -> None:
         """Put the meta-learned weights of a finished run into the model. Raises RunFolderError where it has none."""
-        if not folder.weights.exists():
-            raise RunFolderError(f"{folder.weights} is missing: the run in {folder.path} has not finished; resume it")
-        tensors, _ = weights.load(folder.weights, WEIGHTS)
+        assert self.configuration is not None
+        tensors = finished_weights(folder, self.configuration)
         weights.load_into(self.model, tensors, folder.weights)
 
     def _go_on(self, folder: RunFolder, watch: Watch) -> None:
         """From the last checkpoint, or from the start where there was none yet."""
-        with borrowed_torch(self.device, self.pace.threads):
-            if not folder.checkpoint.exists() and not folder.metrics.exists():
-                torch.manual_seed(self.pace.seed)
-                checkpoint.save(folder, self, 0, 0.0)
-            self._run(folder, *checkpoint.load(folder, self), watch)
+        with borrowed(self.device, self.pace.threads), ranks.telling():
+            Loop(self, folder, watch).run()
 
     def _look(self, watch: Watch) -> None:
         """Take a task of each split, and adapt to one: whatever can't be is refused before there is a folder."""
         if not callable(watch):
             raise InputError(f"watch must be a function of training.Progress, got {checks.shown(watch)}")
-        with borrowed_torch(self.device, self.pace.threads):
+        with borrowed(self.device, self.pace.threads):
             for split in ("train", self.pace.eval_split):
                 self.batch(split, [0])
             with suppress(NonFiniteError):  # the run will tell, and say where
                 self.evaluate("test", 1)
-
-    def _run(self, folder: RunFolder, start: int, seconds: float, watch: Watch) -> None:
-        pace = self.pace
-        if start == 0:
-            folder.append_metrics(evaluation_record(0, "test", self.evaluate("test", pace.test_tasks)))
-        for step in range(start, pace.meta_steps):
-            began = time.perf_counter()
-            out = self._meta_step(step)
-            seconds += time.perf_counter() - began
-            done = step + 1
-            folder.append_metrics(step_record(done, out, float(self.optimizer.param_groups[0]["lr"]), seconds))
-            if done % pace.eval_every == 0 or done == pace.meta_steps:
-                result = self.evaluate(pace.eval_split, pace.eval_tasks)
-                folder.append_metrics(evaluation_record(done, pace.eval_split, result))
-            if done % pace.checkpoint_every == 0:
-                checkpoint.save(folder, self, done, seconds)
-            found = means(out)
-            watch(Progress(done, pace.meta_steps, found.pop("loss"), found))
-        final = self.evaluate("test", pace.test_tasks)
-        folder.append_metrics(evaluation_record(pace.meta_steps, "test", final))
-        folder.write_test_values({name: values.tolist() for name, values in final.values.items()})
-        weights.save(folder.weights, WEIGHTS, weights.learned(self.model), {"config": self.configuration})
-
-    def _meta_step(self, step: int) -> MetaGradient:
-        size = self.pace.meta_batch
-        ids = range(size * step, size * (step + 1))
-        self.model.zero_grad()
-        try:
-            out = self.estimator.backward(self.problem, self.batch("train", ids))
-            self.optimizer.step()
-        except NonFiniteError as error:
-            task = "" if error.task is None else f", training task {ids[error.task]}"
-            error.add_note(f"at meta-step {step + 1} of {self.pace.meta_steps}{task}")
-            raise
-        if self.schedule is not None:
-            self.schedule.step()
-        return out

@@ -1,6 +1,6 @@
 """Meta-parameters split into those that adapt to a task and those that do not."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +38,7 @@ class Parameters:
     """x [P], which every task adapts, and w [W], which all tasks share as it is; W is 0 where everything adapts.
 
     A point z is the vector (y, w) [P + W]. ``pieces`` of x, one after another, are x: one vector, or views of the
-    parameters themselves, which take no memory.
+    parameters themselves, which take no memory. Where tasks have parameters of their own, x is each task's: [T, 1, P].
     """
 
     structure: Structure
@@ -66,6 +66,27 @@ class Parameters:
             return self
         return replace(self, pieces=(torch.cat(self.pieces),))
 
+    def zeros(self) -> Tensor:
+        """A vector [P + W] for a gradient."""
+        return self.w.new_zeros(self.adapted.size + len(self.w))
+
+    def of_tasks(self, own: Sequence[Mapping[str, Tensor]]) -> "Parameters":
+        """Returns the same with what each of T tasks has of its ``own``: x is [P] of one task, and else [T, 1, P].
+
+        That of one task takes no memory; that of more, T vectors.
+        """
+        names = self.adapted.names
+        each = [
+            [
+                task[n].reshape(-1).to(self.adapted.dtype) if n in task else p
+                for n, p in zip(names, self.pieces, strict=True)
+            ]
+            for task in own
+        ]
+        if len(own) == 1:
+            return replace(self, pieces=tuple(each[0]))
+        return replace(self, pieces=(torch.stack([torch.cat(pieces) for pieces in each]).unsqueeze(1),))
+
     @property
     def adapted(self) -> Layout:
         return self.structure.adapted
@@ -80,11 +101,11 @@ class Parameters:
 
     @property
     def x(self) -> Tensor:
-        """[P]; a new vector where the pieces are several."""
+        """[P], or [T, 1, P]; a new tensor where the pieces are several."""
         return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces)
 
     def start(self) -> Tensor:
-        """x [P], always a new vector."""
+        """x [P], or [T, 1, P], always a new tensor."""
         return torch.cat(self.pieces)
 
     def displacement(self, y: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Throughput of two processes of one thread each against one: a conv net in the loop, and compiled sinusoids.
+
+    python benchmarks/processes.py --out results/processes
+
+In each round two processes of a gloo group take the same meta-steps, all of the tasks in rank 0 alone (rank 1 waits),
+and then half of them each. The ratio of the times of a round is the speed-up; the table has the median and the range.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+import metaprox as mp
+from metaprox.models import mean_squared_error, mlp
+from metaprox.tasks import Sinusoid
+
+
+def conv():
+    """(problem, estimator settings, tasks): four strided blocks, 5-way 5-shot, 16 tasks."""
+    torch.manual_seed(0)
+    blocks = []
+    for channels in (1, 32, 32, 32):
+        blocks += [nn.Conv2d(channels, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()]
+    model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(128, 5))
+    loss = lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])  # noqa: E731
+    data = torch.randn(16, 25, 1, 28, 28), torch.arange(5).repeat(16, 5)
+    return mp.ProximalProblem.from_module(model, loss, lam=2.0), {"backend": "loop"}, mp.Task(data, data)
+
+
+def sinusoid():
+    """The same of sinusoids, the step compiled, 512 tasks."""
+    problem = mp.ProximalProblem.from_module(mlp([1, 40, 40, 1]), mean_squared_error, lam=0.5)
+    return problem, {"backend": "vmap", "compile": True}, Sinusoid().batch(range(512))
+
+
+CASES = {"conv": conv, "sinusoid": sinusoid}
+
+
+def rank_of(rank, port, rounds, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    found = {}
+    for name, case in CASES.items():
+        problem, settings, tasks = case()
+        solver = mp.GradientDescent(lr=0.01)
+        several = mp.FOBMAML(solver, steps=5, **settings, reduce=mp.distributed.AllReduce())
+        alone = mp.FOBMAML(solver, steps=5, **settings, reduce=mp.Reduce())
+        own = mp.distributed.shard(tasks)
+        found[name] = []
+        for number in range(rounds + 1):
+            one = measured(lambda: alone.backward(problem, tasks), rank == 0)  # noqa: B023
+            two = measured(lambda: several.backward(problem, own), True)  # noqa: B023
+            if number:  # the first one compiles
+                found[name].append([one, two])
+    if rank == 0:
+        Path(folder, "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measured(act, active, repeats=5):
+    """Seconds of one call, in which all processes begin and end together."""
+    dist.barrier()
+    began = time.perf_counter()
+    for _ in range(repeats if active else 0):
+        act()
+    dist.barrier()
+    return (time.perf_counter() - began) / repeats
+
+
+def table(found):
+    """In Markdown."""
+    rows = ["| case | one process, ms | two, ms | speed-up, median | range |", "|---|---|---|---|---|"]
+    for name, rounds in found.items():
+        one, two = (statistics.median(column) * 1e3 for column in zip(*rounds, strict=True))
+        ratios = sorted(a / b for a, b in rounds)
+        middle = statistics.median(ratios)
+        rows.append(f"| {name} | {one:.0f} | {two:.0f} | {middle:.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} |")
+    return "\n".join(rows) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    torch.multiprocessing.spawn(rank_of, (port, given.rounds, str(given.out)), nprocs=2)
+    text = table(json.loads((given.out / "results.json").read_text()))
+    (given.out / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

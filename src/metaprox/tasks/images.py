@@ -1,0 +1,130 @@
+"""N-way K-shot classification of pictures of one's own."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metaprox import checks
+from metaprox.data.examples import Examples
+from metaprox.data.sources import Source
+from metaprox.readers import Pictures, read_images
+from metaprox.readers.pixels import decoded
+from metaprox.serving import Blueprint
+from metaprox.tasks.labelled import Labelled, Pool, class_groups
+from metaprox.tasks.own import stamp, tell
+
+TURNS = ("", ", turned 90", ", turned 180", ", turned 270")
+
+
+@dataclass(frozen=True)
+class Images(Labelled):
+    """Few-shot classification of pictures in a folder for each class.
+
+    Tasks of ``ways`` classes with ``shots`` support and ``queries`` query pictures each. Support is (pictures
+    [T, ways * shots, channels, size, size] from 0 to 1, labels [T, ways * shots]), in random order; query likewise. A
+    class is a folder that holds pictures; where folders are nested, the one around it is its group, and groups are not
+    shared between splits. All pictures are read once in a process, a byte for each pixel. The model is the field's conv
+    net of four blocks, the loss cross-entropy.
+
+    Args:
+        data: folder with a folder for each class, or a zip archive of one.
+        ways: classes of a task.
+        shots: support pictures of each class.
+        queries: query pictures of each class.
+        train_shots: support pictures of each class in training tasks, where they are not as many.
+        size: height and width to which all pictures are brought.
+        channels: 1 for grey, 3 for colour.
+        invert: whether black is 1 and white 0, for ink on paper.
+        fit: how a picture that is not square becomes so: squeezed, its middle cropped, or padded with white.
+        rotations: whether in training each class, turned by 90, 180 and 270 degrees, is three more classes.
+        width: channels of the conv net's blocks.
+        norm: of the conv net's blocks. batch: over the pictures that are classified together, as MAML's authors have
+            it, so that what one gets depends on the others. group: each for itself, which learns more slowly.
+        seed: of the tasks and weights.
+        split: which classes.
+
+    Raises:
+        InputError: there are no pictures, or too few classes or pictures.
+    """
+
+    queries: int = 15
+    size: int = 32
+    channels: int = 3
+    invert: bool = False
+    fit: Literal["squeeze", "crop", "pad"] = "squeeze"
+    rotations: bool = False
+    width: int = 64
+    norm: Literal["batch", "group"] = "batch"
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "meta_batch": 4,
+        "meta_steps": 500,
+        "inner_lr": 0.05,
+        "lam": 0.5,
+        "perturb": "center",  # the query set is large, and its loss is then evaluated once a task
+        "backend": "loop",  # as fast as vmap for conv nets, in a T-th of the memory
+        "lr": 0.3,
+    }
+    wanted: ClassVar[str] = "give the folder with a folder of pictures for each class (--data FOLDER)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.settle(self, rotations=checks.switch, width=checks.count, norm=checks.one_of("batch", "group"))
+        self.preprocessing()
+        _ = self.drawn  # whatever can't be is refused here
+
+    def pool(self, path: Path) -> Pool:
+        pictures = self.preprocessing()
+        found, pixels = _pixels(path, stamp(path), pictures)
+        count, names, turns = len(found), found.names, 4 if self.rotations and self.split == "train" else 1
+        labels = found.targets
+        labels = torch.cat([labels + turn * len(names) for turn in range(turns)])
+        names = tuple(f"{name}{TURNS[turn]}" for turn in range(turns) for name in names)
+
+        def take(rows: list[int]) -> Tensor:
+            chosen = torch.tensor(rows, device="cpu")
+            upright = pixels[chosen % count]
+            for turn in range(1, turns):
+                these = chosen // count == turn
+                upright[these] = upright[these].rot90(turn, (-2, -1))
+            return pictures.inputs(upright)
+
+        groups = class_groups(found)
+        return Pool(Source(turns * count, labels.tolist(), take, names.__getitem__), names, groups and groups * turns)
+
+    def preprocessing(self) -> Pictures:
+        """Pictures of this size."""
+        return Pictures(self.size, self.channels, self.invert, self.fit)
+
+    def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
+        """Pictures; the folders are their classes."""
+        return read_images(path, labels=labels)
+
+    @classmethod
+    def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
+        """Pictures, in whatever folders; or one picture."""
+        return read_images(path, labels=False)
+
+    def model(self) -> nn.Module:
+        blueprint = self.blueprint()
+        wanted = {"outputs": self.ways, "channels": self.channels, "size": self.size}
+        own = self.own_model(**wanted) if blueprint is None else blueprint.build()
+        assert own is not None
+        return own
+
+    def blueprint(self) -> Blueprint | None:
+        if self.network is not None:
+            return None
+        sizes = {"size": self.size, "channels": self.channels, "outputs": self.ways, "width": self.width}
+        return Blueprint("conv_net", {**sizes, "norm": self.norm, "seed": self.seed})
+
+
+@lru_cache(maxsize=4)
+def _pixels(path: Path, stamp: Any, pictures: Pictures) -> tuple[Examples, Tensor]:
+    """Every picture, decoded."""
+    found, pixels = decoded(read_images(path), pictures)
+    return tell(found), pixels

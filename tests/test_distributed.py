@@ -1,0 +1,275 @@
+"""Several processes are one: the same weights, the same numbers for each task, and an end that names its cause."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import metaprox as mp
+from conftest import records
+from metaprox.training import RunFolder
+
+HERE = Path(__file__).parent
+ALONE = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK", "METAPROX_PATIENCE")}
+QUICK = (
+    "training:1:loop-15",
+    "training:2:vmap-15",
+    "training:4:vmap-15",
+    "failing:4:",
+    "halting:4:kill",
+    "halting:4:stop",
+)
+
+
+def outcomes(*runs):
+    """What came of each run of tests/processes.py, by its name."""
+    command = [sys.executable, str(HERE / "processes.py"), *runs]
+    env = ALONE | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=env)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(runs), done.stderr
+    return dict(zip(runs, map(json.loads, lines), strict=True))
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return outcomes(*QUICK)
+
+
+def assert_one_training(alone, several):
+    """All ranks have the weights of a single process, to rounding, and the same numbers of all tasks."""
+    one = alone["ranks"][0]["found"]
+    for rank in several["ranks"]:
+        found = rank["found"]
+        torch.testing.assert_close(torch.tensor(found["weights"]), torch.tensor(one["weights"]), rtol=0, atol=1e-5)
+        for name in ("tasks", "evaluation", "info"):
+            torch.testing.assert_close(found[name], one[name], rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert (found["counts"], found["draw"]) == (one["counts"], one["draw"])
+        assert found["evaluation"]["id"] == list(range(9))
+    assert len({tuple(rank["found"]["weights"]) for rank in several["ranks"]}) == 1
+
+
+def test_several_processes_train_as_one_with_dropout_and_uneven_shards(quick):
+    for several in ("training:2:vmap-15", "training:4:vmap-15"):
+        assert_one_training(quick["training:1:loop-15"], quick[several])
+
+
+@pytest.fixture
+def calls(quick):
+    """Of one call after another, what each of four ranks raised or got."""
+    return list(zip(*(rank["found"] for rank in quick["failing:4:"]["ranks"]), strict=True))
+
+
+def test_a_task_that_diverges_is_named_in_all_ranks(calls):
+    for kind, message, task in (*calls[1], *calls[4]):
+        assert (kind, task) == ("NonFiniteError", 4 if message.startswith("task 4: the gradient of the base") else 0)
+    assert all(message.startswith("all 5 tasks diverged") for _, message, _ in calls[4])
+
+
+@pytest.mark.parametrize(
+    ("call", "curvatures"), [(0, [1, 1, 1, 0.5, 1]), (2, [1, 1, 1, 1, None]), (3, [1, 1, None, 0.5, 1])]
+)
+def test_all_ranks_have_the_mean_over_the_tasks_that_did_not_diverge(calls, call, curvatures):
+    """For fhat = c w^2 / 2, f = w^2 / 2, lam = 1 and x = 1: y = 1 / (1 + c), g = 1 / (1 + c)^2, f(y) = g, of two w."""
+    expected = [None if c is None else 1 / (1 + c) ** 2 for c in curvatures]
+    kept = [g for g in expected if g is not None]
+    for grad, skipped, losses in calls[call]:
+        assert grad == pytest.approx([sum(kept) / len(kept)] * 2, rel=1e-4)
+        assert skipped == [g is None for g in expected]
+        assert [loss for loss in losses if loss == loss] == pytest.approx(kept, rel=1e-4)
+        assert (grad, skipped) == (calls[call][0][0], calls[call][0][1])
+
+
+def test_what_goes_wrong_in_one_rank_ends_the_call_in_all_and_names_it(calls):
+    raised, argument, nobody, no_reduce, own = calls[5:10]
+    assert [each[0] for each in raised] == ["ValueError"] + ["PeerError"] * 3
+    assert {each[1] for each in raised[1:]} == {"rank 0 failed: ValueError: a curvature below 0"}
+    assert all(each[0] == "InputError" and "weights must be finite and >= 0" in each[1] for each in argument)
+    assert all(re.match("rank 1: ", argument[rank][1]) for rank in (0, 2, 3))
+    assert all(each[1] == "no process has a task: give at least one" for each in nobody)
+    for each in (*no_reduce, *own[2:]):
+        assert "reduce=mp.distributed.AllReduce(), or, where that is meant, reduce=mp.Reduce()" in each[1]
+    assert [len(each[1]) for each in own[:2]] == [2, 1]  # each its own tasks
+
+
+def test_other_parameters_in_one_rank_are_refused_in_all(calls):
+    values, shapes = calls[10:]
+    assert all("the parameters of rank 1 have other values than those of rank 0" in each[1] for each in values)
+    assert all("rank 1 have other names, shapes or dtypes" in each[1] for each in shapes)
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "within"), [("kill", "ended without a word", 20), ("stop", "not been heard", 20)]
+)
+def test_a_rank_that_is_killed_or_stopped_is_named_by_the_others_within_seconds(quick, how, said, within):
+    found = quick[f"halting:4:{how}"]
+    ranks, halted = found["ranks"], found["halted"]
+    assert ranks[2] is None
+    for rank in (0, 1, 3):
+        assert ranks[rank]["error"] == "PeerError"
+        assert ranks[rank]["message"].startswith("rank 2 (process ")
+        assert said in ranks[rank]["message"]
+        assert 0 < ranks[rank]["at"] - halted < within
+
+
+@pytest.mark.distributed
+def test_several_processes_train_as_one_by_every_backend():
+    """Fifty meta-steps: one, two and four processes, in the loop, under vmap and compiled."""
+    runs = [f"training:{world}:{how}-50" for how in ("loop", "vmap", "compiled") for world in (1, 2, 4)]
+    found = outcomes(*runs)
+    for several in runs[1:]:
+        assert_one_training(found[runs[0]], found[several])
+
+
+@pytest.mark.distributed
+def test_a_rank_that_fails_elsewhere_is_named_and_one_that_is_slow_is_waited_for():
+    found = outcomes("halting:4:error", "halting:4:slow")
+    ranks = found["halting:4:error"]["ranks"]
+    assert ranks[2]["error"] == "ZeroDivisionError"
+    assert all(ranks[rank]["message"].startswith("rank 2 (process ") for rank in (0, 1, 3))
+    assert [rank["found"] for rank in found["halting:4:slow"]["ranks"]] == [6] * 4
+
+
+TRAIN = [
+    "sinusoid",
+    "--meta-batch",
+    "5",
+    "--eval-every",
+    "20",
+    "--eval-tasks",
+    "7",
+    "--test-tasks",
+    "9",
+    "--checkpoint-every",
+    "5",
+    "--compile",
+    "off",
+]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def start(*arguments, several=(), **env):
+    command = [*(TORCHRUN if several else [sys.executable]), *several, "-m", "metaprox", *arguments]
+    env = ALONE | {"OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def ended(process):
+    said, _ = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def assert_one_run(folder, other):
+    """Records and weights of two runs, to rounding."""
+    for one, two in zip(records(RunFolder(folder)), records(RunFolder(other)), strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4, equal_nan=True)
+    one, two = (load_file(each / "weights.safetensors") for each in (folder, other))
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.distributed
+def test_torchrun_trains_as_one_process_and_goes_on_on_another_number(tmp_path):
+    alone, several, changed = (tmp_path / name for name in ("alone", "several", "changed"))
+    runs = [
+        ended(start("train", *TRAIN, "--meta-steps", "40", "--out", str(alone))),
+        ended(start("train", *TRAIN, "--meta-steps", "40", "--out", str(several), several=("--nproc-per-node", "3"))),
+    ]
+    assert [code for code, _ in runs] == [0, 0], runs
+    assert runs[1][1].count("meta-step 40 of 40") == 1  # rank 0 alone tells
+    assert_one_run(alone, several)
+    one = start("train", *TRAIN, "--meta-steps", "40", "--out", str(changed))
+    wait_for(lambda: steps(changed) > 6, one)
+    one.kill()
+    ended(one)
+    code, said = ended(start("resume", str(changed), several=("--nproc-per-node", "2")))
+    assert code == 0, said
+    assert_one_run(alone, changed)
+
+
+@pytest.mark.distributed
+def test_torchrun_goes_on_from_the_checkpoint_after_a_rank_was_killed(tmp_path):
+    alone, restarted = tmp_path / "alone", tmp_path / "restarted"
+    long = ("--meta-steps", "400")
+    process = start(
+        *("train", *TRAIN, *long, "--out", str(restarted)), several=("--nproc-per-node", "2", "--max-restarts", "1")
+    )
+    wait_for(lambda: steps(restarted) > 20, process)
+    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    code, said = ended(process)
+    assert code == 0, said
+    assert ended(start("train", *TRAIN, *long, "--out", str(alone)))[0] == 0
+    assert_one_run(alone, restarted)
+
+
+@pytest.mark.distributed
+def test_a_stopped_rank_ends_torchrun_and_other_commands_are_refused(tmp_path):
+    out = tmp_path / "stopped"
+    process = start(
+        *("train", *TRAIN, "--meta-steps", "5000", "--out", str(out)),
+        several=("--nproc-per-node", "2"),
+        METAPROX_PATIENCE="3",
+    )
+    wait_for(lambda: steps(out) > 5, process)
+    os.kill(workers(process.pid)[1], signal.SIGSTOP)
+    began = time.time()
+    code, said = ended(process)
+    assert code != 0
+    assert time.time() - began < 60  # 3 seconds of patience, and up to 30 in which torchrun asks the process to end
+    assert "metaprox: error: rank 1 (process" in said
+    code, said = ended(start("evaluate", str(out), several=("--nproc-per-node", "2")))
+    assert code != 0
+    assert "which train and resume alone are for" in said
+
+
+def steps(folder):
+    place = folder / "metrics.jsonl"
+    return place.read_text().count('"kind": "step"') if place.exists() else 0
+
+
+def workers(parent):
+    """Of torchrun, the processes by rank."""
+    found = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return sorted(int(child) for child in found if b"metaprox" in Path(f"/proc/{child}/cmdline").read_bytes())
+
+
+def wait_for(condition, process, seconds=120):
+    until = time.time() + seconds
+    while not condition():
+        assert time.time() < until
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_in_one_process_nothing_changes():
+    assert mp.distributed.shard(range(5)) == range(5)
+    assert mp.distributed.shard([]) == []
+    loss = lambda params, target: 0.5 * ((params["w"] - target) ** 2).sum()  # noqa: E731
+    problem, params = mp.ProximalProblem(loss, loss, lam=1.0), {"w": torch.zeros(2)}
+    batch = mp.Task(torch.randn(3, 2), torch.randn(3, 2))
+    plain = mp.FOBMAML(mp.GradientDescent(0.5), 5)
+    summed = mp.FOBMAML(mp.GradientDescent(0.5), 5, reduce=mp.distributed.AllReduce())
+    assert torch.equal(plain(problem, params, batch).grad["w"], summed(problem, params, batch).grad["w"])
+    one = mp.evaluate(problem, batch, None, mp.GradientDescent(0.5), 5, params=params)
+    two = mp.distributed.evaluate(problem, batch, None, mp.GradientDescent(0.5), 5, params=params)
+    assert torch.equal(one.values["loss"], two.values["loss"])
+
+
+def test_a_process_of_several_that_have_not_been_joined_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(mp.InputError, match=r"one of 2 processes, which do not know each other yet: call torch\.dist"):
+        mp.distributed.shard(range(4))
+
+
+@pytest.mark.parametrize("odd", [3, "abc", {1: 2}])
+def test_what_has_no_order_is_not_cut(odd):
+    with pytest.raises(mp.InputError, match=r"tasks must be a mp\.Task, a list, a range or a tensor, got"):
+        mp.distributed.shard(odd)
