@@ -12,7 +12,7 @@ import metaprox as mp
 from metaprox.comparison import gradient_evaluations
 from metaprox.models import mlp
 from metaprox.modules.loss import ModelLoss
-from metaprox.tasks import MNIST1D, Family, Sinusoid, Split
+from metaprox.tasks import Family, Sinusoid, Split
 
 TEST_TASKS, VALIDATION_TASKS = 400, 200
 
@@ -39,21 +39,8 @@ class Training:
         return 1 if self.metric == "accuracy" else -1
 
 
-def convolutions(seed: int, channels: int = 16) -> nn.Module:
-    """Three strided convolutions with batch norm (of the batch at hand) and ReLU, and a linear layer, on 40 numbers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = [nn.Unflatten(-1, (1, 40))]
-        for inputs in (1, channels, channels):
-            layers += [nn.Conv1d(inputs, channels, 5, stride=2, padding=2)]
-            layers += [nn.BatchNorm1d(channels, track_running_stats=False), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * channels, 5))
-
-
 TRAININGS = {
     "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1),
-    "MNIST-1D, MLP": Training(MNIST1D(), lambda seed: mlp([40, 128, 128, 5], seed), "accuracy", 0.1, 0.1, 8, 0.4),
-    "MNIST-1D, conv": Training(MNIST1D(), convolutions, "accuracy", 0.1, 0.1, 8, 0.4),
 }
 
 
