@@ -147,7 +147,7 @@ class FOBMAML(Branched):
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
         adapted, measure = base.y if keep_adapted else None, self._chooses or self.tol is not None
         at_base, query, shared = AtBase.of(gradients, base.y, measured=measure, trail=base.trail)
-        seen = of_base(base.trail, gradients, at_base.y0)
+        seen = of_base(base.trail, gradients, at_base.y0, at_base.lengths)
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
