@@ -19,7 +19,7 @@ from metaprox.cli import main
 from metaprox.storage import files
 from metaprox.storage.lock import locked
 from metaprox.training import ranks, weights
-from metaprox.training.stopping import Stopped
+from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
 
 SMALL = training.Settings(
     "sinusoid", hidden=(4,), meta_steps=8, meta_batch=2, eval_every=3, eval_tasks=2, test_tasks=3, checkpoint_every=2,
@@ -106,9 +106,7 @@ def test_a_signal_during_an_evaluation_leaves_it_and_it_is_done_again(straight, 
 
 
 # Steps so short that the monitor warns, of windows of 25 meta-steps, and at the end of the 14 left.
-WARNED = SMALL.but(
-    meta_steps=64, eval_every=16, checkpoint_every=10, inner_lr=1e-6, keep_weights="best", clip=0.5
-)
+WARNED = SMALL.but(meta_steps=64, eval_every=16, checkpoint_every=10, inner_lr=1e-6, keep_weights="best", clip=0.5)
 
 
 @pytest.mark.filterwarnings("ignore::metaprox.HealthWarning")
@@ -135,6 +133,17 @@ def test_the_second_signal_stops_at_once(straight, tmp_path):
         training.train(SMALL, tmp_path / "run", sending(signal.SIGINT, 5, times=2))
     assert training.RunFolder.open(tmp_path / "run").checkpoint.name == "checkpoint-00000004.safetensors"
     same(training.resume(tmp_path / "run"), straight)
+
+
+def test_a_signal_while_processes_agree_counts_the_next_time():
+    """Another process has not been told of it yet; it must neither be lost nor stop one process alone."""
+    with stoppable("") as stop:
+        stop.check(lambda number: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Asked):
+            stop.check(lambda number: number)
+    assert stop.asked == signal.SIGTERM
+    with pytest.raises(Asked):
+        Stop().check(lambda number: signal.SIGTERM)  # that of another one
 
 
 def test_signals_are_left_to_a_program_that_has_taken_them(tmp_path):
@@ -286,9 +295,28 @@ def test_a_disk_that_refuses_is_named_and_what_was_trained_is_kept(straight, tmp
     same(training.resume(tmp_path / "run") if begun else training.train(SMALL, tmp_path / "run"), straight)
 
 
-def test_what_safetensors_says_of_the_disk_is_said_as_of_any_file(tmp_path):
+def test_a_process_that_is_killed_while_it_writes_leaves_what_the_next_one_clears(tmp_path):
+    """Whatever is in the folder at any moment of a save is the file, or known as a leftover."""
+    path, ended = tmp_path / "weights.safetensors", threading.Event()
+
+    def save():
+        for _ in range(5):
+            weights.save(path, "weights", LARGE, {})
+        ended.set()
+
+    saving = threading.Thread(target=save)
+    seen = set()
+    saving.start()
+    while not ended.is_set():
+        seen |= {one for one in tmp_path.iterdir() if one != path}
+    saving.join()
+    assert seen
+    assert all(map(files.is_leftover, seen))
     with pytest.raises(mp.RunFolderError, match=r"can't be written: No such file or directory: the file or its folder"):
         weights.save(tmp_path / "gone" / "weights.safetensors", "weights", {"a": torch.ones(1)}, {})
+
+
+LARGE = {"a": torch.ones(2**20)}
 
 
 def test_leftovers_are_cleared_and_never_block(tmp_path, straight):
