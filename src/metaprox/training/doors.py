@@ -36,7 +36,7 @@ def resume(out: str | Path, watch: Watch = lambda progress: None, callbacks: Seq
     if folder.weights.exists():
         finished_weights(folder, folder.configuration())
         return folder
-    with ranks.telling(), folder.locked():
+    with ranks.telling(), ranks.locked(folder):
         return replace(trainer_of(folder), callbacks=callbacks).go_on(folder, watch)
 
 
