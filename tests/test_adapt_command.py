@@ -176,6 +176,19 @@ def test_several_groups_are_no_support(run_of_tables, tmp_path, capsys):
     assert "holds 2 groups (patient 10, patient 11), and a task is one" in said
 
 
+def test_a_support_of_one_group_need_not_name_it(tmp_path, capsys):
+    source = torch.Generator().manual_seed(0)
+    rows = [[f"p{i % 8}", *torch.randn(2, generator=source).tolist()] for i in range(64)]
+    write_csv(tmp_path / "all.csv", ["who", "x", "y"], rows)
+    write_csv(tmp_path / "new.csv", ["x", "y"], [row[1:] for row in rows[:6]])
+    words = ["--data", str(tmp_path / "all.csv"), "--target", "y", "--by", "who", "--out", str(tmp_path / "run")]
+    main(["train", "tables", *words, "--meta-steps", "1", *QUICK])
+    adapt = ["adapt", tmp_path / "run", "--out", tmp_path / "a", "--support"]
+    assert "no column 'whom'" in refused(capsys, 2, *adapt, tmp_path / "new.csv", "--by", "whom")
+    assert "holds 8 groups" in refused(capsys, 2, *adapt, tmp_path / "all.csv")
+    assert command(capsys, *adapt, tmp_path / "new.csv").startswith("adapted to 6 examples")
+
+
 def test_a_target_by_another_name(run_of_tables, tmp_path, capsys):
     text = (run_of_tables / "new" / "patient 10.csv").read_text().replace("y,state", "pressure,state")
     (tmp_path / "other.csv").write_text(text)

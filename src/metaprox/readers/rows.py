@@ -58,6 +58,11 @@ def rows_of(path: Path, wanted: Sequence[str] = (), *, alone: bool = False) -> I
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
 
 
+def columns_in(path: Path) -> tuple[str, ...]:
+    """The columns of a file, or of the first of a folder; () where it has no rows. Raises InputError as ``rows_of``."""
+    return next((tuple(row.values) for row in rows_of(tables_in(path)[0]) if isinstance(row, Row)), ())
+
+
 def require(path: Path, wanted: Sequence[str], there: Sequence[str]) -> None:
     """Raise InputError, listing the columns that there are, unless all that are ``wanted`` are among them."""
     if lacking := [name for name in wanted if name not in there]:
