@@ -103,6 +103,8 @@ def _broken(path: Path, start: int, end: int, error: csv.Error) -> str:
         what = "a quote that is opened here is not closed before the end of the file"
     elif "expected after" in what:
         what = "a quote within the field that is quoted from here; quotes in quotes are written twice"
+    elif "field limit" in what:
+        what = f"a field of more than {csv.field_size_limit()} characters, or a quote that is not closed"
     lines = f"line {start}" if end <= start else f"lines {start} to {end}"
     return f"{path}, {lines}: {what}. No row of the file is used: mend it there"
 
@@ -182,6 +184,10 @@ def _object(place: str, values: Any, wanted: Sequence[str]) -> Row | Problem:
         return Problem(place, "not an object")
     if lacking := [name for name in wanted if name not in values]:
         return Problem(place, f"no {', '.join(map(repr, lacking))}")
+    try:
+        "".join(one for pair in values.items() for one in pair if isinstance(one, str)).encode("utf-8")
+    except UnicodeEncodeError:
+        return Problem(place, "half of a surrogate pair, which is no character")
     return Row(place, values)
 
 
