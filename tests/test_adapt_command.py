@@ -122,6 +122,9 @@ def test_batch_norms_are_warned_of_and_batches_are_even(pictures, tmp_path, caps
     monkeypatch.setattr("metaprox.training.serving.TOGETHER", 10)
     with pytest.warns(mp.errors.DataWarning, match="18 in 2 batches"):
         _, rows = read_csv(command(capsys, "predict", tmp_path / "a", pictures / "new"))
+    with pytest.warns(mp.errors.DataWarning, match="here one alone.*expect less"):
+        said = refused(capsys, 2, "predict", tmp_path / "a", rows[0][0])
+    assert "its batch norms need several examples together" in said  # of one value each, so small are these pictures
     together = adapted.predict([row[0] for row in rows[:9]])
     assert [row[1] for row in rows[:9]] == list(together.labels)
     assert [float(row[2]) for row in rows[:9]] == pytest.approx(together.probabilities[:, 0].tolist(), rel=1e-4)

@@ -289,6 +289,8 @@ def test_a_run_whose_data_changed_is_refused(tmp_path, capsys):
         assert "have changed since it began" in refused(capsys, *words)
     (out / "weights.safetensors").unlink()
     assert "have changed since it began" in refused(capsys, "resume", out)
+    path.unlink()
+    assert f"the run's data are no longer in {path}" in refused(capsys, "adapt", out, "--support", out, "--out", "x")
     path.write_text(as_it_was)
     main(["resume", str(out)])
     assert evaluated(capsys, out)["loss"]["n"] == 2

@@ -208,7 +208,9 @@ def evaluated(module: nn.Module, inputs: Any, seen: dict[str, Collection[str]]) 
     except MetaproxError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise InputError(f"the model can't take inputs of {describe(inputs)}: {error}") from error
+        alone = "more than 1 value per channel" in str(error)
+        more = ": its batch norms need several examples together" if alone else ""
+        raise InputError(f"the model can't take inputs of {describe(inputs)}: {error}{more}") from error
     finally:
         loss.release()
     return outputs

@@ -83,7 +83,7 @@ def composition_of(folder: RunFolder, *, other_data: bool = False) -> Compositio
     try:
         found = Composition.of(values) if "version" in values else Settings.of_version_1(values).composition()
     except InputError as error:
-        raise RunFolderError(f"{place}: {error}") from error
+        raise RunFolderError(f"{place}: {_without_data(values) or error}") from error
     strict = found.family.scales or not other_data
     if strict and DATA in values and values[DATA] != found.family.fingerprint():
         raise RunFolderError(
@@ -91,6 +91,15 @@ def composition_of(folder: RunFolder, *, other_data: bool = False) -> Compositio
             "them its splits or scales: put them back as they were, with what is new in another place; or train anew"
         )
     return found
+
+
+def _without_data(values: Mapping[str, Any]) -> str:
+    """That the data of a run are gone, and what to do; "" where they are there, or it has none."""
+    tasks = values.get("tasks")
+    data = tasks.get("data") if isinstance(tasks, Mapping) else None
+    if not isinstance(data, str) or Path(data).exists():
+        return ""
+    return f"the run's data are no longer in {data}, and are read again for its scales and classes: put them back there"
 
 
 def of_any_data(trainer: Trainer, folder: RunFolder) -> Trainer:

@@ -99,9 +99,12 @@ def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any
     most, total, count = TOGETHER if adapted.transductive else AT_ONCE, len(examples), 0
     batches = math.ceil(total / most)
     if adapted.transductive:
+        here = "one alone" if total == 1 else f"{total} together"
+        here = f"{total} in {batches} batches, in their order" if batches > 1 else here
         text = (
-            f"by its batch norms the model predicts for items together; here {total} in {batches} batches, in their "
-            "order. Where each is to be by itself, train without: --norm group"
+            f"by its batch norms the model predicts for items together; here {here}. Evaluations have as many of each "
+            "class together: of single items, or of one class, expect less than they say. Where each is to be by "
+            "itself, train without: --norm group"
         )
         warnings.warn(text, DataWarning, stacklevel=2)
     for batch in range(batches):
