@@ -103,12 +103,14 @@ def evaluation(
 ) -> Evaluation:
     """Evaluate tasks 0 to ``count`` - 1 of a split; ``shared``: by all processes, which all come here.
 
+    Where there are no more than some ``distinct`` tasks, it is these, each once: repeated, they would narrow intervals.
     ``between`` is called before each part of the tasks, and may raise; not where processes share them.
 
     Returns:
         That of all tasks.
     """
     one, alone = trainer.estimator, not shared or Group.of() is None
+    distinct = getattr(trainer.tasks[split], "distinct", None)
 
     def part(some: Sequence[int]) -> Any:
         if alone:
@@ -118,7 +120,7 @@ def evaluation(
     return evaluate(
         trainer.evaluated or trainer.problem,
         part,
-        range(count),
+        range(count if distinct is None else min(count, distinct)),
         one.solver,
         one.steps,
         more=lambda some: _baseline(trainer, split, some),
