@@ -56,8 +56,8 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_of_pictures(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "pictures"
-    sizes = ["--ways", "2", "--shots", "2", "--size", "8", "--width", "8", "--meta-steps", "3", "--inner-lr", "0.3"]
-    sizes += ["--norm", "group", "--backend", "auto", "--head", "means", "--inner-batch", "3"]
+    sizes = ["--ways", "2", "--shots", "2", "--size", "8", "--width", "8", "--meta-steps", "3", "--inner-lr", "0.02"]
+    sizes += ["--norm", "group", "--backend", "auto", "--head", "means", "--inner-batch", "3", "--lam", "0.1"]
     main(["train", "images", "--data", str(pictures / "old"), "--out", str(out), *sizes, *QUICK])
     return out
 
