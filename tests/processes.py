@@ -4,6 +4,7 @@ Prints a line of JSON for each: what the ranks returned, or the errors that ende
 was killed. "halted": when one was.
 """
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +20,9 @@ import torch.distributed as dist
 from torch import nn
 
 import metaprox as mp
+from metaprox import training as runs
+from metaprox.storage.lock import locked
+from metaprox.training import weights
 
 torch.set_num_threads(1)
 SIZES = (7, 3, 1, 5)  # tasks of a meta-step: with four processes shards are uneven, or empty
@@ -38,13 +42,15 @@ def loss(model, batch):
 
 def tasks(ids):
     """Task i is a function of i."""
-    made = []
-    for i in ids:
-        source = torch.Generator().manual_seed(i)
-        x = torch.randn(12, 3, generator=source, dtype=torch.float64)
-        y = x[:, :1].sin() * torch.randn(1, generator=source, dtype=torch.float64)
-        made.append(mp.Task((x[:6], y[:6]), (x[6:], y[6:])))
+    made = [task(i) for i in ids]
     return mp.Task.stack(made) if made else []
+
+
+def task(i):
+    source = torch.Generator().manual_seed(i)
+    x = torch.randn(12, 3, generator=source, dtype=torch.float64)
+    y = x[:, :1].sin() * torch.randn(1, generator=source, dtype=torch.float64)
+    return mp.Task((x[:6], y[:6]), (x[6:], y[6:]))
 
 
 def flat(values):
@@ -148,7 +154,115 @@ def halting(rank, argument):
     return None
 
 
-SCENARIOS = {"training": training, "failing": failing, "halting": halting}
+class Told(runs.Callback):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.events = []
+
+    def __getattribute__(self, name):
+        if name.startswith("on_"):
+            return lambda *given: self.events.append(name)
+        return super().__getattribute__(name)
+
+
+PACE = runs.Pace(
+    meta_steps=30, meta_batch=5, eval_every=8, eval_tasks=5, test_tasks=3, checkpoint_every=10, keep_weights="best"
+)
+
+
+def trainer(source=tasks, callbacks=()):
+    model = net(width=3)
+    return runs.Trainer(
+        mp.ProximalProblem.from_module(model, loss, lam=0.5),
+        mp.FOBMAML(mp.GradientDescent(0.1), 2),
+        mp.optim.NormalizedSGD(model.parameters(), lr=0.05, momentum=0.9),
+        {"train": source, "validation": tasks, "test": tasks},
+        PACE,
+        callbacks=callbacks,
+    )
+
+
+def left(folder):
+    """What a run has left, and its steps."""
+    found = runs.RunFolder.open(folder)
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in found.read_metrics()]
+    learned = weights.load(found.weights, weights.WEIGHTS)[0] if found.weights.exists() else {}
+    return {"rows": rows, "weights": flat(learned.values()) if learned else [], "last": found.checkpoint.name}
+
+
+def running(rank, argument):
+    """A run in a folder that all ranks see: as it is, or with something in its way."""
+    folder = Path(os.environ["HALTED"]).parent / "run"
+    if argument == "callbacks":
+        told = Told()
+        trainer(callbacks=[told, runs.TensorBoard()]).train(folder)
+        return {"events": sorted(set(told.events)), "tensorboard": len(list(folder.glob("tensorboard/*")))}
+    if argument == "stream":
+        try:
+            trainer([task(i) for i in range(10)]).train(folder)
+        except mp.InputError as error:
+            return {"message": str(error), "made": folder.exists()}
+    if argument == "full":
+        if rank == 0:
+            refuse_after(12)
+        trainer().train(folder)
+    if argument == "locked":
+        trainer().train(folder)
+        if rank == 0:
+            hold(folder)
+        trainer().resume(folder)
+    if argument.startswith("stopped"):
+        return stopped(rank, folder, [int(word) for word in argument.split("-")[1:]])
+    trainer().train(folder)
+    return left(folder)
+
+
+def refuse_after(lines):
+    """Of metrics.jsonl: the disk is full then."""
+    opened, seen = Path.open, []
+
+    def refused(path, mode="r", *given, **named):
+        if mode == "a":
+            seen.append(path)
+            if len(seen) > lines:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, mode, *given, **named)
+
+    Path.open = refused
+
+
+def hold(folder):
+    """Another process works in the folder."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        with locked(folder):
+            os.write(writer, b"1")
+            time.sleep(15)
+        os._exit(0)
+    os.read(reader, 1)
+
+
+def stopped(rank, folder, calls):
+    """Each rank gets SIGTERM at the call of its loss of that number; then all go on with the run."""
+    seen, stops = [], []
+
+    def asking(ids):
+        seen.append(ids)
+        if len(seen) == calls[rank]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tasks(ids)
+
+    while True:
+        one = trainer(asking)
+        try:
+            one.resume(folder) if stops else one.train(folder)
+            return {"stops": stops, **left(folder)}
+        except runs.Stopped as error:
+            stops.append([error.code, error.where.split(",")[0], left(folder)["last"] if rank == 0 else ""])
+
+
+SCENARIOS = {"training": training, "failing": failing, "halting": halting, "running": running}
 
 
 def run_rank(rank, world, name, argument, folder, port):

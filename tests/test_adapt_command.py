@@ -56,8 +56,8 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_of_pictures(pictures, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "pictures"
-    sizes = ["--ways", "2", "--shots", "2", "--size", "8", "--width", "8", "--meta-steps", "3", "--inner-lr", "0.3"]
-    sizes += ["--norm", "group", "--backend", "auto", "--head", "means", "--inner-batch", "3"]
+    sizes = ["--ways", "2", "--shots", "2", "--size", "8", "--width", "8", "--meta-steps", "3", "--inner-lr", "0.02"]
+    sizes += ["--norm", "group", "--backend", "auto", "--head", "means", "--inner-batch", "3", "--lam", "0.1"]
     main(["train", "images", "--data", str(pictures / "old"), "--out", str(out), *sizes, *QUICK])
     return out
 
@@ -122,6 +122,9 @@ def test_batch_norms_are_warned_of_and_batches_are_even(pictures, tmp_path, caps
     monkeypatch.setattr("metaprox.training.serving.TOGETHER", 10)
     with pytest.warns(mp.errors.DataWarning, match="18 in 2 batches"):
         _, rows = read_csv(command(capsys, "predict", tmp_path / "a", pictures / "new"))
+    with pytest.warns(mp.errors.DataWarning, match="here one alone.*expect less"):
+        said = refused(capsys, 2, "predict", tmp_path / "a", rows[0][0])
+    assert "its batch norms need several examples together" in said  # of one value each, so small are these pictures
     together = adapted.predict([row[0] for row in rows[:9]])
     assert [row[1] for row in rows[:9]] == list(together.labels)
     assert [float(row[2]) for row in rows[:9]] == pytest.approx(together.probabilities[:, 0].tolist(), rel=1e-4)
@@ -174,6 +177,19 @@ def test_classes_for_the_rows_of_a_new_group(run_of_tables, tmp_path, capsys):
 def test_several_groups_are_no_support(run_of_tables, tmp_path, capsys):
     said = refused(capsys, 2, "adapt", run_of_tables / "y", "--support", run_of_tables / "new", "--out", tmp_path / "a")
     assert "holds 2 groups (patient 10, patient 11), and a task is one" in said
+
+
+def test_a_support_of_one_group_need_not_name_it(tmp_path, capsys):
+    source = torch.Generator().manual_seed(0)
+    rows = [[f"p{i % 8}", *torch.randn(2, generator=source).tolist()] for i in range(64)]
+    write_csv(tmp_path / "all.csv", ["who", "x", "y"], rows)
+    write_csv(tmp_path / "new.csv", ["x", "y"], [row[1:] for row in rows[:6]])
+    words = ["--data", str(tmp_path / "all.csv"), "--target", "y", "--by", "who", "--out", str(tmp_path / "run")]
+    main(["train", "tables", *words, "--meta-steps", "1", *QUICK])
+    adapt = ["adapt", tmp_path / "run", "--out", tmp_path / "a", "--support"]
+    assert "no column 'whom'" in refused(capsys, 2, *adapt, tmp_path / "new.csv", "--by", "whom")
+    assert "holds 8 groups" in refused(capsys, 2, *adapt, tmp_path / "all.csv")
+    assert command(capsys, *adapt, tmp_path / "new.csv").startswith("adapted to 6 examples")
 
 
 def test_a_target_by_another_name(run_of_tables, tmp_path, capsys):

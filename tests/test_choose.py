@@ -29,7 +29,7 @@ def chosen(model, tasks, choice=Choice("auto", "auto"), loss=cross_entropy):  # 
     problem = mp.ProximalProblem.from_module(model, loss, lam=0.5).private()
     parameters = Parameters.of(problem.live_parameters(), problem.adapted_names)
     with torch.no_grad():
-        return choice.backend_for(Setting(problem, parameters, TaskBatch.of(tasks), NOISE, LOOK))[0]
+        return choice.backend_for(Setting(problem, parameters, TaskBatch.of(tasks), NOISE, LOOK, 0))[0]
 
 
 def test_small_models_are_vmapped_and_large_ones_are_not():
@@ -65,7 +65,7 @@ def test_the_cost_is_that_of_the_larger_loss():
     parameters = Parameters.of(problem.live_parameters(), problem.adapted_names)
     tasks = mp.Task(classes(7, examples=4).support, classes(7, examples=6).query)
     with torch.no_grad():
-        cost = cost_of_task(Setting(problem, parameters, TaskBatch.of(tasks), NOISE, LOOK))
+        cost = cost_of_task(Setting(problem, parameters, TaskBatch.of(tasks), NOISE, LOOK, 0))
     assert cost.flops == 2 * 6 * 7 * 5
     inputs, outputs = 6 * 7 * 4, 6 * 5 * 4
     assert inputs + outputs <= cost.saved_bytes <= inputs + 4 * outputs

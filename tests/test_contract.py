@@ -212,6 +212,7 @@ COMMON = {
     "max_steps": None,
     "backend": "auto",
     "chunk_size": "auto",
+    "reduce": None,
     "compile": False,
     "on_nonfinite": "raise",
 }
@@ -224,7 +225,8 @@ BRANCHED = COMMON | {
 }
 DEFAULTS = {
     mp.FOBMAML: BRANCHED
-    | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True, "estimate_truncation": False},
+    | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True, "rtol": None}
+    | {"estimate_truncation": False},
     mp.Tangent: BRANCHED,
     mp.IMAML: COMMON | {"cg_steps": 5, "cg_tol": 0.0, "damping": 0.0},
     **dict.fromkeys((mp.MAML, mp.FOMAML, mp.Reptile), COMMON),

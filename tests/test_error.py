@@ -275,10 +275,10 @@ def numbers(**changes):
 
 def test_what_is_seen_counts_within_its_limits():
     plain = numbers()
-    assert plain["branch"] / plain["base"] == pytest.approx(3.0 * 0.5)  # rho, and a third of ||r|| / lam
+    assert plain["branch"] / plain["base"] == pytest.approx(3.0)  # of 1 / sqrt(lam), and a third of it
     for reduction in (7.0, math.nan, math.inf):  # what did not fall, or was not seen to, is taken as it is
         assert numbers(reduction=reduction) == plain
-    assert numbers(reduction=1e-9)["branch"] / numbers(reduction=1e-9)["base"] == pytest.approx(0.09 * 0.5)
+    assert numbers(reduction=1e-9)["branch"] / numbers(reduction=1e-9)["base"] == pytest.approx(0.09)
     for curvature in (0.1, -3.0, math.nan, math.inf):  # at least lam, which stands in for what is not known
         assert numbers(curvature=curvature) == numbers(curvature=0.5)
         assert numbers(base_curvature=curvature) == numbers(base_curvature=0.5)

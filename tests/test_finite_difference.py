@@ -118,8 +118,10 @@ def test_a_task_whose_branch_went_astray_is_differentiated_anew(monkeypatch, nam
         ratio = torch.tensor(ratios, dtype=torch.float64)
         found = estimate(solves=(solution(base), solution(branch)), gradient_ratio=ratio)
         out = meta._unless_astray(found, "gradients")
+        told = meta.perturb == "loss" and meta.scheme != "forward"
+        assert out.info.astray.tolist() == [told and task in replaced for task in range(T)]
         if not (anew and replaced):
-            assert out is found
+            assert all(same(*pair) is None for pair in zip(out.grad, found.grad, strict=True))
             assert called == []
             continue
         assert called == [(dataclasses.replace(meta, perturb="center"), "gradients", False)]

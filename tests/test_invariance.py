@@ -101,7 +101,8 @@ def branched(draw):
         options["branch_steps"] = draw(st.integers(0 if options["start"] == "predictor" else 1, STEPS + 2))
     if draw(booleans):
         linear = method == "Tangent" and options["residual_correction"]
-        options["branch_solver"] = draw(st.sampled_from(LINEAR) if linear else solvers)
+        some = st.sampled_from([name for name in (LINEAR if linear else SOLVERS) if name != "adaptive"])
+        options["branch_solver"] = draw(some)  # which begins with the base's step, that only an equal solver has
     if method == "FOBMAML":
         options |= {"scheme": draw(st.sampled_from(SCHEMES)), "step": draw(st.sampled_from([0.05, 0.02, None]))}
         options["estimate_truncation"] = options["scheme"] in ("forward", "symmetric") and draw(booleans)
@@ -270,6 +271,7 @@ def test_names_order_and_splits_of_parameters(settings, cut, order, where):
 def test_where_the_origin_of_the_parameters_is(settings, seed):
     """y + a in place of y; and a constant in the losses, which no gradient sees."""
     assume(settings.options.get("step", 0.0) is not None)  # the default's floor is what rounding makes of ||y_0||
+    assume(settings.solver != "adaptive")  # its probe is a hundredth of ||y||
     x, tasks = case()
     a = case(seed + 1)[0]
     here = problem()

@@ -3,6 +3,7 @@
 import json
 import random
 from importlib.util import find_spec
+from shutil import copytree
 
 import pytest
 import torch
@@ -204,6 +205,8 @@ def test_tables_train_on_groups_of_unequal_sizes(tmp_path, capsys, support):
     ]
     main(["train", "tables", "--data", str(path), "--out", str(out), *given, *SHORT])
     assert evaluated(capsys, out, "--data", str(path))["loss"]["n"] == 3
+    assert evaluated(capsys, out, "--data", str(path), "--count", "50")["loss"]["n"] == 12  # each group once
+    assert [len(values) for values in training.RunFolder.open(out).read_test_values().values()] == [2, 2, 2]
     family = training.composition_of(training.RunFolder.open(out)).family
     names = [{family.of_split(split)._drawn.name(i) for i in range(20)} for split in training_splits()]
     assert [len(found) for found in names] == [7, 3, 2]
@@ -267,6 +270,42 @@ def test_omniglot_is_read_as_its_authors_leave_it(characters):
     assert len(other._rows) == 30
     with pytest.raises(mp.InputError, match=r"has not the alphabets .*: it is not Omniglot's"):
         Omniglot(characters / "images_background" / "Greek", ways=1, queries=1)
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([str(word) for word in words])
+    return capsys.readouterr().err
+
+
+def test_a_run_whose_data_changed_is_refused(tmp_path, capsys):
+    path, out = table(tmp_path / "all.csv"), tmp_path / "run"
+    given = ["--target", "y", "--by", "who", "--columns", "x", "--hidden", "4"]
+    main(["train", "tables", "--data", str(path), "--out", str(out), *given, *SHORT])
+    as_it_was = path.read_text()
+    path.write_text(as_it_was.replace("p1,3,", "p1,3,1", 1))
+    for words in ("evaluate", out), ("evaluate", out, "--data", path), ("adapt", out, "--support", path, "--out", "x"):
+        assert "have changed since it began" in refused(capsys, *words)
+    (out / "weights.safetensors").unlink()
+    assert "have changed since it began" in refused(capsys, "resume", out)
+    path.unlink()
+    assert f"the run's data are no longer in {path}" in refused(capsys, "adapt", out, "--support", out, "--out", "x")
+    path.write_text(as_it_was)
+    main(["resume", str(out)])
+    assert evaluated(capsys, out)["loss"]["n"] == 2
+
+
+def test_new_classes_beside_those_of_a_run_are_not_mixed_with_its_own(pictures, tmp_path, capsys):
+    place, out = tmp_path / "pictures", tmp_path / "run"
+    copytree(pictures, place)
+    given = ["--ways", "2", "--queries", "3", "--size", "8", "--width", "4"]
+    main(["train", "images", "--data", str(place), "--out", str(out), *given, *SHORT])
+    copytree(place / "shade 1", place / "one more")
+    assert "have changed since it began" in refused(capsys, "evaluate", out)
+    assert evaluated(capsys, out, "--data", str(pictures))["loss"]["n"] == 3
+    main(["adapt", str(out), "--support", str(place), "--out", str(tmp_path / "adapted")])  # pictures have no scales
+    assert "one more" in mp.load(tmp_path / "adapted").names
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path):

@@ -226,13 +226,43 @@ def test_bad_rows_are_named_by_line_and_the_rest_is_used(tmp_path):
         (b"text,text,label\n", "has several columns of the name 'text'"),
         (b"utterance,label\n", "has no column 'text'; its columns: 'utterance', 'label'"),
         ("text,label\na,x\n".encode("utf-16"), "is in UTF-16: save it in UTF-8"),
-        (b"text,label\n" + b"a" * 200_000 + b",x\n", "line 2: field larger than field limit"),
+        (b"text,label\n" + b"a" * 200_000 + b",x\n", "line 2: a field of more than 131072 characters, or a quote"),
     ],
 )
 def test_files_that_can_not_be_read_are_refused(tmp_path, data, message):
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(mp.InputError, match=message):
         read_texts(tmp_path / "a.csv")
+
+
+def test_space_around_labels_and_groups_is_no_part_of_them(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label,kind\n one ,cat,x\ntwo, cat,x \nthree,dog ,x\n")
+    found = read_texts(tmp_path / "a.csv", group="kind")
+    assert (found.names, found.items[0], set(found.groups)) == (("cat", "dog"), " one ", {"x"})
+    (tmp_path / "b.csv").write_text("who,x,y\nann,1,ill\nann ,2, ill\n")
+    assert set(read_tables(tmp_path / "b.csv", "y", by="who", names=()).groups) == {"ann"}
+    assert read_tables(tmp_path / "b.csv", "y", by="who", names=()).names == ("ill",)
+
+
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a \\ud800", "label": "x"}\n{"text": "b", "label": "y"}\n')
+    found = read_texts(tmp_path / "a.jsonl")
+    assert found.items == ["b"]
+    assert "line 1: half of a surrogate pair" in found.report()
+
+
+def test_two_files_are_not_one_group(tmp_path):
+    (tmp_path / "ann.csv").write_text("x,y\n1,2\n")
+    (tmp_path / "ann.jsonl").write_text('{"x": 1, "y": 2}\n')
+    with pytest.raises(mp.InputError, match=r"ann.csv and .*ann.jsonl are both the group 'ann'"):
+        read_tables(tmp_path, "y")
+
+
+def test_an_archive_of_which_nothing_is_taken_says_why(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../cat/1.png", b"")
+    with pytest.raises(mp.InputError, match="leads out of the archive"):
+        read_images(tmp_path / "a.zip")
 
 
 def test_a_damaged_parquet_file_and_others_are_refused(tmp_path):

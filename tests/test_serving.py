@@ -526,6 +526,13 @@ def test_what_can_not_be_is_refused_by_name(name):
         what()
 
 
+def test_no_class_is_named_where_the_model_gives_nan():
+    learner = mp.Learner(mlp([2, 3]), cross_entropy, lam=1.0, solver=mp.GradientDescent(0.1), steps=1)
+    adapted = learner.adapt((torch.eye(2), [0, 1]), names=("a", "b", "c"))
+    with pytest.raises(mp.InputError, match="example 1: the model gives NaN"):
+        adapted.predict(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]))
+
+
 def test_predict_takes_one_example_and_any_number():
     adapted, inputs = learner_of().adapt(data()), data(shots=4)[0]
     whole = adapted.predict(inputs)

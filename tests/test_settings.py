@@ -211,7 +211,7 @@ def test_help_shows_what_the_family_and_the_method_have_and_nothing_else(family,
                 groups.setdefault((method, title), set()).add(words[0].removesuffix(","))
     for method in METHODS.names():
         assert groups[method, "data options"] == OPTIONS[family]
-        names = {field.name for field in fields(METHODS.of(method)) if field.init} - {"solver"}
+        names = {field.name for field in fields(METHODS.of(method)) if field.init} - {"solver", "reduce"}
         own = {f"--{name.replace('_', '-')}" for name in names}
         shared = {"--lam", "--method", "--solver", "--inner-batch", "--inner-lr", "--compile"}
         branched = {"--branch-lr"} if "--branch-solver" in own else set()

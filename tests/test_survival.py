@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import threading
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,12 @@ from metaprox import comparison, reports, training
 from metaprox.cli import main
 from metaprox.storage import files
 from metaprox.storage.lock import locked
-from metaprox.training import weights
-from metaprox.training.stopping import Stopped
+from metaprox.training import ranks, weights
+from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
 
 SMALL = training.Settings(
     "sinusoid", hidden=(4,), meta_steps=8, meta_batch=2, eval_every=3, eval_tasks=2, test_tasks=3, checkpoint_every=2,
-    steps=2, compile="off",
+    steps=2, compile="off", chunk_size=1,
 )  # fmt: skip
 
 
@@ -74,21 +76,56 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(straight, tmp_path, 
     same(training.resume(tmp_path / "run"), straight)
 
 
-@pytest.mark.parametrize("evaluation", [0, 2, 4], ids=["before", "during", "after"])
-def test_a_signal_during_an_evaluation_leaves_it_and_it_is_done_again(straight, tmp_path, monkeypatch, evaluation):
-    seen, real = [], training.Trainer.evaluate
+@contextmanager
+def signal_in_evaluation(number):
+    """Within, SIGTERM comes in that evaluation after the first part of its tasks; none after the look before a run."""
+    real, seen = ranks.evaluation, []
 
-    def evaluate(self, split, count, between=lambda: None):
+    def evaluation(trainer, split, count, between=lambda: None, **how):
+        parts = []
         seen.append(split)
-        if len(seen) == evaluation + 2:  # the first is a look at the test, before there is a folder
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, split, count, between)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(training.Trainer, "evaluate", evaluate)
-        with pytest.raises(Stopped):
-            training.train(SMALL, tmp_path / "run")
+        def asked():
+            parts.append(len(seen))
+            if parts == [number + 2] * 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            between()
+
+        return real(trainer, split, count, asked, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ranks, "evaluation", evaluation)
+        yield
+
+
+@pytest.mark.parametrize("evaluation", [0, 2, 4], ids=["before", "during", "after"])
+def test_a_signal_during_an_evaluation_leaves_it_and_it_is_done_again(straight, tmp_path, evaluation):
+    with signal_in_evaluation(evaluation), pytest.raises(Stopped):
+        training.train(SMALL, tmp_path / "run")
     same(training.resume(tmp_path / "run"), straight)
+
+
+# Steps so short that the monitor warns, of windows of 25 meta-steps, and at the end of the 14 left.
+WARNED = SMALL.but(meta_steps=64, eval_every=16, checkpoint_every=10, inner_lr=1e-6, keep_weights="best", clip=0.5)
+
+
+@pytest.mark.filterwarnings("ignore::metaprox.HealthWarning")
+def test_a_run_that_is_stopped_between_checkpoints_keeps_what_its_monitor_saw(tmp_path):
+    """SIGTERM after meta-steps that no checkpoint is due at, in and right after a window, and within evaluations."""
+    whole = training.train(WARNED, tmp_path / "whole")
+    assert [record["step"] for record in whole.read_metrics() if "health" in record] == [25, 50, 64]
+    assert sum("warnings" in record for record in whole.read_metrics()) >= 1
+    run, going = tmp_path / "run", partial(training.train, WARNED)
+    for at in (13, 24, 25, 26, 51):
+        with pytest.raises(Stopped):
+            going(run, sending(signal.SIGTERM, at))
+        assert training.RunFolder.open(run).checkpoint.name == f"checkpoint-{at:08d}.safetensors"
+        going = training.resume
+    for evaluation in (0, 1):  # that of the last meta-step, and then the test
+        with signal_in_evaluation(evaluation - 1), pytest.raises(Stopped):
+            training.resume(run)
+        assert training.RunFolder.open(run).checkpoint.name == "checkpoint-00000064.safetensors"
+    same(training.resume(run), whole)
 
 
 def test_the_second_signal_stops_at_once(straight, tmp_path):
@@ -96,6 +133,17 @@ def test_the_second_signal_stops_at_once(straight, tmp_path):
         training.train(SMALL, tmp_path / "run", sending(signal.SIGINT, 5, times=2))
     assert training.RunFolder.open(tmp_path / "run").checkpoint.name == "checkpoint-00000004.safetensors"
     same(training.resume(tmp_path / "run"), straight)
+
+
+def test_a_signal_while_processes_agree_counts_the_next_time():
+    """Another process has not been told of it yet; it must neither be lost nor stop one process alone."""
+    with stoppable("") as stop:
+        stop.check(lambda number: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Asked):
+            stop.check(lambda number: number)
+    assert stop.asked == signal.SIGTERM
+    with pytest.raises(Asked):
+        Stop().check(lambda number: signal.SIGTERM)  # that of another one
 
 
 def test_signals_are_left_to_a_program_that_has_taken_them(tmp_path):
@@ -247,9 +295,28 @@ def test_a_disk_that_refuses_is_named_and_what_was_trained_is_kept(straight, tmp
     same(training.resume(tmp_path / "run") if begun else training.train(SMALL, tmp_path / "run"), straight)
 
 
-def test_what_safetensors_says_of_the_disk_is_said_as_of_any_file(tmp_path):
+def test_a_process_that_is_killed_while_it_writes_leaves_what_the_next_one_clears(tmp_path):
+    """Whatever is in the folder at any moment of a save is the file, or known as a leftover."""
+    path, ended = tmp_path / "weights.safetensors", threading.Event()
+
+    def save():
+        for _ in range(5):
+            weights.save(path, "weights", LARGE, {})
+        ended.set()
+
+    saving = threading.Thread(target=save)
+    seen = set()
+    saving.start()
+    while not ended.is_set():
+        seen |= {one for one in tmp_path.iterdir() if one != path}
+    saving.join()
+    assert seen
+    assert all(map(files.is_leftover, seen))
     with pytest.raises(mp.RunFolderError, match=r"can't be written: No such file or directory: the file or its folder"):
         weights.save(tmp_path / "gone" / "weights.safetensors", "weights", {"a": torch.ones(1)}, {})
+
+
+LARGE = {"a": torch.ones(2**20)}
 
 
 def test_leftovers_are_cleared_and_never_block(tmp_path, straight):

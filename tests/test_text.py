@@ -207,7 +207,7 @@ def tiny_tasks():
 
 
 SOLVER = mp.AdaptiveGradientDescent(0.3)
-TIGHT = {"steps": 200, "branch_solver": mp.Anderson(0.5), "branch_steps": 50, "backend": "loop"}
+TIGHT = {"steps": 400, "branch_solver": mp.Anderson(0.5), "branch_steps": 50, "backend": "loop"}
 METHODS = {
     "loss": mp.FOBMAML(SOLVER, **TIGHT),
     "center": mp.FOBMAML(SOLVER, perturb="center", **TIGHT),

@@ -204,7 +204,9 @@ def _in_range(name: str, value: Any, bound: str, holds: Callable[[float], bool],
     found = _number(value)
     if found is None or not (holds(found) and found <= LARGEST_NUMBER):
         limit = f" and <= {LARGEST_NUMBER}" if found is not None and LARGEST_NUMBER < found < math.inf else ""
-        raise InputError(f"{name} must be a finite number {bound}{limit}, got {shown(value)}{_because(why)}")
+        raise InputError(
+            f"{name} must be a finite number {bound}{limit}, got {shown(value)}{f': {why}' if why else ''}"
+        )
     return found
 
 
@@ -245,7 +247,3 @@ def _held(value: Any) -> Any:
 
 def _has_no_dimension(value: Any) -> bool:
     return getattr(value, "shape", None) == () and callable(getattr(value, "item", None))
-
-
-def _because(why: str) -> str:
-    return f": {why}" if why else ""

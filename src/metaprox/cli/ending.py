@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from metaprox.distributed.start import several
 from metaprox.errors import InputError, MetaproxError, NonFiniteError, UnstableError
 from metaprox.storage.files import explained
 from metaprox.training.stopping import Stopped, at_once
@@ -72,4 +73,7 @@ def _end(status: int, line: str) -> None:
     except OSError:  # nor would it be flushed at the end of the process
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if several():  # at its end Python would wait for half an hour for what a stopped process was to send
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)

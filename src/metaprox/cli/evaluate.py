@@ -23,7 +23,7 @@ class Evaluate:
     split: Split = "test"
     """Which tasks."""
     count: int = 600
-    """How many tasks: those with ids 0 to N - 1."""
+    """How many tasks: those with ids 0 to N - 1. Where a task is a group, each group once at most."""
     data: Path | None = None
     """Other data, read as the run read its own: test tasks are drawn from all of it."""
     as_json: bool = False
@@ -43,7 +43,7 @@ class Evaluate:
             return
         steps = f" of {trainer.estimator.steps} inner steps" if trainer.estimator.steps else ""
         where = f" of {self.data}" if self.data else ""
-        table = Table(title=f"{self.count} {self.split} tasks{where}, after adaptation{steps}", title_justify="left")
+        table = Table(title=f"{result.loss.n} {self.split} tasks{where}, after adaptation{steps}", title_justify="left")
         for column in ("quantity", "mean and 95 % interval over tasks", "std between tasks"):
             table.add_column(column)
         for name, value in statistics.items():

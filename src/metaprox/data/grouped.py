@@ -93,6 +93,11 @@ class Grouped(Drawn):
         """How many groups there are."""
         return len(self._rows)
 
+    @property
+    def distinct(self) -> int:
+        """The same: a run's evaluations take each group once at most, for further tasks of one are no new evidence."""
+        return self.count
+
     def task(self, task_id: int) -> Task:
         """One task. Raises InputError unless its number is >= 0."""
         rows = self._rows[self._place(task_id)][1]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metaprox.distributed.group import Group
 from metaprox.distributed.packing import Failure
+from metaprox.errors import PeerError
 
 UNIT = 64  # bytes, in which the sizes of messages are counted: a float32 counts so up to a gigabyte
 
@@ -28,6 +29,8 @@ class Exchange:
         """Around the computation: its errors become those of all processes."""
         try:
             yield
+        except PeerError:  # of which the others know, or whoever it names takes part in nothing more
+            raise
         except Exception as error:
             self._fail(Failure.of(error))
             raise

@@ -86,9 +86,11 @@ class Group:
         if not direct:
             bucket.copy_(there)
 
-    def tell(self, what: str) -> None:
-        """Leave a word for the others about why this process stops."""
+    def tell(self, what: str, *, stay: bool = False) -> None:
+        """Leave a word for the others about why this process stops; ``stay``: until those that wait have read it."""
         self._pulse.tell(what)
+        if stay:
+            self._stay()
 
     def _wait(self, begin: Any) -> None:
         """For an operation of all. Raises PeerError where a process will not take part in it."""
@@ -116,6 +118,9 @@ class Group:
             told = self._pulse.told()
         except RuntimeError as error:
             raise self._storeless() from error
+        for rank, what in told.items():
+            if not what.startswith(LOST):
+                raise self._failed(rank, what)
         for rank, seconds in silence.items():
             if seconds > self.patience and rank not in told:
                 raise self._without(
@@ -132,7 +137,7 @@ class Group:
                 told = self._pulse.told()
                 for rank, what in told.items():
                     if not what.startswith(LOST):
-                        return PeerError(f"{self._pulse.name(rank)} failed: {what}", rank=rank)
+                        return self._failed(rank, what)
                 if told:
                     whom, _, message = next(iter(told.values())).removeprefix(LOST).partition(" ")
                     return self._without(int(whom), message)
@@ -147,12 +152,19 @@ class Group:
             return self._storeless()
         return PeerError(f"the processes have lost each other: {str(error).splitlines()[0]}")
 
+    def _failed(self, rank: int, what: str) -> PeerError:
+        return PeerError(f"{self._pulse.name(rank)} failed: {what}", rank=rank)
+
     def _without(self, rank: int, message: str) -> PeerError:
         """The error where that one is lost. Rank 0, which may hold the store, stays until the others have seen it."""
         self._pulse.tell(f"{LOST}{rank} {message}")
-        if self._global[self.rank] == 0:
-            time.sleep(3 * LOOK)
+        self._stay()
         return PeerError(message, rank=rank)
+
+    def _stay(self) -> None:
+        """Where the store ends with this process, which it does not where torchrun holds it, others may still read."""
+        if self._global[self.rank] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(3 * LOOK)
 
     def _storeless(self) -> PeerError:
         return PeerError(

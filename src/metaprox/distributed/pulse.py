@@ -44,8 +44,8 @@ class Pulse:
         found = {}
         for rank in self._ranks:
             key = f"metaprox/{rank}/failed"
-            if rank != self._rank and self._store.check([key]):
-                found[rank] = self._store.get(key).decode()
+            if rank != self._rank and self._store.check([key]) and (what := self._store.get(key).decode()):
+                found[rank] = what
         return found
 
     def name(self, rank: int) -> str:

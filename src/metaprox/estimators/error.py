@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from metaprox.estimators.step import Lengths
 from metaprox.inner.solve import Solution
 from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
@@ -87,12 +88,19 @@ class Seen:
 COLUMNS = tuple(field.name for field in fields(Seen))[1:]  # all but lam
 
 
-def of_base(trail: Trail | None, gradients: Gradients, y0: Tensor) -> dict[str, Tensor]:
-    """What is seen of the base solve, as ``Seen`` has it, where ``trail`` was told of it to its end; else nothing."""
+def of_base(trail: Trail | None, gradients: Gradients, y0: Tensor, lengths: Lengths | None = None) -> dict[str, Tensor]:
+    """Returns what is seen of the base solve, as ``Seen`` has it, where ``trail`` was told of it to its end.
+
+    Else nothing. ``lengths``: whose norms are taken, where they are known.
+    """
     if trail is None or trail.last is None:
         return {}
-    moved, size = norm(gradients.displacement(y0)).flatten(), norm(y0).flatten()
-    return {"base_curvature": _curvature(trail), "residual": trail.last, "moved": moved, "size": size}
+    if lengths is not None and lengths.way is not None and lengths.point is not None:
+        way, point = lengths.way, lengths.point
+    else:
+        way, point = norm(gradients.displacement(y0)), norm(y0)
+    known = {"base_curvature": _curvature(trail), "residual": trail.last}
+    return known | {"moved": way.flatten(), "size": point.flatten()}
 
 
 def of_last_steps(weights: Sequence[float], solver: InnerSolver, steps: int) -> Trail | None:
@@ -103,16 +111,18 @@ def of_last_steps(weights: Sequence[float], solver: InnerSolver, steps: int) -> 
     return Trail(weights, multiple, 1 + (BRANCH_STEPS if multiple is None else 1), closed=False)
 
 
-def of_branches(trail: Trail, per_nu: Tensor, ended: Tensor) -> dict[str, Tensor]:
+def of_branches(trail: Trail, per_nu: Tensor, ended: Tensor | None) -> dict[str, Tensor]:
     """Returns what is seen of the branches; rho is ||sum_j a_j grad_j|| / nu.
 
     By how much a step reduced it says something of the next one where both are the same multiple of the gradient; tasks
-    that ``ended`` there [T] took no next one.
+    that ``ended`` there [T] took no next one; None: all took one.
     """
     assert trail.last is not None
-    reduction = torch.ones_like(per_nu)
-    if trail.before is not None and trail.relative_step is not None:
-        reduction = torch.where(ended, 1.0, trail.last / trail.before)
+    if trail.before is None or trail.relative_step is None:
+        reduction = torch.ones_like(per_nu)
+    else:
+        reduction = trail.last / trail.before
+        reduction = reduction if ended is None else torch.where(ended, 1.0, reduction)
     return {"rho": per_nu * trail.last, "reduction": reduction, "curvature": _curvature(trail), "per_nu": per_nu}
 
 
@@ -133,7 +143,7 @@ def of_difference(
     if branches.trail is None or not base:
         return Seen.nothing(length)
     truncation = torch.full_like(length, torch.nan) if truncation is None else truncation
-    known = of_branches(branches.trail, per_nu, branches.converged & early)
+    known = of_branches(branches.trail, per_nu, branches.converged if early else None)
     return Seen(lam, length, **base, **known, truncation=truncation)
 
 

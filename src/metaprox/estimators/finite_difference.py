@@ -141,13 +141,12 @@ class FOBMAML(Branched):
         return self._chooses and self.perturb == "loss" and min(stencil(self.scheme).nodes) < 0
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        watched = BASE_STEPS if self.estimate_error else 0
-        until = Until.of(self.rtol, gradients, self._evaluations_at_once())
+        watched, until = BASE_STEPS * self.estimate_error, Until.of(self.rtol, gradients, self._evaluations_at_once())
         stopping, enough = self._stopping(), until.base if until else None
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
         adapted, measure = base.y if keep_adapted else None, self._chooses or self.tol is not None
         at_base, query, shared = AtBase.of(gradients, base.y, measured=measure, trail=base.trail)
-        seen = of_base(base.trail, gradients, at_base.y0)
+        seen = of_base(base.trail, gradients, at_base.y0, at_base.lengths)
         base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
         branches, starts, first, tol = self._leave(at_base, gradients)
@@ -155,7 +154,7 @@ class FOBMAML(Branched):
         problems = Problems(branches, gradients, solver, self.perturb == "loss", not self.residual_correction)
         bend = self._bend(at_base, problems)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
-        ends = self._solved(problems, bend, starts, first, until or tol, base.step_sizes)
+        ends = self._solved(bend or problems, starts, first, until or tol, base)
         grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
@@ -193,27 +192,22 @@ class FOBMAML(Branched):
         return branches, starts, first, tol
 
     def _solved(
-        self,
-        problems: Problems,
-        bend: Bend | None,
-        starts: list[Tensor],
-        first: list[Tensor],
-        tol: Until | Tensor | None,
-        base_steps: Tensor,
+        self, of: Problems | Bend, starts: list[Tensor], first: list[Tensor], tol: Until | Tensor | None, base: Solution
     ) -> Solution:
-        """The branches' solutions from ``starts``, after a base of steps of these sizes."""
+        """The branches' solutions from ``starts``."""
+        problems = of.solved if isinstance(of, Bend) else of
         steps, solver, branches = self._steps_of_branches, problems.solver, problems.branches
         trail = of_last_steps(branches.weights, solver, steps) if self.estimate_error else None
         return solve_parts(
-            problems.gradient if bend is None else bend.gradient,
+            of.gradient,
             starts,
             solver,
             steps,
             first=first,
-            fused=problems.fused if bend is None else bend.fused,
+            fused=of.fused,
             tol=tol.branches(branches, trail) if isinstance(tol, Until) else tol,
             trail=trail,
-            begin=resumed(solver, self.solver, base_steps),
+            begin=resumed(solver, self.solver, base.step_sizes),
             purpose=self._purpose_of_branches(problems.gradients),
         )
 

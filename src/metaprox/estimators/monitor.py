@@ -27,6 +27,7 @@ from metaprox.problem import ProximalProblem
 
 WINDOW = 25  # meta-steps that are looked at together, in one transfer from the device
 ENOUGH = 12  # of them, where a run ends
+HALF = 0.5  # of the tasks
 ROUNDING, LEAST = 0.2, 0.01  # of an error that is worth a word; as much again and more is the branches' own rounding
 Numbers = dict[str, float]
 
@@ -61,7 +62,7 @@ RULES = (
     Rule(
         RatioWarning,
         "long",
-        0.5,
+        HALF,
         "{long:.0%} of the tasks have ||g|| above ||v||, their query gradient (median ratio {ratio:.2g}), which solved "
         "convex problems never have: inner steps lose hold, and training is about to collapse: " + STABLE,
     ),
@@ -85,14 +86,14 @@ RULES = (
     Rule(
         RoundingWarning,
         "rounding",
-        0.5,
+        HALF,
         "rounding rules the error of {rounding:.0%} of the tasks: the difference is taken over nu = {nu:.2g} "
         "(median), which is too little for this precision: leave nu and eps out, or take float64",
     ),
     Rule(
         IndefiniteWarning,
         "indefinite",
-        0.5,
+        HALF,
         "H + lam I has negative curvature along the last steps of {indefinite:.0%} of the tasks, which are near no "
         "minimum: their g is no derivative of a solution. Take a larger lam, or more base steps",
     ),

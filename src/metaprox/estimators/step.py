@@ -1,6 +1,6 @@
 """The step of the difference where none is given: formula (5) of docs/method.md, which no change of units changes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,26 +22,29 @@ class Lengths:
     size: the larger of ||y_0|| and D, which rounding is relative to.
     left: ||r|| / lam, with r the gradient left at y_0; for a convex inner loss y_0 is no farther from its solution.
     pull: ||grad fhat(y_0)|| / lam.
+    point, way: ||y_0|| and ||y_0 - x|| as they are, where they were taken.
     """
 
     moved: Tensor
     size: Tensor
     left: Tensor
     pull: Tensor
+    point: Tensor | None = None
+    way: Tensor | None = None
 
     @classmethod
     def of(cls, y0: Tensor, displacement: Tensor, residual: Tensor, lam: float) -> "Lengths":
         """From y_0, y_0 - x and r [T, 1, P]; ``displacement`` is written on."""
-        point, moved, left = norm(y0), norm(displacement), norm(residual) / lam
+        point, way, left = norm(y0), norm(displacement), norm(residual) / lam
         pull = norm(displacement.mul_(-lam).add_(residual)) / lam
-        moved = torch.maximum(moved, torch.finfo(point.dtype).eps ** 0.5 * point)
+        moved = torch.maximum(way, torch.finfo(point.dtype).eps ** 0.5 * point)
         moved = torch.where(moved > 0, moved, left)  # x = y_0 = 0
-        return cls(moved, torch.maximum(point, moved), left, pull)
+        return cls(moved, torch.maximum(point, moved), left, pull, point, way)
 
     def or_else(self, length: Tensor) -> "Lengths":
         """The same with ``length`` where there is none: x = y_0 = 0, and no gradient is left there."""
         moved = torch.where(self.moved > 0, self.moved, length)
-        return Lengths(moved, torch.maximum(self.size, moved), self.left, self.pull)
+        return replace(self, moved=moved, size=torch.maximum(self.size, moved))
 
     def least(self, rule: Stencil) -> Tensor:
         """(u size)^(1/(p+1)) D^(p/(p+1)), where truncation, (eps/D)^p, is of the order of rounding, u size / eps."""

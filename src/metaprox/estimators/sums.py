@@ -41,7 +41,7 @@ class Sums:
         self._tasks: list[Tensor] = []
         self._lengths: list[Tensor] = []
         self._of_tasks: list[Tensor] = []
-        self._named: Callable[[Sequence[Tensor]], dict[str, Tensor] | None] = self._of_none
+        self._named: Callable[[Sequence[Tensor]], dict[str, Tensor] | None] | None = None
 
     @classmethod
     def begun(
@@ -110,7 +110,7 @@ class Sums:
             grad=parameters.unflatten(mean),
             query_loss=tasks.query_loss,
             metrics=tasks.metrics,
-            adapted=self._named(self._adapted) if self._keep_adapted else None,
+            adapted=(self._named or self._of_none)(self._adapted) if self._keep_adapted else None,
             info=replace(tasks.info, sampling_error=spread),
             per_task=parameters.unflatten(self._rows(self._tasks)) if self._keep_tasks else None,
         )

@@ -26,13 +26,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import metaprox as mp
+from metaprox.comparison.statistics import student
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.reports import style
 from metaprox.tasks import MNIST1D, Family, Sinusoid
 
 FOUND, LOGGED = "found", 10
-T_975 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t with n - 1 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def ratio(results: dict[str, Any], name: str, step: float) -> tuple[float, float
     if len(logs) < 2:
         return math.nan, math.nan, math.nan
     mean = sum(logs) / len(logs)
-    width = T_975[len(logs)] * (sum((one - mean) ** 2 for one in logs) / (len(logs) - 1) / len(logs)) ** 0.5
+    width = student(len(logs) - 1) * (sum((one - mean) ** 2 for one in logs) / (len(logs) - 1) / len(logs)) ** 0.5
     return math.exp(mean), math.exp(mean - width), math.exp(mean + width)
 
 

@@ -52,7 +52,7 @@ class Trail:
         """The gradients [T, b, P] of some of the branches, and their norms [T, b]; those of all make G_k."""
         self._grad = _add_weighted(None if where.start == 0 else self._grad, grad, self.weights[where])
         if where.stop == len(self.weights):
-            self._look(self._grad, norms[:, 0] if self.weights == (1.0,) else norm(self._grad).flatten())
+            self._look(self._grad, (norms if self.weights == (1.0,) else norm(self._grad)).flatten())
 
     def moved(self, new: Tensor, y: Tensor, where: slice, went: Tensor | None) -> None:
         """The step of some of the branches from y to ``new`` [T, b, P], which only tasks take that ``went`` [T]."""
@@ -112,7 +112,7 @@ def _add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float
 def add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]) -> Tensor:
     """``total`` + sum_j weights_j vectors_j [T, 1, P] for vectors [T, b, P], in place where there is a total."""
     for j, weight in enumerate(weights):
-        vector = vectors[:, j : j + 1]
+        vector = vectors if len(weights) == 1 else vectors[:, j : j + 1]
         total = vector * weight if total is None else total.add_(vector, alpha=weight)
     assert total is not None
     return total

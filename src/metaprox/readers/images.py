@@ -37,7 +37,8 @@ def read_images(path: str | Path, *, labels: bool = True) -> Examples:
         return Examples(str(path), [str(path)])
     found = _Found.below(path)
     if not found.items:
-        raise InputError(f"{path} has no pictures in it: their names end in {', '.join(SUFFIXES)}")
+        left_out = Examples(str(path), [], problems=tuple(found.problems)).report()
+        raise InputError(left_out or f"{path} has no pictures in it: their names end in {', '.join(SUFFIXES)}")
     if not labels:
         return Examples(str(path), found.items, problems=tuple(found.problems))
     found.leave_out_strays()

@@ -58,6 +58,11 @@ def rows_of(path: Path, wanted: Sequence[str] = (), *, alone: bool = False) -> I
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
 
 
+def columns_in(path: Path) -> tuple[str, ...]:
+    """The columns of a file, or of the first of a folder; () where it has no rows. Raises InputError as ``rows_of``."""
+    return next((tuple(row.values) for row in rows_of(tables_in(path)[0]) if isinstance(row, Row)), ())
+
+
 def require(path: Path, wanted: Sequence[str], there: Sequence[str]) -> None:
     """Raise InputError, listing the columns that there are, unless all that are ``wanted`` are among them."""
     if lacking := [name for name in wanted if name not in there]:
@@ -98,6 +103,8 @@ def _broken(path: Path, start: int, end: int, error: csv.Error) -> str:
         what = "a quote that is opened here is not closed before the end of the file"
     elif "expected after" in what:
         what = "a quote within the field that is quoted from here; quotes in quotes are written twice"
+    elif "field limit" in what:
+        what = f"a field of more than {csv.field_size_limit()} characters, or a quote that is not closed"
     lines = f"line {start}" if end <= start else f"lines {start} to {end}"
     return f"{path}, {lines}: {what}. No row of the file is used: mend it there"
 
@@ -177,6 +184,10 @@ def _object(place: str, values: Any, wanted: Sequence[str]) -> Row | Problem:
         return Problem(place, "not an object")
     if lacking := [name for name in wanted if name not in values]:
         return Problem(place, f"no {', '.join(map(repr, lacking))}")
+    try:
+        "".join(one for pair in values.items() for one in pair if isinstance(one, str)).encode("utf-8")
+    except UnicodeEncodeError:
+        return Problem(place, "half of a surrogate pair, which is no character")
     return Row(place, values)
 
 

@@ -76,11 +76,14 @@ class _Rows:
     groups: list[str] = field(default_factory=list)
     orders: list[Any] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
     odd: Counter[str] = field(default_factory=Counter)
 
     def read(self, file: Path) -> None:
         """Every row of a file."""
         wanted, columns = self.wanted.others, self.columns or self.wanted.columns
+        if self.wanted.by is None and (other := self.files.setdefault(file.stem, file)) != file:
+            raise InputError(f"{other} and {file} are both the group {file.stem!r}: give one another name")
         needed = list(dict.fromkeys([*wanted, *(columns or ())]))
         for row in rows_of(file, needed, alone=columns is not None):
             if isinstance(row, Problem):
@@ -110,8 +113,8 @@ class _Rows:
         if wanted.target and not wanted.classes and (target := number(target)) is None:
             return f"no number in {wanted.target!r}, but {checks.shown(values[wanted.target])}"
         self.numbers.extend(one for one in numbers if one is not None)
-        self.targets.append(str(target) if wanted.classes else target)
-        self.groups.append(sys.intern(str(values[wanted.by]) if wanted.by else stem))
+        self.targets.append(str(target).strip() if wanted.classes else target)
+        self.groups.append(sys.intern(str(values[wanted.by]).strip() if wanted.by else stem))
         self.orders.append(values[wanted.order] if wanted.order else None)
         return ""
 

@@ -25,7 +25,7 @@ def read_texts(
     Args:
         path: of the file or folder, or several. Without labels also of a .txt, with a text on each line.
         text: the column with the texts.
-        label: that with the labels, whose names are its values, sorted.
+        label: that with the labels, whose names are its values, sorted. Space around a value is no part of it.
         group: that with the group that a label belongs to, such as a domain.
         labels: whether labels are read.
 
@@ -47,6 +47,7 @@ def read_texts(
             problems.append(row)
             continue
         values = [_text(row.values[name]) for name in wanted]
+        values[1:] = map(str.strip, values[1:])
         lacking = [name for name, value in zip(wanted, values, strict=True) if not value.strip()]
         if lacking:
             problems.append(Problem(row.place, f"nothing in {', '.join(map(repr, lacking))}"))

@@ -114,7 +114,7 @@ class Adapted:
             Outputs, and for classification probabilities and the names of the most probable classes.
 
         Raises:
-            InputError: the items are not ones that the preprocessing or the model takes.
+            InputError: the items are not ones that the preprocessing or the model takes, or it gives NaN for one.
         """
         inputs = items if self.preprocessing is None else self.preprocessing(items)
         device = device_of(self._module)
@@ -132,6 +132,8 @@ class Adapted:
                 "goes in as a batch of one: inputs[None]"
             )
         assert isinstance(outputs, Tensor)
+        if bool((odd := outputs.isnan().flatten(1).any(1) if outputs.dim() > 1 else outputs.isnan()).any()):
+            raise InputError(f"example {int(odd.int().argmax())}: the model gives NaN; are its inputs finite?")
         return outputs
 
     def save(self, folder: str | Path) -> Path:
@@ -206,7 +208,9 @@ def evaluated(module: nn.Module, inputs: Any, seen: dict[str, Collection[str]]) 
     except MetaproxError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        raise InputError(f"the model can't take inputs of {describe(inputs)}: {error}") from error
+        alone = "more than 1 value per channel" in str(error)
+        more = ": its batch norms need several examples together" if alone else ""
+        raise InputError(f"the model can't take inputs of {describe(inputs)}: {error}{more}") from error
     finally:
         loss.release()
     return outputs

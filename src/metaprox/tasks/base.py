@@ -97,6 +97,18 @@ class Family(ABC):
         """How a task is drawn in reports."""
         return None
 
+    @property
+    def distinct(self) -> int | None:
+        """How many different tasks ``split`` has, of which an evaluation takes each once at most. None: no end."""
+        return None
+
+    def fingerprint(self) -> str | None:
+        """SHA-256 of what its data decide of tasks and inputs, by which a run knows them again. None: it makes them."""
+        return None
+
+    scales: ClassVar[bool] = False
+    """Whether inputs or outputs are scaled by the data, so that what was learned means nothing beside others."""
+
     def of_split(self, split: Split) -> Self:
         """The same family for the tasks of another split."""
         return replace(self, split=split)
@@ -140,6 +152,15 @@ class Family(ABC):
         for name, value in columns.items():
             object.__setattr__(found, name, value)
         return found
+
+    def of_one(self, path: str | Path) -> Self:
+        """Returns the same family as it reads ``path`` where that holds the examples of one task: as it is, unless the
+        file need not say which.
+
+        Raises:
+            InputError: the path can't be read.
+        """
+        return self
 
     @classmethod
     def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:

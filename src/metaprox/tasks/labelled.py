@@ -16,7 +16,7 @@ from metaprox.errors import InputError
 from metaprox.models import cross_entropy
 from metaprox.modules.head import Head
 from metaprox.tasks.base import Picture, TaskSource, draws_of, shots_of
-from metaprox.tasks.own import OwnData, warn_of
+from metaprox.tasks.own import OwnData, digest, warn_of
 from metaprox.tasks.pictures import probabilities
 
 
@@ -77,6 +77,11 @@ class Labelled(OwnData):
     @abstractmethod
     def pool(self, path: Path) -> Pool:
         """All examples at a path."""
+
+    def fingerprint(self) -> str:
+        """Of the names of all classes, their groups, and the class of each example in its order."""
+        pool = self.of_split("test").pool(self.place)
+        return digest(pool.names, pool.groups, pool.source.labels)
 
     @property
     def place(self) -> Path:

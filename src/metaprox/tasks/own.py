@@ -1,5 +1,6 @@
 """What families of data of one's own have in common: what is held out, where the data are, a model of one's own."""
 
+import hashlib
 import inspect
 import json
 import os
@@ -116,6 +117,15 @@ def below_data_variable(name: str, files: str) -> Path:
             f"the environment variable {DATA_VARIABLE}"
         )
     return Path(os.environ[DATA_VARIABLE]) / name
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 of lists of numbers and texts, and tensors."""
+
+    def plain(leaf: torch.Tensor) -> str:
+        return hashlib.sha256(leaf.contiguous().numpy().tobytes()).hexdigest()
+
+    return hashlib.sha256(json.dumps(parts, default=plain).encode()).hexdigest()
 
 
 def stamp(path: Path) -> tuple[int, int]:

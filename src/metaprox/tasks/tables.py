@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from metaprox.errors import InputError
 from metaprox.models import Rescaled, ScaledError, cross_entropy
 from metaprox.modules.loss import ModelLoss
 from metaprox.readers import Columns, read_tables
+from metaprox.readers.rows import columns_in
 from metaprox.readers.tables import number
 from metaprox.serving import Blueprint
 from metaprox.tasks.base import Picture, TaskSource
-from metaprox.tasks.own import OwnData, stamp, tell, warn_of
+from metaprox.tasks.own import OwnData, digest, stamp, tell, warn_of
 from metaprox.tasks.pictures import probabilities
 
 
@@ -78,6 +79,18 @@ class Tables(OwnData):
         """Tasks with inputs in float32; targets in float32, or classes in int64."""
         return self._drawn.batch(ids)
 
+    scales: ClassVar[bool] = True
+
+    def fingerprint(self) -> str:
+        """Of every number, target and group."""
+        rows = self._all
+        return digest(rows.columns, rows.names, rows.groups, rows.items, rows.targets)
+
+    @property
+    def distinct(self) -> int:
+        """The groups of the split: an evaluation is over groups, however few there are."""
+        return self._drawn.distinct
+
     def on(self, path: str | Path) -> TaskSource:
         """The groups of other tables. Raises InputError where they can't be read, or have others columns or classes."""
         return self._grouped(self.examples(path), None, str(path))
@@ -98,6 +111,11 @@ class Tables(OwnData):
 
     reads: ClassVar[tuple[str, ...]] = ("target", "by", "order")
     one_group: ClassVar[bool] = True
+
+    def of_one(self, path: str | Path) -> Self:
+        """As it is; or, of a file without the column ``by``, by none: that file is the group."""
+        columns = columns_in(checks.path("path", path)) if self.by is not None else ()
+        return self if self.by in columns else self.reading(by=None)
 
     @classmethod
     def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:

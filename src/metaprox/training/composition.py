@@ -20,7 +20,7 @@ from metaprox.tasks.base import SPLITS
 from metaprox.training.names import FAMILIES, METHODS, OPTIMIZERS, SOLVERS
 from metaprox.training.outer import Outer
 from metaprox.training.pace import Pace
-from metaprox.training.stored import VERSION, described, flat, made, refused
+from metaprox.training.stored import DATA, VERSION, described, flat, made, refused
 from metaprox.training.trainer import Source, Trainer
 
 
@@ -98,8 +98,10 @@ class Composition:
 
     def configuration(self) -> dict[str, Any]:
         """The parts as JSON holds them. Raises InputError where a part has a setting that it does not hold."""
+        data = self.family.fingerprint()
         return {
             "version": VERSION,
+            **({} if data is None else {DATA: data}),
             "tasks": described(self.family, FAMILIES.name_of, ("seed", "split"), refused),
             "method": described(self.estimator, _name_of, other=refused),
             "lam": self.lam,
@@ -111,7 +113,7 @@ class Composition:
 
     def settings(self) -> dict[str, Any]:
         """The same as options by name."""
-        return flat(self.configuration())
+        return flat({name: value for name, value in self.configuration().items() if name != DATA})
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Composition":
@@ -119,7 +121,7 @@ class Composition:
         if not isinstance(values, Mapping):
             raise InputError(f"not the configuration of a run: {checks.shown(values)}")
         parts = {"tasks", "method", "lam", "inner_batch", "optimizer", "run", "device"}
-        if odd := sorted(values.keys() ^ (parts | {"version"})):
+        if odd := sorted((values.keys() - {DATA}) ^ (parts | {"version"})):
             raise InputError(f"not the configuration of a run of this version of metaprox: odd {', '.join(odd)}")
         try:
             pace = made({"class": "run", **values["run"]}, lambda name: Pace)

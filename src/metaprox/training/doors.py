@@ -15,6 +15,7 @@ from metaprox.training.folder import RunFolder
 from metaprox.training.loop import Watch, finished_weights
 from metaprox.training.script import SCRIPT
 from metaprox.training.settings import Settings
+from metaprox.training.stored import DATA
 from metaprox.training.trainer import Trainer
 
 
@@ -36,7 +37,7 @@ def resume(out: str | Path, watch: Watch = lambda progress: None, callbacks: Seq
     if folder.weights.exists():
         finished_weights(folder, folder.configuration())
         return folder
-    with ranks.telling(), folder.locked():
+    with ranks.telling(), ranks.locked(folder):
         return replace(trainer_of(folder), callbacks=callbacks).go_on(folder, watch)
 
 
@@ -58,11 +59,20 @@ def composed(run: Settings | Composition) -> Composition:
     return run
 
 
-def composition_of(folder: RunFolder) -> Composition:
-    """Returns the parts of the run in a folder; those of version 1 are read too.
+def composition_of(folder: RunFolder, *, other_data: bool = False) -> Composition:
+    """The parts of the run in a folder; those of version 1 are read too.
+
+    Args:
+        folder: of the run.
+        other_data: whether it goes on to data other than its own, so that these may have changed where nothing of them
+            is in what it learned.
+
+    Returns:
+        Its parts.
 
     Raises:
-        RunFolderError: the run is that of a script, whose parts are in the script alone, or they can't be read.
+        RunFolderError: the run is that of a script, whose parts are in the script alone, or they can't be read; or its
+            data are no longer as they were.
     """
     values, place = folder.configuration(), folder.path / "config.json"
     if values.get("made_by") == SCRIPT:
@@ -71,9 +81,31 @@ def composition_of(folder: RunFolder) -> Composition:
             "report on it there, by its training.Trainer"
         )
     try:
-        return Composition.of(values) if "version" in values else Settings.of_version_1(values).composition()
+        found = Composition.of(values) if "version" in values else Settings.of_version_1(values).composition()
     except InputError as error:
-        raise RunFolderError(f"{place}: {error}") from error
+        raise RunFolderError(f"{place}: {_without_data(values) or error}") from error
+    strict = found.family.scales or not other_data
+    if strict and DATA in values and values[DATA] != found.family.fingerprint():
+        raise RunFolderError(
+            f"{place}: the run's data in {getattr(found.family, 'data', None)} have changed since it began, and with "
+            "them its splits or scales: put them back as they were, with what is new in another place; or train anew"
+        )
+    return found
+
+
+def _without_data(values: Mapping[str, Any]) -> str:
+    """That the data of a run are gone, and what to do; "" where they are there, or it has none."""
+    tasks = values.get("tasks")
+    data = tasks.get("data") if isinstance(tasks, Mapping) else None
+    if not isinstance(data, str) or Path(data).exists():
+        return ""
+    return f"the run's data are no longer in {data}, and are read again for its scales and classes: put them back there"
+
+
+def of_any_data(trainer: Trainer, folder: RunFolder) -> Trainer:
+    """The trainer of a run by ``composition_of(folder, other_data=True)``, as one of the very data that the run had."""
+    values = folder.configuration()
+    return replace(trainer, configuration=values) if DATA in values else trainer
 
 
 def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
@@ -89,11 +121,11 @@ def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
         RunFolderError: as ``composition_of``.
         InputError: the family of the run does not read the data.
     """
-    composition = composition_of(folder)
+    composition = composition_of(folder, other_data=data is not None)
     trainer = composition.trainer()
     if data is None:
         return trainer
-    return replace(trainer, tasks={**trainer.tasks, "test": composition.family.on(data)})
+    return replace(of_any_data(trainer, folder), tasks={**trainer.tasks, "test": composition.family.on(data)})
 
 
 def latest(folder: RunFolder) -> Trainer:

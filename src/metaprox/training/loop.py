@@ -112,8 +112,7 @@ class Loop:
         if at.step % trainer.pace.checkpoint_every == 0 or at.ended:
             self._save(at)
         self.watch(progress(trainer.pace.meta_steps, record, out, self.health.said, self.seen))
-        stop.asked = ranks.agreed(stop.asked)
-        stop.check()
+        stop.check(ranks.agreed)
 
     def _evaluate(self, at: Standing, stop: Stop) -> None:
         """What is due after a meta-step, and before the first."""

@@ -1,7 +1,7 @@
 """A run in several processes: who takes which tasks, and who writes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,7 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.distributed import AllReduce, evaluate, shard
 from metaprox.distributed.exchange import Exchange
-from metaprox.distributed.group import Group
+from metaprox.distributed.group import Group, joined
 from metaprox.distributed.packing import packed, unpacked
 from metaprox.errors import InputError, PeerError
 from metaprox.estimators import Estimator
@@ -62,6 +62,23 @@ def agreed(number: int | None) -> int | None:
     return found or None
 
 
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Within, rank 0 has the folder, and no other run does. Raises in all processes where it can't have it."""
+    with ExitStack() as stack:
+        by_first(lambda: stack.enter_context(folder.locked()))
+        yield
+
+
+def refuse_stream(trainer: "Trainer") -> None:
+    """Raise InputError where training tasks come one after another, and there are other processes to share them."""
+    if trainer.stream is not None and joined() and dist.get_world_size() > 1:
+        raise InputError(
+            "training tasks of an iterable come one after another, and can't be shared out among processes: give a "
+            "function of ids, or an object with batch(ids)"
+        )
+
+
 def summing(estimator: Estimator) -> Estimator:
     """The same over the tasks of all processes."""
     if Group.of() is None:
@@ -77,11 +94,6 @@ def own_batch(trainer: "Trainer", ids: Sequence[int]) -> Any:
     """The training tasks of this process, of those with ``ids``, or of the next ones of a stream."""
     if Group.of() is None:
         return trainer.training_batch(ids)
-    if trainer.stream is not None:
-        raise InputError(
-            "training tasks of an iterable come one after another, and can't be shared out among processes: give a "
-            "function of ids, or an object with batch(ids)"
-        )
     own = shard(ids)
     return trainer.batch("train", own) if len(own) else []
 
@@ -91,12 +103,14 @@ def evaluation(
 ) -> Evaluation:
     """Evaluate tasks 0 to ``count`` - 1 of a split; ``shared``: by all processes, which all come here.
 
+    Where there are no more than some ``distinct`` tasks, it is these, each once: repeated, they would narrow intervals.
     ``between`` is called before each part of the tasks, and may raise; not where processes share them.
 
     Returns:
         That of all tasks.
     """
     one, alone = trainer.estimator, not shared or Group.of() is None
+    distinct = getattr(trainer.tasks[split], "distinct", None)
 
     def part(some: Sequence[int]) -> Any:
         if alone:
@@ -106,7 +120,7 @@ def evaluation(
     return evaluate(
         trainer.evaluated or trainer.problem,
         part,
-        range(count),
+        range(count if distinct is None else min(count, distinct)),
         one.solver,
         one.steps,
         more=lambda some: _baseline(trainer, split, some),
@@ -126,22 +140,20 @@ def _baseline(trainer: "Trainer", split: str, ids: Sequence[int]) -> Mapping[str
 @contextmanager
 def telling() -> Iterator[None]:
     """Around what a run does: if an error ends it, the other processes are told which."""
+    group = Group.of()
+    if group is not None:
+        group.tell("")  # what ended a run before this one is no more
     try:
         yield
     except BaseException as error:
-        group = Group.of()
         if group is not None and not isinstance(error, PeerError):
             with suppress(RuntimeError):  # the store may be gone
-                group.tell(f"{type(error).__name__}: {error}")
+                group.tell(f"{type(error).__name__}: {error}", stay=isinstance(error, Exception))
         raise
 
 
 class ReadFolder(RunFolder):
     """The folder of a run to the processes that do not write in it."""
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Rank 0 holds the lock."""
-        return nullcontext()
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Rank 0 does."""

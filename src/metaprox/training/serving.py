@@ -13,7 +13,7 @@ from metaprox.serving import Adapted, Learner, Prediction
 from metaprox.tasks import families
 from metaprox.tasks.own import tell
 from metaprox.training.composition import Composition
-from metaprox.training.doors import composition_of
+from metaprox.training.doors import composition_of, of_any_data
 from metaprox.training.folder import RunFolder
 from metaprox.training.names import FAMILIES
 
@@ -30,8 +30,8 @@ def learner_of(path: str | Path) -> Learner:
 
 
 def _learner(folder: RunFolder) -> tuple[Learner, Composition]:
-    composition = composition_of(folder)
-    trainer, family = composition.trainer(), composition.family
+    composition = composition_of(folder, other_data=True)
+    trainer, family = of_any_data(composition.trainer(), folder), composition.family
     trainer.load_weights(folder)
     found = Learner.of(trainer.evaluated or trainer.problem, trainer.estimator)
     return replace(found, preprocessing=family.preprocessing(), blueprint=family.blueprint()), composition
@@ -53,7 +53,7 @@ def adapt_run(run: str | Path, support: str | Path, **columns: str) -> tuple[Ada
         RunFolderError: there is no run, or one that has not finished.
     """
     learner, composition = _learner(RunFolder.open(run))
-    family = composition.family.reading(**columns)
+    family = composition.family.of_one(support).reading(**columns)
     examples = _usable(family.examples(support), learner.preprocessing)
     groups = sorted(set(examples.groups or ()))
     if family.one_group and len(groups) > 1:
@@ -99,9 +99,12 @@ def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any
     most, total, count = TOGETHER if adapted.transductive else AT_ONCE, len(examples), 0
     batches = math.ceil(total / most)
     if adapted.transductive:
+        here = "one alone" if total == 1 else f"{total} together"
+        here = f"{total} in {batches} batches, in their order" if batches > 1 else here
         text = (
-            f"by its batch norms the model predicts for items together; here {total} in {batches} batches, in their "
-            "order. Where each is to be by itself, train without: --norm group"
+            f"by its batch norms the model predicts for items together; here {here}. Evaluations have as many of each "
+            "class together: of single items, or of one class, expect less than they say. Where each is to be by "
+            "itself, train without: --norm group"
         )
         warnings.warn(text, DataWarning, stacklevel=2)
     for batch in range(batches):

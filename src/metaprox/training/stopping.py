@@ -47,9 +47,15 @@ class Stop:
         self.asked: int | None = None
         self.forward: Callable[[int], None] = lambda number: None
 
-    def check(self) -> None:
-        """Raise Asked where a stop was asked for."""
-        if self.asked is not None:
+    def check(self, agreed: Callable[[int | None], int | None] = lambda number: number) -> None:
+        """Whether to go on. A signal within ``agreed`` counts the next time: else it might stop one process alone.
+
+        Raises:
+            Asked: a stop was asked for, here or, by what ``agreed`` returns, in another process.
+        """
+        asked = agreed(self.asked)
+        if asked is not None:
+            self.asked = asked
             raise Asked
 
 

@@ -15,6 +15,9 @@ from metaprox.training.pace import Pace
 
 VERSION = 2  # of the configurations on disk; those of version 1 had no version, and were options by name
 
+DATA = "data_sha256"
+"""Where a configuration says what data the run has."""
+
 
 def described(
     part: Any,
@@ -118,6 +121,7 @@ def completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def refuse_another(place: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any], remedy: str) -> None:
     """Raise RunFolderError, naming what is not the same, where what is in ``place`` is of other settings."""
+    here = {name: value for name, value in here.items() if name != DATA or name in there}  # of a run from before it
     if odd := different(completed(there), here):
         raise RunFolderError(f"{place} {what} with other settings: {'; '.join(odd)}{remedy}")
 

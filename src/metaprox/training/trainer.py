@@ -162,11 +162,12 @@ class Trainer:
         out = checks.path("out", out)
         if self._runs:
             raise InputError(f"this trainer has trained in {self._runs[0]}, and goes on from there: make another")
+        ranks.refuse_stream(self)
         self._look(watch)
         assert self.configuration is not None
         configuration = self.configuration
         folder = ranks.made_by_first(lambda: RunFolder.claimed(out))
-        with ranks.telling(), folder.locked():
+        with ranks.telling(), ranks.locked(folder):
             ranks.by_first(lambda: RunFolder.claimed(out).configure(configuration))
             self._runs.append(str(out))
             self._go_on(folder, watch)
@@ -186,7 +187,7 @@ class Trainer:
             And what ``train`` raises.
         """
         folder = ranks.made_by_first(lambda: RunFolder.open(checks.path("out", out)))
-        with ranks.telling(), folder.locked():
+        with ranks.telling(), ranks.locked(folder):
             assert self.configuration is not None
             there = folder.configuration()
             if there.get("version", 1) > 1:
@@ -195,7 +196,8 @@ class Trainer:
 
     def go_on(self, folder: RunFolder, watch: Watch) -> RunFolder:
         """``resume`` with a folder whose configuration is known to be that of this trainer."""
-        with folder.locked():
+        ranks.refuse_stream(self)
+        with ranks.locked(folder):
             self._runs.append(str(folder.path))
             if folder.weights.exists():
                 self.load_weights(folder)
@@ -211,7 +213,7 @@ class Trainer:
 
     def _go_on(self, folder: RunFolder, watch: Watch) -> None:
         """From the last checkpoint, or from the start where there was none yet."""
-        with borrowed(self.device, self.pace.threads), ranks.telling():
+        with borrowed(self.device, self.pace.threads):
             Loop(self, folder, watch).run()
 
     def _look(self, watch: Watch) -> None:

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as in_bytes
 from torch import Tensor, nn
 
 from metaprox.errors import DamagedFileError, RunFolderError
@@ -29,18 +27,8 @@ def save(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # One entry: safetensors writes several in random order, and equal runs are to give equal files.
     header = json.dumps({"kind": kind, "meta": meta, "sha256": _sha256(contiguous, kind, meta)})
-    write_whole(path, lambda partial: _save(contiguous, partial, {HEADER: header}))
-
-
-def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Raises OSError where the disk refuses, which safetensors says in words alone."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    # Not by safetensors' save_file, which writes into a file .tmpXXXXXX first, that a killed process would leave.
+    write_whole(path, lambda partial: partial.write_bytes(in_bytes(contiguous, {HEADER: header})))
 
 
 def load(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

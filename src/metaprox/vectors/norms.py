@@ -26,7 +26,7 @@ def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
 
     Divided before it is summed, so that it is a number wherever the vectors' own norms are.
     """
-    scale = lengths[:, None, None]
+    scale = lengths.reshape(-1, 1, 1)
     if vectors.numel() <= BLOCK:
         return ((directions / scale) * vectors).sum((1, 2))
     width = max(1, BLOCK * vectors.shape[-1] // vectors.numel())
