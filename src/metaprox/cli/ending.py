@@ -33,6 +33,8 @@ def ending_in_one_line() -> Iterator[None]:
         _print_what_there_is()
         yield
         sys.stdout.flush()
+        if several():
+            _end(0, "")
     except MetaproxError as error:
         solve = isinstance(error, NonFiniteError) and (error.task is not None or isinstance(error, UnstableError))
         notes = [*getattr(error, "__notes__", ()), *([ADVICE] if solve else ())]
@@ -73,7 +75,7 @@ def _end(status: int, line: str) -> None:
     except OSError:  # nor would it be flushed at the end of the process
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if several():  # at its end Python would wait for half an hour for what a stopped process was to send
+    if several():  # Python would wait for what a stopped process was to send, or abort in a thread of torch's
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
