@@ -221,3 +221,28 @@ def test_a_resumed_run_says_nothing_twice(tmp_path):
     folder = training.resume(tmp_path / "run")  # warnings are errors
     told = [name for record in folder.read_metrics() for name in record.get("warnings", {})]
     assert told == ["UnmovedWarning", "InaccurateWarning"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_state_that_is_none_is_refused():
+    """What a damaged or hostile checkpoint may hold, by name."""
+    problem, params, tasks = quadratic()
+    monitor = Monitor()
+    monitor.see(mp.FOBMAML(GD, 5)(problem, params, tasks))
+    state = monitor.state()
+    Monitor.check_state(state)
+    Monitor.check_state({})
+    for name, value in state.items():
+        gone = {key: one for key, one in state.items() if key != name}
+        for bad in (
+            gone,
+            state | {name: value[None]},
+            state | {name: value.to(torch.complex64)},
+            gone | {"odd": value},
+        ):
+            if name in ("loss", "lam", "steps") and bad.get(name) is not None and bad[name].dim() == value.dim():
+                continue
+            with pytest.raises(mp.InputError):
+                Monitor.check_state(bad)
+    with pytest.raises(mp.InputError, match="no such state"):
+        Monitor.check_state(state | {"steps": torch.tensor(WINDOW)})

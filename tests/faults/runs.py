@@ -112,7 +112,7 @@ def in_fork(work, log):
     pid = os.fork()
     if pid:
         return pid
-    status = 70
+    status, began = 70, False
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
@@ -122,10 +122,14 @@ def in_fork(work, log):
         torch.set_num_threads(1)
         warnings.simplefilter("always")
         with ending_in_one_line():
+            began = True
             work()
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:
+        status = 70 if began else 130  # a signal before there was anything to run
+        traceback.print_exc()
     except BaseException:
         traceback.print_exc()
     finally:

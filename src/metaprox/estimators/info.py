@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.errors import InputError
 from metaprox.estimators.error import COLUMNS as SEEN
 from metaprox.estimators.error import Seen
 from metaprox.inner.solve import Solution
@@ -167,7 +168,20 @@ class Info:
         return rows
 
 
+MARKS, STEPS = ("converged", "skipped", "astray"), ("base_steps", "branch_steps")
 _COLUMNS = tuple(field.name for field in fields(Info) if field.name not in ("counts", "sampling_error", "seen"))
+
+
+def check_columns(columns: Mapping[str, Tensor], tasks: int) -> None:
+    """Raise InputError where ``columns`` are not those that ``Info.columns`` gives of so many tasks."""
+    names = {*_COLUMNS, *(f"seen.{name}" for name in SEEN)}
+    if odd := sorted(map(str, names ^ columns.keys())):
+        raise InputError(f"what is known of the tasks is not what it should be: {', '.join(odd)}")
+    for name, column in columns.items():
+        kind = torch.bool if name in MARKS else torch.int64 if name in STEPS else None
+        fits = column.dtype == kind if kind else column.is_floating_point()
+        if not fits or column.dim() != 1 + name.endswith("step_sizes") or len(column) != tasks:
+            raise InputError(f"{name} of {tasks} tasks can't be {column.dtype} of shape {tuple(column.shape)}")
 
 
 def _padded(values: list[Tensor]) -> list[Tensor]:

@@ -14,13 +14,14 @@ from metaprox.errors import (
     HealthWarning,
     InaccurateWarning,
     IndefiniteWarning,
+    InputError,
     LossWarning,
     RatioWarning,
     RoundingWarning,
     UnmovedWarning,
 )
 from metaprox.estimators.error import Seen
-from metaprox.estimators.info import Info
+from metaprox.estimators.info import Info, check_columns
 from metaprox.estimators.result import MetaGradient
 from metaprox.losses.gradients import Counts
 from metaprox.problem import ProximalProblem
@@ -144,6 +145,17 @@ class Monitor:
             columns = {name: values for name, values in state.items() if name not in ("steps", "lam", "loss")}
             info = Info.of_columns(columns, Counts(), float(state["lam"]))
             self._window, self._count = [MetaGradient({}, state["loss"], {}, None, info)], int(state["steps"])
+
+    @staticmethod
+    def check_state(state: Mapping[str, Tensor]) -> None:
+        """Raise InputError unless ``state`` is one that ``state()`` gives."""
+        if not state:
+            return
+        columns = dict(state)
+        steps, lam, loss = (columns.pop(name, torch.empty(0, 0)) for name in ("steps", "lam", "loss"))
+        if steps.dim() or lam.dim() or loss.dim() != 1 or not 0 < int(steps) < WINDOW:
+            raise InputError(f"a monitor of {WINDOW} meta-steps has no such state")
+        check_columns(columns, len(loss))
 
     def state(self) -> dict[str, Tensor]:
         """What the next look will be at, so far, by name; nothing right after a look."""

@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 import metaprox
 from metaprox.errors import DamagedFileError, RunFolderError
+from metaprox.estimators.monitor import Monitor
 from metaprox.storage.files import damaged
 from metaprox.training import weights
 from metaprox.training.borrowed import generators, set_generators
@@ -108,6 +109,7 @@ def _restore(
         if KEPT in meta:
             refuse_another(path, "is a checkpoint of a run", meta[KEPT], trainer.configuration, remedy)
         at = Standing.of(meta, _under("best.", tensors), trainer.pace.meta_steps)
+        Monitor.check_state(_under("health.", tensors))
         at.health = {name: tensor.to(trainer.device) for name, tensor in _under("health.", tensors).items()}
         own = _under("model.", tensors)
         weights.fit(trainer.model, own, path)
