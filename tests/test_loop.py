@@ -14,7 +14,7 @@ import metaprox as mp
 from conftest import interrupt_at, records
 from metaprox import reports, training
 from metaprox.models import mean_squared_error, mlp
-from metaprox.training import Pace, Trainer
+from metaprox.training import Pace, Trainer, step
 
 PACE = Pace(meta_steps=6, meta_batch=2, eval_every=3, eval_tasks=3, test_tasks=3, checkpoint_every=2)
 
@@ -171,6 +171,18 @@ def test_a_long_meta_gradient_is_clipped_and_a_short_one_is_as_it_was(tmp_path):
     assert float(moved.norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)
     plain, loose = (trainer(pace=replace(PACE, clip=clip)).train(tmp_path / f"{clip}") for clip in (None, 1e6))
     assert records(plain) == records(loose)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_a_meta_gradient_is_clipped_to_its_length_in_any_units(size):
+    """Squares of float32 numbers overflow from 1e19 on, and vanish."""
+    made = trainer(pace=replace(PACE, clip=0.5 * size))
+    params = list(made.model.parameters())
+    for p in params:
+        p.grad = size * torch.ones_like(p)
+    step._clip(made, made.pace.clip)
+    length = torch.cat([p.grad.double().flatten() for p in params]).norm()
+    assert float(length) == pytest.approx(0.5 * size, rel=1e-5)
 
 
 class Told(training.Callback):

@@ -7,7 +7,7 @@ import torch
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox.models import mean_squared_error, mlp
+from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.tasks import Quadratic, Sinusoid
 from metaprox.tasks.quadratic import loss as quadratic_loss
 from metaprox.tasks.quadratic import solution
@@ -210,3 +210,18 @@ def test_losses_that_are_not_finite_and_bad_arguments_are_refused():
         mp.suggest(W, DATA)
     with pytest.raises(mp.InputError, match=r"tasks must be a mp.Task"):
         mp.suggest(problem, torch.ones(2), params=W)
+
+
+@pytest.mark.parametrize("start", ["zeros", "means"])
+def test_tasks_with_heads_of_their_own_are_looked_at_from_where_each_begins(start):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5)).double()
+    problem = mp.ProximalProblem.from_module(model, cross_entropy, lam=0.5, head=mp.Head("2", start))
+    tasks = []
+    for classes in (2, 3):
+        pair = (torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % classes)
+        tasks.append(mp.Task(pair, pair))
+    alone = [mp.suggest(problem, [task], steps=5) for task in tasks]
+    together = mp.suggest(problem, tasks, steps=5)
+    assert together.curvature_at_x == pytest.approx(max(one.curvature_at_x for one in alone))
+    assert together.query_loss == pytest.approx(sum(one.query_loss for one in alone) / 2)

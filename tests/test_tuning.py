@@ -169,6 +169,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_end(tmp_path, monkeypatch)
         (found,) = tuning.tune([search()], out, trials=3)
         assert rows(out) == rows(tmp_path / "whole")
         assert "running" not in {one.state for one in found.trials}
+    assert not list(tmp_path.glob("*/fomaml/*/checkpoint*"))  # of trials that ended nothing is gone on with
     (more,) = tuning.tune([search()], tmp_path / "whole", trials=4)
     assert [row["number"] for row in rows(tmp_path / "whole")] == list("0123")
     assert len(more.trials) == 4

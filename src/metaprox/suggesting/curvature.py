@@ -28,7 +28,7 @@ class Valley:
 
     def __init__(self, call: Call, task: int) -> None:
         self.task = task
-        self.x = call.parameters.x
+        self.x = call.x(task)
         self._probe = Probe(call, "inner_loss", task)
         start = self._probe.at(self.x)
         self.value, self.gradient = float(start.value), start.grad[0, 0]

@@ -12,6 +12,7 @@ from metaprox.estimators import MetaGradient
 from metaprox.estimators.info import Info
 from metaprox.losses.checked import joined
 from metaprox.training import ranks
+from metaprox.vectors.norms import joint_norm
 
 if TYPE_CHECKING:
     from metaprox.training.trainer import Trainer
@@ -80,12 +81,12 @@ def _joined(outs: Sequence[MetaGradient], model: nn.Module) -> MetaGradient:
 
 def _clip(trainer: "Trainer", most: float) -> None:
     """A meta-gradient longer than ``most``, over all that the optimizer moves, is scaled down to that length."""
-    params = [p for group in trainer.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    length = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    if float(length) > most:
+    params = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+    scale, length = joint_norm([p.grad for p in params if p.grad is not None])
+    if length > most / scale:
         for parameter in params:
-            assert parameter.grad is not None
-            parameter.grad = parameter.grad * (most / length)
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad / scale * (most / length)
 
 
 def _norm(grad: dict[str, Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ with needs_extra("metaprox tune", "tune"):
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, TrialState
 
+from metaprox.training import RunFolder
 from metaprox.tuning import kept
 from metaprox.tuning.candidate import COST, Judged, judged_after
 from metaprox.tuning.kept import Found, State, Trial
@@ -108,7 +109,7 @@ class Place:
             reason = self._told(trial, judged, rung, last=rung == rungs[-1])
             if reason is not None:
                 break
-        for leftover in (path / "checkpoint.safetensors", self._lock(trial.number)):
+        for leftover in (*RunFolder(path).checkpoints(), self._lock(trial.number)):
             leftover.unlink(missing_ok=True)
         value = f"{self.measure} {judged.values[self.measure]:.4g}" if judged.values else "diverged"
         return f"{self.search.label}, trial {trial.number}, {shown(drawn)}: {value} after {judged.meta_steps}; {reason}"
