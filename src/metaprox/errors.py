@@ -98,3 +98,8 @@ def needs_extra(part: str, extra: str | None = None) -> Iterator[None]:
     except ModuleNotFoundError as error:
         wanted = f"'metaprox[{extra}]'" if extra else "metaprox"
         raise MissingExtraError(f"{part} needs {error.name}, which comes with: pip install {wanted}") from error
+
+
+def with_notes(error: BaseException) -> str:
+    """Its message and its notes, in a line."""
+    return " ".join([str(error), *getattr(error, "__notes__", ())])

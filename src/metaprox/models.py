@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metaprox import checks
 from metaprox.checks import shown
+from metaprox.data.draws import seeded
 from metaprox.errors import InputError
 
 
@@ -20,8 +21,7 @@ def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
     if len(counts) < 2:
         raise InputError(f"sizes must hold at least those of inputs and outputs, got {sizes!r}")
     seed = checks.seed("seed", seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(counts):
             layers += [nn.Linear(inputs, outputs, device="cpu", dtype=torch.float32), nn.ReLU()]
@@ -50,8 +50,7 @@ def conv_net(
     size, outputs = checks.count("size", size), checks.count("outputs", outputs)
     channels, width = checks.count("channels", channels), checks.count("width", width)
     checks.choice("norm", norm, ("batch", "group"))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(checks.seed("seed", seed))
+    with seeded(checks.seed("seed", seed)), torch.device("cpu"):
         layers: list[nn.Module] = []
         for inputs in (channels, width, width, width):
             layers += [nn.Conv2d(inputs, width, 3, padding=1, dtype=torch.float32)]

@@ -1,14 +1,16 @@
 """Trees of tensors: their leaves by path, in words, and whether several are alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metaprox.errors import InputError
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,16 @@ def flattened(tree: Any) -> tuple[list[Any], TreeKey]:
     """The leaves, and how they are arranged."""
     found, spec = pytree.tree_flatten(tree)
     return found, TreeKey(spec)
+
+
+def under(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The entries whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+
+
+def on_device(tree: Any, device: torch.device) -> Any:
+    """The same tree with its tensors there."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def leaves(tree: Any) -> list[tuple[str, Any]]:

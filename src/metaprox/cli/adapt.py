@@ -18,6 +18,7 @@ from metaprox import training
 from metaprox.data.examples import Examples
 from metaprox.errors import MetaproxError, RunFolderError
 from metaprox.serving import Adapted, Prediction, disk
+from metaprox.storage.files import write_whole
 from metaprox.tasks import Family, families
 from metaprox.training.names import FAMILIES
 from metaprox.training.options import help_of
@@ -81,15 +82,12 @@ class Predict(Reads):
         if self.out is None:
             _print(text)
             return
-        partial = self.out.with_name(f".{self.out.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                file.writelines(text)
-            partial.replace(self.out)
-        except OSError as error:
-            raise RunFolderError(f"{self.out} can't be written: {error.strerror or error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(self.out, lambda path: _write(path, text))
+
+
+def _write(path: Path, lines: Iterator[str]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.writelines(lines)
 
 
 def _print(lines: Iterator[str]) -> None:

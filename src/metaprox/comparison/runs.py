@@ -14,7 +14,7 @@ from metaprox import checks
 from metaprox.comparison.cost import measure, sent
 from metaprox.comparison.plan import FILES, Contender, Plan, run_path
 from metaprox.comparison.results import collect
-from metaprox.errors import InputError, MetaproxError, NonFiniteError, RunFolderError
+from metaprox.errors import InputError, MetaproxError, NonFiniteError, RunFolderError, with_notes
 from metaprox.storage.files import is_leftover, naming
 from metaprox.training import Progress, RunFolder, Trainer, configuration_of
 from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
@@ -161,7 +161,7 @@ def _run(contender: Contender, seed: int, path: Path) -> str | None:
     try:
         train_or_resume(contender.trainer(seed), path)
     except NonFiniteError as error:
-        return " ".join([str(error), *getattr(error, "__notes__", ())])
+        return with_notes(error)
     return None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.checks.trees import under
 from metaprox.errors import InputError, MetaproxError, NonFiniteError, PeerError
 from metaprox.estimators.info import Info
 from metaprox.estimators.reduce import TaskResults
@@ -73,14 +74,10 @@ def joined_results(parts: Sequence[Tensor], device: torch.device) -> TaskResults
 
 def _results(data: Tensor, device: torch.device) -> TaskResults:
     columns, more = unpacked(data, device)
-    info = Info.of_columns(_under("info ", columns), Counts(**more["counts"]), more["lam"])
+    info = Info.of_columns(under("info ", columns), Counts(**more["counts"]), more["lam"])
     failure = Failure(**more["failure"]).error(None) if more["failure"] else None
-    metrics = _under("metric ", columns)
+    metrics = under("metric ", columns)
     return TaskResults(columns["weights"], columns["length"], columns["loss"], metrics, info, failure)
-
-
-def _under(prefix: str, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): column for name, column in columns.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import metaprox as mp
-from metaprox.comparison.statistics import student
+from metaprox.comparison.statistics import Estimate, OfSeed
 from metaprox.experiments.base import Experiment, Remember, Size
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.reports import style
@@ -173,8 +173,9 @@ def ratio(results: dict[str, Any], name: str, step: float) -> tuple[float, float
     ]
     if len(logs) < 2:
         return math.nan, math.nan, math.nan
-    mean = sum(logs) / len(logs)
-    width = student(len(logs) - 1) * (sum((one - mean) ** 2 for one in logs) / (len(logs) - 1) / len(logs)) ** 0.5
+    found = Estimate.of([OfSeed(one, None, 0) for one in logs])
+    assert found.over_seeds is not None
+    mean, width = found.mean, found.over_seeds
     return math.exp(mean), math.exp(mean - width), math.exp(mean + width)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
-from metaprox.checks.trees import describe, kind
+from metaprox.checks.trees import describe, kind, on_device
 from metaprox.errors import InputError, MetaproxError
 from metaprox.modules.head import Head
 from metaprox.modules.loss import ModuleLoss
@@ -117,8 +117,7 @@ class Adapted:
             InputError: the items are not ones that the preprocessing or the model takes, or it gives NaN for one.
         """
         inputs = items if self.preprocessing is None else self.preprocessing(items)
-        device = device_of(self._module)
-        inputs = pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+        inputs = on_device(inputs, device_of(self._module))
         return Prediction(self._checked(evaluated(self._module, inputs, self._seen), inputs).clone(), self.names)
 
     def _checked(self, outputs: Any, inputs: Any) -> Tensor:

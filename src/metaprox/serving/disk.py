@@ -12,6 +12,7 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.checks import shown
 from metaprox.errors import InputError, RunFolderError, needs_extra
+from metaprox.storage.files import naming
 
 VERSION = 1
 WEIGHTS = "weights.safetensors"
@@ -48,7 +49,7 @@ def write(folder: str | Path, name: str, values: Mapping[str, Any], tensors: Map
         raise InputError(f"weights of these kinds can't be kept: {error}") from error
     text = json.dumps({"kind": name, "version": VERSION, **values}, indent=2, ensure_ascii=False, allow_nan=False)
     partial = place.absolute().with_name(f".{place.absolute().name}.{os.getpid()}.partial")
-    try:
+    with naming(place):
         place.absolute().parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         try:
@@ -57,8 +58,6 @@ def write(folder: str | Path, name: str, values: Mapping[str, Any], tensors: Map
             partial.replace(place)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise RunFolderError(f"{place} can't be written: {error.strerror or error}") from error
     return place
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from metaprox import checks
+from metaprox.checks.trees import on_device
 from metaprox.errors import InputError
 from metaprox.estimators import Estimator
 from metaprox.evaluation import solved
@@ -146,7 +146,7 @@ class Learner:
             NonFiniteError: the solve diverged.
         """
         batch, known = batch_of(support, names, self.preprocessing, needs_classes=self.head is not None)
-        batch = self._moved(batch)
+        batch = on_device(batch, device_of(self.model))
         problem, module = self.problem, copied(self.model)
         if self.head is not None:
             module = with_head(module, self.head.module, len(known))
@@ -168,11 +168,6 @@ class Learner:
             head=None if self.head is None else self.head.module,
             blueprint=self.blueprint,
         )
-
-    def _moved(self, data: Any) -> Any:
-        """To the model's device."""
-        device = device_of(self.model)
-        return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, data)
 
     def save(self, folder: str | Path) -> Path:
         """Keep it in a folder that is missing or empty: learner.json and weights.safetensors, all or nothing.

@@ -110,11 +110,7 @@ class Images(Labelled):
         return read_images(path, labels=False)
 
     def model(self) -> nn.Module:
-        blueprint = self.blueprint()
-        wanted = {"outputs": self.ways, "channels": self.channels, "size": self.size}
-        own = self.own_model(**wanted) if blueprint is None else blueprint.build()
-        assert own is not None
-        return own
+        return self.made(outputs=self.ways, channels=self.channels, size=self.size)
 
     def blueprint(self) -> Blueprint | None:
         if self.network is not None:

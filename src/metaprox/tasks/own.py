@@ -16,6 +16,7 @@ from torch import nn
 from metaprox import checks
 from metaprox.checks.places import imported
 from metaprox.data import split_classes
+from metaprox.data.draws import seeded
 from metaprox.data.examples import Examples
 from metaprox.errors import DataWarning, InputError
 from metaprox.tasks.base import SPLITS, Family
@@ -73,14 +74,14 @@ class OwnData(Family):
             checks.tuple_of(f"{split} of splits {self.splits}", names, checks.text)
         return found
 
-    def own_model(self, **known: Any) -> nn.Module | None:
-        """Returns what ``network`` makes, weights a function of the seed; None where there is none.
+    def made(self, **known: Any) -> nn.Module:
+        """Returns the model of ``blueprint`` or, where there is a ``network``, what that makes of what is ``known``.
 
         Raises:
-            InputError: it can't be imported or called, or gives no module.
+            InputError: the network can't be imported or called, or gives no module.
         """
-        if self.network is None:
-            return None
+        if (blueprint := self.blueprint()) is not None:
+            return blueprint.build()
         make = imported(checks.text("model", self.network), "model")
         if not callable(make):
             raise InputError(f"model {self.network!r} must be a function, got {checks.shown(make)}")
@@ -90,8 +91,7 @@ class OwnData(Family):
         needed = {one.name for one in wanted if one.default is one.empty} & {*named}
         if odd := sorted(needed - known.keys()):
             raise InputError(f"model {self.network!r} asks for {', '.join(odd)}; it can have {', '.join(known)}")
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
+        with seeded(self.seed):
             made = make(**{name: known[name] for name in named if name in known})
         return checks.instance_of(nn.Module)(f"what model {self.network!r} gives", made)
 

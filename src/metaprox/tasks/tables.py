@@ -123,12 +123,8 @@ class Tables(OwnData):
         return read_tables(path, columns=checks.instance_of(Columns)("preprocessing", preprocessing).names)
 
     def model(self) -> nn.Module:
-        inputs, outputs = len(self._all.columns), len(self._all.names) or 1
-        if (blueprint := self.blueprint()) is not None:
-            return blueprint.build()
-        own = self.own_model(inputs=inputs, outputs=outputs)
-        assert own is not None
-        return own if self._all.names else Rescaled(own, *self._scaling)
+        made = self.made(inputs=len(self._all.columns), outputs=len(self._all.names) or 1)
+        return made if self.network is None or self._all.names else Rescaled(made, *self._scaling)
 
     def blueprint(self) -> Blueprint | None:
         if self.network is not None:

@@ -121,10 +121,7 @@ class Text(Labelled):
         return read_texts(path, columns.get("text_column") or "text", labels=False)
 
     def model(self) -> nn.Module:
-        blueprint = self.blueprint()
-        own = self.own_model(outputs=self.ways) if blueprint is None else blueprint.build()
-        assert own is not None
-        return own
+        return self.made(outputs=self.ways)
 
     def blueprint(self) -> Blueprint | None:
         if self.network is not None:

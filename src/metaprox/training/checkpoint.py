@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 import metaprox
+from metaprox.checks.trees import on_device, under
 from metaprox.errors import DamagedFileError, RunFolderError
 from metaprox.estimators.monitor import Monitor
 from metaprox.storage.files import damaged
@@ -108,10 +109,10 @@ def _restore(
     with damaged(path, WHAT):
         if KEPT in meta:
             refuse_another(path, "is a checkpoint of a run", meta[KEPT], trainer.configuration, remedy)
-        at = Standing.of(meta, _under("best.", tensors), trainer.pace.meta_steps)
-        Monitor.check_state(_under("health.", tensors))
-        at.health = {name: tensor.to(trainer.device) for name, tensor in _under("health.", tensors).items()}
-        own = _under("model.", tensors)
+        at = Standing.of(meta, under("best.", tensors), trainer.pace.meta_steps)
+        Monitor.check_state(health := under("health.", tensors))
+        at.health = on_device(health, trainer.device)
+        own = under("model.", tensors)
         weights.fit(trainer.model, own, path)
         if at.best_weights:
             weights.fit(trainer.model, at.best_weights, path)
@@ -125,7 +126,7 @@ def _restore(
         if (trainer.stream is None) != (meta.get("stream") is None):
             raise RunFolderError(f"{path} is of a run with its training tasks by number where here is a stream of them")
         if trainer.stream is not None:
-            trainer.stream.go_to(meta["stream"], _under("stream.", tensors))
+            trainer.stream.go_to(meta["stream"], under("stream.", tensors))
         there = dict(meta.get("versions", {}))
     _warn_of_versions(path, there)
     folder.truncate_metrics(log)
@@ -151,7 +152,7 @@ def _warn_of_versions(path: Path, there: dict[str, str]) -> None:
 def _of_version_1(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """State of the optimizer and of the schedule, of a run before configurations had a version."""
     slots: dict[int, dict[str, Any]] = {}
-    for key, value in _under("optimizer.", {**tensors, **meta.get("optimizer", {})}).items():
+    for key, value in under("optimizer.", {**tensors, **meta.get("optimizer", {})}).items():
         index, name = key.split(".", 1)
         slots.setdefault(int(index), {})[name] = value
     return {"state": slots, "param_groups": meta["param_groups"]}, meta["scheduler"]
@@ -171,8 +172,4 @@ def load_weights(folder: RunFolder, trainer: "Trainer") -> None:
     """Put the weights of the last checkpoint into the model, and touch nothing else, for the run may be going on."""
     path = folder.checkpoint
     tensors, _ = weights.load(path, weights.CHECKPOINT)
-    weights.load_into(trainer.model, _under("model.", tensors), path)
-
-
-def _under(prefix: str, entries: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
+    weights.load_into(trainer.model, under("model.", tensors), path)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
-from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.checks.trees import on_device
 from metaprox.data.task import Task
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.estimators import Estimator
@@ -124,8 +124,8 @@ class Trainer:
         return self.batch("train", ids) if self.stream is None else self._here(self.stream.take())
 
     def _here(self, tasks: Task | Sequence[Task]) -> Task | Sequence[Task]:
-        device = self.device
-        return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tasks)
+        moved: Task | Sequence[Task] = on_device(tasks, self.device)
+        return moved
 
     def evaluate(self, split: str, count: int, between: Callable[[], None] = lambda: None) -> Evaluation:
         """Adapt to tasks 0 to ``count`` - 1 of a split, as in training but for what ``evaluated`` says; all in here.

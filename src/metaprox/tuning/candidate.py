@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from metaprox.comparison import gradient_evaluations, train_or_resume
-from metaprox.errors import NonFiniteError
+from metaprox.errors import NonFiniteError, with_notes
 from metaprox.losses.gradients import Counts
 from metaprox.training import Composition, Progress, RunFolder
 
@@ -50,7 +50,7 @@ def judged_after(run: Composition, path: Path, rung: int) -> Judged:
     except _ReachedError:
         pass
     except NonFiniteError as error:
-        return _found(path, -1, " ".join([str(error), *getattr(error, "__notes__", ())]))
+        return _found(path, -1, with_notes(error))
     return _found(path, rung)
 
 
