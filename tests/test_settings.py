@@ -163,7 +163,8 @@ def test_settings_of_version_1_are_read():
 )
 def test_damaged_configurations_are_refused(tmp_path, monkeypatch, change, message):
     monkeypatch.chdir(tmp_path)
-    folder = training.RunFolder.create(tmp_path / "run", Settings("mnist1d").composition().configuration() | change)
+    folder = training.RunFolder.claimed(tmp_path / "run")
+    folder.configure(Settings("mnist1d").composition().configuration() | change)
     with pytest.raises(mp.RunFolderError, match=message) as caught:
         training.composition_of(folder)
     assert str(folder.path / "config.json") in str(caught.value)

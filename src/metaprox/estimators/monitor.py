@@ -20,7 +20,6 @@ from metaprox.errors import (
     RoundingWarning,
     UnmovedWarning,
 )
-from metaprox.estimators.error import Seen
 from metaprox.estimators.info import Info, check_columns
 from metaprox.estimators.result import MetaGradient
 from metaprox.losses.gradients import Counts
@@ -201,31 +200,23 @@ class Monitor:
 
 def _numbers(window: Sequence[MetaGradient]) -> Numbers:
     """Medians, and shares, of all tasks of these meta-steps that were not skipped; NaN where nothing is known."""
-    infos = [out.info for out in window]
-    kept = ~torch.cat([info.skipped for info in infos])
-
-    def every(name: str) -> Tensor:
-        return torch.cat([getattr(info, name) for info in infos])[kept]
-
-    seen = Seen.join([info.seen for info in infos])
-    errors = {name: part[kept] for name, part in seen.errors().items()}
-    ratio, whole = every("gradient_ratio"), torch.stack(list(errors.values())).nansum(0)
-    known = ~errors["base"].isnan()
-    whole = torch.where(known, whole, torch.nan)
+    info = Info.join([out.info for out in window])
+    kept, seen = ~info.skipped, info.seen
+    ratio, whole = info.gradient_ratio[kept], info.relative_error[kept]
     curvature = torch.minimum(seen.curvature.nan_to_num(0.0), seen.base_curvature.nan_to_num(0.0))[kept]
     median: dict[str, Tensor] = {
         "ratio": ratio,
         "relative_error": whole,
-        "branch_error": errors["branch"] / whole,
-        "base_error": errors["base"] / whole,
+        "branch_error": info.branch_error[kept] / whole,
+        "base_error": info.base_error[kept] / whole,
         "to_go": seen.to_go()[kept],
         "moved": seen.moved[kept],
-        "nu": every("nu"),
+        "nu": info.nu[kept],
     }
     share: dict[str, Tensor] = {
         "long": ratio > 1,
-        "astray": every("astray"),
-        "rounding": (errors["rounding"] > ROUNDING * whole) & (whole > LEAST),
+        "astray": info.astray[kept],
+        "rounding": (info.rounding_error[kept] > ROUNDING * whole) & (whole > LEAST),
         "indefinite": curvature < 0,
     }
     mean: Callable[[Tensor], Tensor] = lambda values: values.to(ratio.dtype).mean()  # noqa: E731

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -54,12 +54,6 @@ class Evaluation:
         statistics = {name: Statistic.of(value) for name, value in values.items()}
         loss = statistics.pop("loss")
         return cls(loss, statistics, values, problem.transductive() if problem.transductive else None)
-
-    def with_metric(self, name: str, values: Tensor) -> "Evaluation":
-        """The same with one more metric, of ``values`` [n]. Raises InputError unless it is another, and of n."""
-        check_metric(name, values, self.loss.n, self.values)
-        metrics = self.metrics | {name: Statistic.of(values)}
-        return replace(self, metrics=metrics, values=self.values | {name: values})
 
 
 def check_metric(name: str, values: Any, n: int, known: Mapping[str, Tensor]) -> None:

@@ -72,8 +72,9 @@ def require(path: Path, wanted: Sequence[str], there: Sequence[str]) -> None:
 
 
 def _of_csv(path: Path, wanted: Sequence[str]) -> Iterator[Row | Problem]:
-    if path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{path} is in UTF-16: save it in UTF-8")
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise InputError(f"{path} is in UTF-16: save it in UTF-8")
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         separator = _separator(file.readline(), wanted, path)
         file.seek(0)

@@ -91,7 +91,7 @@ class Composition:
             pace,
             schedule=LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=pace.meta_steps),
             evaluated=evaluated,
-            baseline=family.baseline,
+            baseline=None if type(family).baseline is Family.baseline else family.baseline,
             picture=family.picture(),
             configuration=configuration,
         )

@@ -32,13 +32,6 @@ class RunFolder:
         checks.settle(self, path=checks.path)
 
     @classmethod
-    def create(cls, path: str | Path, configuration: Mapping[str, Any]) -> "RunFolder":
-        """A new run in a folder that is missing or empty. Raises RunFolderError, and touches nothing, otherwise."""
-        folder = cls.claimed(path)
-        folder.configure(configuration)
-        return folder
-
-    @classmethod
     def claimed(cls, path: str | Path) -> "RunFolder":
         """The folder of a new run, made where it is missing. Raises RunFolderError where it holds anything."""
         path = checks.path("path", path)

@@ -157,8 +157,7 @@ class Loop:
         if at.best is None or value < at.best:
             at.best, at.best_step = value, at.step
             if pace.keep_weights == "best":
-                learned = weights.learned(self.trainer.model)
-                at.best_weights = {name: tensor.detach().clone() for name, tensor in learned.items()}
+                at.best_weights = weights.copied(self.trainer.model)
         assert at.best_step is not None
         waited = -(-at.step // pace.eval_every) - -(-at.best_step // pace.eval_every)
         at.ended = pace.patience is not None and waited >= pace.patience
@@ -174,13 +173,14 @@ class Loop:
     def _finish(self, at: Standing, stop: Stop) -> None:
         """The test, and the weights, whose file says that the run has finished."""
         trainer, folder = self.trainer, self.folder
-        last = {name: tensor.detach().clone() for name, tensor in weights.learned(trainer.model).items()}
-        if at.best_weights:
+        last = weights.copied(trainer.model) if at.best_weights else None
+        if last:
             trainer.model.load_state_dict(at.best_weights, strict=False)
         try:
             final = self._on(stop, "test", trainer.pace.test_tasks)
         except Asked:
-            trainer.model.load_state_dict(last, strict=False)
+            if last:
+                trainer.model.load_state_dict(last, strict=False)
             raise
         self._log(at.step, "test", final)
         folder.write_test_values({name: values.tolist() for name, values in final.values.items()})

@@ -13,7 +13,7 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.distributed import AllReduce, evaluate, shard
 from metaprox.distributed.exchange import Exchange
-from metaprox.distributed.group import Group, joined
+from metaprox.distributed.group import Group
 from metaprox.distributed.packing import packed, unpacked
 from metaprox.errors import InputError, PeerError
 from metaprox.estimators import Estimator
@@ -72,7 +72,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
 
 def refuse_stream(trainer: "Trainer") -> None:
     """Raise InputError where training tasks come one after another, and there are other processes to share them."""
-    if trainer.stream is not None and joined() and dist.get_world_size() > 1:
+    if trainer.stream is not None and Group.of() is not None:
         raise InputError(
             "training tasks of an iterable come one after another, and can't be shared out among processes: give a "
             "function of ids, or an object with batch(ids)"

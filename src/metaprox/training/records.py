@@ -1,9 +1,11 @@
 """What is told of a run: the lines of metrics.jsonl, and what a watcher sees."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metaprox.estimators import MetaGradient
 from metaprox.evaluation import Evaluation
@@ -34,14 +36,18 @@ def means(out: MetaGradient) -> dict[str, float]:
     return {name: float(values[kept].mean()) for name, values in ({"loss": out.query_loss} | out.metrics).items()}
 
 
+def length(grad: Mapping[str, Tensor]) -> Tensor:
+    """Of a gradient by name."""
+    return torch.stack([g.norm() for g in grad.values()]).norm()
+
+
 def step_record(step: int, out: MetaGradient, lr: float, seconds: float) -> dict[str, Any]:
     """Of a meta-step; ``lr``: of the next one."""
-    norm = torch.stack([g.norm() for g in out.grad.values()]).norm()
     return {
         "kind": "step",
         "step": step,
         **means(out),
-        "gradient_norm": float(norm),
+        "gradient_norm": float(length(out.grad)),
         "next_lr": lr,
         **out.info.summary(),
         **asdict(out.info.counts),

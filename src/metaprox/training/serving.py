@@ -108,11 +108,16 @@ def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any
         )
         warnings.warn(text, DataWarning, stacklevel=2)
     for batch in range(batches):
-        some = examples.where(range(batch * total // batches, (batch + 1) * total // batches))
-        usable = _usable(replace(some, problems=()), adapted.preprocessing)
-        if len(usable):
-            count += len(usable)
-            yield list(usable.items), adapted.predict(usable.items)
+        some = replace(examples.where(range(batch * total // batches, (batch + 1) * total // batches)), problems=())
+        try:
+            found = adapted.predict(some.items)
+        except InputError:
+            some = _usable(some, adapted.preprocessing)
+            if not len(some):
+                continue
+            found = adapted.predict(some.items)
+        count += len(some)
+        yield list(some.items), found
     if not count:
         raise InputError(f"{examples.source} has nothing to predict for")
 

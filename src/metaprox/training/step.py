@@ -12,6 +12,7 @@ from metaprox.estimators import MetaGradient
 from metaprox.estimators.info import Info
 from metaprox.losses.checked import joined
 from metaprox.training import ranks
+from metaprox.training.records import length
 from metaprox.vectors.norms import joint_norm
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def _joined(outs: Sequence[MetaGradient], model: nn.Module) -> MetaGradient:
     """The batches of a meta-step as one: its meta-gradient is in the parameters."""
     grad = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     counts = [int((~out.info.skipped).sum()) for out in outs]
-    parts = [(n * out.info.sampling_error * _norm(out.grad)) ** 2 for n, out in zip(counts, outs, strict=True)]
-    error = torch.stack(parts).sum().sqrt() / (sum(counts) * _norm(grad))
+    parts = [(n * out.info.sampling_error * length(out.grad)) ** 2 for n, out in zip(counts, outs, strict=True)]
+    error = torch.stack(parts).sum().sqrt() / (sum(counts) * length(grad))
     return MetaGradient(
         grad=grad,
         query_loss=torch.cat([out.query_loss for out in outs]),
@@ -82,12 +83,8 @@ def _joined(outs: Sequence[MetaGradient], model: nn.Module) -> MetaGradient:
 def _clip(trainer: "Trainer", most: float) -> None:
     """A meta-gradient longer than ``most``, over all that the optimizer moves, is scaled down to that length."""
     params = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    scale, length = joint_norm([p.grad for p in params if p.grad is not None])
-    if length > most / scale:
+    scale, own = joint_norm([p.grad for p in params if p.grad is not None])
+    if own > most / scale:
         for parameter in params:
             if parameter.grad is not None:
-                parameter.grad = parameter.grad / scale * (most / length)
-
-
-def _norm(grad: dict[str, Tensor]) -> Tensor:
-    return torch.stack([g.norm() for g in grad.values()]).norm()
+                parameter.grad = parameter.grad / scale * (most / own)

@@ -77,6 +77,11 @@ def learned(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of what ``learned`` gives."""
+    return {name: tensor.detach().clone() for name, tensor in learned(model).items()}
+
+
 def load_into(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors that ``learned`` gave into ``model``. Raises RunFolderError, and changes nothing, as ``fit``."""
     fit(model, tensors, path)
