@@ -180,7 +180,7 @@ def test_what_another_process_runs_is_left_to_it(tmp_path, monkeypatch):
         stop_at(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             tuning.tune([search()], tmp_path, trials=2)
-    with (tmp_path / "fomaml/0000.lock").open("w") as file:
+    with (tmp_path / "fomaml/0000/.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         (found,) = tuning.tune([search()], tmp_path, trials=2)
         assert [one.state for one in found.trials] == ["running", "finished"]

@@ -46,6 +46,10 @@ class RunFolderError(MetaproxError, OSError):
     """A run folder or a file in it can't be used: it exists, is missing, is corrupt, or is not metaprox's."""
 
 
+class InUseError(RunFolderError):
+    """Another process, or another thread, works in the folder; says which."""
+
+
 class DamagedFileError(RunFolderError):
     """A file is not as it was written: cut short, changed, or another's."""
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from metaprox.errors import RunFolderError
+from metaprox.errors import InUseError, RunFolderError
 from metaprox.storage.files import clear_leftovers, naming
 
 LOCK = ".lock"
@@ -23,14 +23,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Within, no other process or thread has the folder; the same thread may enter again.
 
     Raises:
-        RunFolderError: another works there; says who, where and since when. Or the lock can't be written.
+        InUseError: another works there; says who, where and since when.
+        RunFolderError: the lock can't be written.
     """
     key = os.path.realpath(folder)
     thread = threading.get_ident()
     with _guard:
         descriptor, owner, count = _held.get(key, (-1, thread, 0))
         if owner != thread:
-            raise RunFolderError(f"{folder} is in use by another thread of this process: let it end")
+            raise InUseError(f"{folder} is in use by another thread of this process: let it end")
         if count == 0:
             descriptor = _taken(folder)
             clear_leftovers(folder)
@@ -54,7 +55,7 @@ def _taken(folder: Path) -> int:
             descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
         if not _lock(descriptor):
             os.close(descriptor)
-            raise RunFolderError(f"{folder} is in use{_owner(place)}: wait until it ends, or stop it")
+            raise InUseError(f"{folder} is in use{_owner(place)}: wait until it ends, or stop it")
         try:
             same = os.fstat(descriptor).st_ino == place.stat().st_ino
         except FileNotFoundError:  # it was given back, and deleted, between opening and locking

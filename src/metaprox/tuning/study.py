@@ -1,14 +1,13 @@
 """A search as an Optuna study, which several processes and machines may share, and which goes on after a kill."""
 
-import fcntl
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metaprox.errors import InputError, RunFolderError, needs_extra
+from metaprox.errors import InputError, InUseError, RunFolderError, needs_extra
 
 with needs_extra("metaprox tune", "tune"):
     import optuna
@@ -102,15 +101,15 @@ class Place:
         """From where it is to where it stops."""
         drawn = {axis.name: axis.setting(_drawn(trial, axis)) for axis in self.search.axes}
         trial.set_user_attr("found", drawn)
-        path, rungs = self.folder / f"{trial.number:04}", self.search.rungs()
+        path, rungs = self._path(trial.number), self.search.rungs()
         reason: str | None = None
         for rung in rungs:
             judged = judged_after(self.search.run(drawn), path, rung)
             reason = self._told(trial, judged, rung, last=rung == rungs[-1])
             if reason is not None:
                 break
-        for leftover in (*RunFolder(path).checkpoints(), self._lock(trial.number)):
-            leftover.unlink(missing_ok=True)
+        for leftover in RunFolder(path).checkpoints():
+            leftover.unlink()
         value = f"{self.measure} {judged.values[self.measure]:.4g}" if judged.values else "diverged"
         return f"{self.search.label}, trial {trial.number}, {shown(drawn)}: {value} after {judged.meta_steps}; {reason}"
 
@@ -135,17 +134,17 @@ class Place:
             return reason
         return None
 
-    def _lock(self, number: int) -> Path:
-        return self.folder / f"{number:04}.lock"
+    def _path(self, number: int) -> Path:
+        """Of a trial's run."""
+        return self.folder / f"{number:04}"
 
     @contextmanager
     def _held(self, number: int) -> Iterator[bool]:
         """Whether the trial is this process's alone; the system lets go of it where the process is killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock(number).open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                stack.enter_context(RunFolder(self._path(number)).made().locked())
+            except InUseError:
                 yield False
             else:
                 yield True
