@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from statistics import fmean
 
 import pytest
 import torch
@@ -176,12 +177,12 @@ def test_adaptive_without_lr_is_faster_than_the_best_fixed_step(condition):
 
 
 def by_hand(gradient, start, steps, lr, probe):
-    """Step sizes [T, steps] of one task after another, and where they end."""
-    sizes, ends = [], []
+    """Step sizes [T, steps] of one task after another, where they end, and how many steps were taken back."""
+    sizes, ends, back = [], [], 0
     for t in range(len(start)):
         slope = lambda y: gradient(y[None].expand_as(start), 0)[t]  # noqa: E731, B023
         y, g, own = start[t], slope(start[t]), []
-        last = y, g
+        last, losses = (y, g), [[0.0] * len(y)]
         for k in range(steps):
             if k == 0:
                 h = min(probe * min(lr, float(a.norm() / b.norm())) for a, b in zip(y, g, strict=True))
@@ -189,15 +190,20 @@ def by_hand(gradient, start, steps, lr, probe):
                 limits = []
                 for s, d in zip(y - last[0], g - last[1], strict=True):
                     curvature, turn = float(s @ d / (s @ s)), float(d.norm() / s.norm())
-                    limits.append(1 / (max(curvature, turn / 4) * turn) ** 0.5)
-                h = min(limits) if k == 1 else min(*limits, 1.5 * h)
+                    limits.append(1 / (max(curvature, turn / 4) * turn) ** 0.5 if turn else float("inf"))
+                before, h = h, min(limits) if k == 1 and min(limits) < float("inf") else min(*limits, 1.5 * h)
+                rises = [float(a @ (b + c)) / 2 for a, b, c in zip(y - last[0], g, last[1], strict=True)]
+                if any(losses[-1][j] + rise > fmean(one[j] for one in losses) for j, rise in enumerate(rises)):
+                    (y, g), h, back = last, min(h, before / 2), back + 1
+                else:
+                    losses.append([loss + rise for loss, rise in zip(losses[-1], rises, strict=True)])
             h = min(h, lr)
             last, y = (y, g), y - h * g
             g = slope(y)
             own.append(h)
         sizes.append(own)
         ends.append(y)
-    return torch.tensor(sizes, dtype=torch.float64), torch.stack(ends)
+    return torch.tensor(sizes, dtype=torch.float64), torch.stack(ends), back
 
 
 @pytest.mark.parametrize("lr", [None, 0.9, 20.0])
@@ -206,13 +212,29 @@ def test_adaptive_steps_are_their_formula(lr):
     gradient, _, start = batch_of_quadratics(tasks=3, condition=300.0)
     turning = lambda y, step: gradient(y, step) + 0.4 * (3 * y).sin() + 0.6 * (y - 1).roll(1, -1)  # noqa: E731
     out = solve(turning, start, mp.AdaptiveGradientDescent(lr, probe=0.02), 30)
-    sizes, ends = by_hand(turning, start, 30, lr or float("inf"), 0.02)
+    sizes, ends, _ = by_hand(turning, start, 30, lr or float("inf"), 0.02)
     torch.testing.assert_close(out.step_sizes, sizes, rtol=1e-6, atol=0)
     torch.testing.assert_close(out.y, ends)
     ratios = sizes[:, 2:] / sizes[:, 1:-1]
     assert lr == 0.9 or torch.isclose(ratios, torch.tensor(1.5, dtype=torch.float64)).any()
     assert (ratios < 0.9).any()
     assert mp.AdaptiveGradientDescent(lr) == mp.AdaptiveGradientDescent(lr, probe=0.01)
+
+
+def wall(y, step=0):
+    """Slopes of 1 to 2 that end in a wall."""
+    return torch.linspace(1, 2, y.shape[1] * y.shape[2], dtype=y.dtype).view(y.shape[1:]) + 1e3 * (y + 1).clamp(max=0)
+
+
+@pytest.mark.parametrize("lr", [None, 5.0])
+def test_adaptive_takes_back_a_step_that_went_too_far(lr):
+    """On a slope steps grow by half each, until one ends within the wall."""
+    start = torch.arange(1.0, 25.0, dtype=torch.float64).view(3, 2, 4)
+    out = solve(wall, start, mp.AdaptiveGradientDescent(lr), 30)
+    sizes, ends, back = by_hand(wall, start, 30, lr or float("inf"), 0.01)
+    assert back > 5
+    torch.testing.assert_close(out.step_sizes, sizes, rtol=1e-6, atol=0)
+    torch.testing.assert_close(out.y, ends)
 
 
 def test_adaptive_branches_share_steps_and_respect_lr():

@@ -12,12 +12,12 @@ from metaprox.estimators.base import Estimator
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
 from metaprox.inner.failures import failure_of
-from metaprox.inner.solve import Solution, step_size
+from metaprox.inner.solve import Solution
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import gradient_through
 from metaprox.problem import ProximalProblem
-from metaprox.solvers.protocol import check_differentiable, relative_step
+from metaprox.solvers.protocol import check_differentiable, step_size
 from metaprox.vectors.norms import norm
 
 
@@ -78,14 +78,14 @@ class MAML(Estimator):
     def _unrolled(self, lam: float) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         def solve(x: Tensor, gradient: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             y = x[None, None]
-            state, known = self.solver.init(y), relative_step(self.solver)
+            state = self.solver.init(y)
             norms, sizes = [], []
             assert self.steps is not None
             for step in range(self.steps):
                 grad = gradient(y[0, 0], step) + lam * (y - x)
                 new, state = self.solver.step(grad, y, state)
                 norms.append(norm(grad.detach()).squeeze(-1)[0])
-                sizes.append(step_size(known, new.detach(), y.detach(), norms[-1][None]))
+                sizes.append(step_size(self.solver, state, new.detach(), y.detach(), norms[-1][None]).detach())
                 y = new
             y = y[0, 0]
             return y, {"y": y.detach(), "norms": torch.cat(norms), "sizes": torch.cat(sizes)}

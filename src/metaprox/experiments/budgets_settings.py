@@ -68,9 +68,10 @@ VARIANTS = {
     "center, K = 10, J = 2": fobmaml("center", 10, 2),
     "loss, K = 10, J = 2": fobmaml("loss", 10, 2),
     "center, K = 5, J = 2": fobmaml("center", 5, 2),
-    "center, K = 20, J = 5": fobmaml("center", 20, 5),
-    "FO-MAML, K = 10": Variant(mp.FOMAML, 10, {}),
     "center, K = 10, J = 2, fixed step": fobmaml("center", 10, 2, fixed=True),
+    "FO-MAML, K = 10": Variant(mp.FOMAML, 10, {}),
+    "FO-MAML, K = 10, fixed step": Variant(mp.FOMAML, 10, {}, fixed=True),
+    "FO-MAML, K = 50, fixed step": Variant(mp.FOMAML, 50, {}, fixed=True),
 }
 
 

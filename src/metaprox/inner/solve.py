@@ -14,7 +14,7 @@ from metaprox.errors import InputError, NonFiniteError
 from metaprox.inner.failures import Purpose, failure_of
 from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
-from metaprox.solvers.protocol import InnerSolver, relative_step, take_step
+from metaprox.solvers.protocol import InnerSolver, step_size, take_step
 from metaprox.vectors.norms import norm
 
 
@@ -69,16 +69,6 @@ GradientAt = Callable[[Tensor, int, slice], Tensor]
 Fused = Callable[[Tensor, int, slice], Step | None]
 Enough = Callable[[Tensor, Tensor], Tensor]  # (y [T, B, P], gradient norms [T, B]) -> who needs no more steps [T]
 ANY = Purpose()
-
-
-def step_size(known: float | None, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-    """Returns ||new - y|| / ||grad|| of the first branch [T], for points [T, b, P] and the gradients' norms [T, b].
-
-    ``known``: what the solver says that it is (``relative_step``).
-    """
-    if known is not None:
-        return slope.new_full((len(slope),), known)
-    return norm(new[:, 0] - y[:, 0]).squeeze(-1) / slope[:, 0]
 
 
 def solve(
@@ -153,7 +143,7 @@ def solve_parts(
         else:
             new = taken.y
         del grad, taken  # so that their memory serves the next lines
-        current[index] = progress.moved(new, y, slope, where)
+        current[index] = progress.moved(new, y, slope, where, states[index])
     return progress.solution(tuple(current))
 
 
@@ -183,7 +173,6 @@ class _Progress:
         self.norms: list[Tensor] = []  # of each step, [T, B]
         self.step_sizes: list[Tensor] = []
         self._nothing = like.new_empty(len(like), 0)
-        self._relative_step = relative_step(solver)
         self._watching = False
         # Whether some tasks may stay where they are while others go on.
         self._freezes = tol is not None or purpose.on_nonfinite == "skip"
@@ -211,14 +200,14 @@ class _Progress:
             failed = self.purpose.on_nonfinite == "raise" and not self.finite.all()
             self.stopped = failed or not self.active.any()
 
-    def moved(self, new: Tensor, y: Tensor, norms: Tensor, where: slice) -> Tensor:
-        """The part after a step from y to ``new``, which only tasks take that go on."""
+    def moved(self, new: Tensor, y: Tensor, norms: Tensor, where: slice, state: Any) -> Tensor:
+        """The part after a step from y to ``new``, to the solver's ``state``, which only tasks take that go on."""
         if self._freezes:
             new = torch.where(self.active[:, None, None], new, y)
         if self._watching and self.trail is not None and (self.trail.closed or len(self.norms) < self.max_steps):
             self.trail.moved(new, y, where, self.active if self._freezes else None)
         if where.start == 0:
-            size = step_size(self._relative_step, new, y, norms)
+            size = step_size(self.solver, state, new, y, norms)
             self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
         return new
 

@@ -1,6 +1,6 @@
 """Gradient descent with a step of its own for each task, from differences of gradients."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -14,15 +14,27 @@ ALONG = 1 / 4  # of L is counted at least, where the curvature along a step is l
 
 
 @dataclass(frozen=True)
-class AdaptiveState:
-    """The last step size [T, 1, 1], 0 where there was none; whether it was adapted, and no probe; from where.
+class Way:
+    """What a task's steps have led over, those taken back apart.
 
-    ``last``: that point and the gradient there [T, B, P]. None at the start.
+    point, grad: where the last step began [T, B, P]. loss: there, above that at the start; total: its sum over all
+    points so far [T, B, 1], of which there are ``points`` [T, 1, 1].
     """
+
+    point: Tensor
+    grad: Tensor
+    loss: Tensor
+    total: Tensor
+    points: Tensor
+
+
+@dataclass(frozen=True)
+class AdaptiveState:
+    """The last step size [T, 1, 1], 0 where there was none, and whether it was adapted, and no probe."""
 
     lr: Tensor
     adapted: Tensor
-    last: tuple[Tensor, Tensor] | None
+    way: Way | None
 
 
 @dataclass(frozen=True)
@@ -36,10 +48,16 @@ class AdaptiveGradientDescent:
     turns, which is most of it where a net has batch statistics. 1/L is short there, and 1/(c L) too long where the loss
     curves more on the way: this is the geometric mean of the two, from 1/L to 2/L.
 
+    A step that ends where the loss of a branch is above its mean over the points before is taken back: the next starts
+    where that one began, with lr_k <= lr_(k-1) / 2. What losses rise is <s, grad_k + grad_(k-1)> / 2, by the trapezoid
+    rule. Without this a solve may end on such a step, where the query gradient is large along what is steep, of which
+    a few branch steps take little away.
+
     The first step is a probe, ``probe`` min(lr, ||y|| / ||grad||); the second may be as long as the curvature allows.
     Branches go on with the last step of their base, where that was solved in the same way, and need no probe. All
     branches of a task take the same steps, so that the differences between them stay clean. Needs no line search and
-    no function values. Costs a gradient a step, the probe included, and keeps 2 P numbers for each task and branch.
+    no function values. Costs a gradient a step, the probe and those taken back included, and keeps 2 P numbers for each
+    task and branch.
 
     Args:
         lr: the longest step (None: no bound).
@@ -47,7 +65,8 @@ class AdaptiveGradientDescent:
             there is no lr, its length.
 
     Source: steps of the kind of Barzilai & Borwein (IMA J. Numer. Anal. 8, 1988), whose two 1/(c L) and c/L are, with
-    the bounded growth of Malitsky & Mishchenko, arXiv 1910.09529.
+    the bounded growth of Malitsky & Mishchenko, arXiv 1910.09529, and taken back as in the nonmonotone line search of
+    Zhang & Hager (SIAM J. Optim. 14, 2004), with the plain mean.
     """
 
     lr: float | None = None
@@ -68,16 +87,24 @@ class AdaptiveGradientDescent:
             lr = torch.where(taken > 0, last, lr)
         return AdaptiveState(lr[:, None, None], (taken > 1)[:, None, None], None)
 
+    def step_size(self, state: AdaptiveState) -> Tensor:
+        return state.lr[:, 0, 0]
+
     def step(self, grad: Tensor, y: Tensor, state: AdaptiveState) -> tuple[Tensor, AdaptiveState]:
-        if state.last is None:
-            lr, adapted = state.lr, state.adapted
+        if state.way is None:
+            lr, adapted, none = state.lr, state.adapted, torch.zeros_like(grad[..., :1])
+            way = Way(y, grad, none, none, torch.ones_like(lr))
         else:
-            lr, adapted = self._next(y - state.last[0], grad - state.last[1], state), torch.ones_like(state.adapted)
-        lr = torch.where(lr > 0, lr, self._probe(grad, y))
+            moved, turned = y - state.way.point, grad - state.way.grad
+            length = norm(moved)
+            lr, adapted = self._next(moved, turned, length, state), torch.ones_like(state.adapted)
+            way, too_far = _went(state.way, y, grad, moved, length)
+            lr = torch.where(too_far, torch.minimum(lr, state.lr / 2), lr)
+        lr = torch.where(lr > 0, lr, self._probe(way.grad, way.point))
         lr = forward_ad.unpack_dual(lr).primal  # of a step that branches share, a derivative over them sees nothing
         if self.lr is not None:
             lr = lr.clamp(max=self.lr)
-        return torch.addcmul(y, grad, lr, value=-1), AdaptiveState(lr, adapted & (state.lr > 0), (y, grad))
+        return torch.addcmul(way.point, way.grad, lr, value=-1), AdaptiveState(lr, adapted & (state.lr > 0), way)
 
     def _probe(self, grad: Tensor, y: Tensor) -> Tensor:
         """The first step size [T, 1, 1]; 0 where the gradient is."""
@@ -88,14 +115,27 @@ class AdaptiveGradientDescent:
         least = torch.where(slope > 0, self.probe * reach, torch.inf).amin(1, keepdim=True)
         return torch.where(least.isfinite(), least, 0.0)
 
-    def _next(self, moved: Tensor, turned: Tensor, state: AdaptiveState) -> Tensor:
+    def _next(self, moved: Tensor, turned: Tensor, length: Tensor, state: AdaptiveState) -> Tensor:
         """Returns the next step size [T, 1, 1], by how points and gradients have changed [T, B, P].
 
         A branch that did not move says nothing about the curvature; where none did, the task keeps its step.
         """
-        length, change = norm(moved), norm(turned)
+        change = norm(turned)
         along = ((moved / length) * turned).sum(-1, keepdim=True) / change
         size = length / change / along.clamp(ALONG, 1.0).sqrt()
         size = torch.where((length > 0) & (change > 0), size, torch.inf).amin(1, keepdim=True)
         bounded = torch.where(state.adapted | size.isinf(), torch.minimum(size, GROWTH * state.lr), size)
         return torch.where((length > 0).any(1, keepdim=True), bounded, state.lr)
+
+
+def _went(way: Way, y: Tensor, grad: Tensor, moved: Tensor, length: Tensor) -> tuple[Way, Tensor]:
+    """Returns the way to y, or as it was where the step to y went too far, and where it did [T, 1, 1].
+
+    ``moved``: the step, of ``length`` [T, B, 1], by which it is divided before it is summed, lest that overflows.
+    """
+    rise = length * ((moved / length) * (grad + way.grad)).sum(-1, keepdim=True) / 2
+    loss = way.loss + torch.where(length > 0, rise, 0.0)
+    too_far = (loss > way.total / way.points).any(1, keepdim=True)
+    there = Way(y, grad, loss, way.total + loss, way.points + 1)
+    pairs = [(getattr(way, name.name), getattr(there, name.name)) for name in fields(way)]
+    return Way(*(torch.where(too_far, *pair) for pair in pairs)), too_far

@@ -10,6 +10,7 @@ from torch.optim.optimizer import Optimizer
 
 from metaprox.checks import shown
 from metaprox.errors import InputError
+from metaprox.vectors.norms import norm
 
 Views = Callable[[Tensor], dict[str, Tensor]]  # a vector of P numbers -> the parameters in it, by name
 
@@ -32,11 +33,12 @@ class InnerSolver(Protocol):
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``resume(y, step_sizes)``: the state before the first step of branches from ``y``, in place of ``init``, where
       their base was solved by an equal solver, in steps of these sizes [T, K] (NaN after a task's last).
+    - ``step_size(state)``: of the last step, for each task [T], where it is not ||step|| / ||grad||.
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
 
-    The first three and ``resume`` are promises, and hold for the class that makes them alone: a subclass, which may
-    step otherwise, makes them anew or goes without, and so does whatever has its ``step`` replaced, or wrapped by a
-    decorator.
+    The first three, ``resume`` and ``step_size`` are promises, and hold for the class that makes them alone: a
+    subclass, which may step otherwise, makes them anew or goes without, and so does whatever has its ``step`` replaced,
+    or wrapped by a decorator.
     """
 
     def init(self, y: Tensor) -> Any:
@@ -114,6 +116,18 @@ def separates_branches(solver: InnerSolver) -> bool:
 def relative_step(solver: InnerSolver) -> float | None:
     """h, where the class of ``solver`` promises that all its steps are -h times the gradient."""
     return promised(solver, "relative_step")
+
+
+def step_size(solver: InnerSolver, state: Any, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+    """Returns the size [T] of a step from y to ``new`` [T, b, P], to ``state``: what ``solver`` says that it is.
+
+    Or else ||new - y|| / ||grad|| of the first branch; ``slope``: the norms of the gradients [T, b].
+    """
+    known = relative_step(solver)
+    if known is not None:
+        return slope.new_full((len(slope),), known)
+    told = promised(solver, "step_size")
+    return norm(new[:, 0] - y[:, 0]).squeeze(-1) / slope[:, 0] if told is None else told(state)
 
 
 def resumed(solver: InnerSolver, base: InnerSolver, step_sizes: Tensor) -> Callable[[Tensor], Any] | None:
