@@ -97,7 +97,7 @@ def test_a_script_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer, stop
     assert records(resumed) == records(straight)
     assert {path.name for path in straight.path.iterdir()} == {
         "config.json", "metrics.jsonl", "checkpoint-00000003.safetensors", "checkpoint-00000006.safetensors",
-        "test_tasks.json", "weights.safetensors", "checksums.json",
+        "test_tasks.json", "weights.safetensors", "checksums.json", "starts.jsonl",
     }  # fmt: skip
 
 

@@ -44,10 +44,12 @@ class Command(Protocol):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. What can't be done ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
     shown, warnings.formatwarning = warnings.formatwarning, _warning
+    own, given = sys.argv, sys.argv[1:] if arguments is None else list(arguments)
+    sys.argv = [own[0] if arguments is None else "metaprox", *given]  # as runs keep it
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
         with ending_in_one_line():
-            command = parse(sys.argv[1:] if arguments is None else arguments)
+            command = parse(given)
             if several() and not getattr(command, "in_processes", False):
                 raise InputError(
                     "this is one of several processes, which train and resume alone are for: start one process"
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.run(Console(markup=False, emoji=False))
     finally:
         sys.path.remove("")
+        sys.argv = own
         warnings.formatwarning = shown
 
 

@@ -16,6 +16,7 @@ from metaprox import checks
 from metaprox.errors import HealthWarning
 from metaprox.reports import style
 from metaprox.training import RunFolder
+from metaprox.training.starts import start
 
 Size = Literal["quick", "full"]
 
@@ -84,6 +85,7 @@ class Outcome:
 
     experiment: Experiment
     size: Size
+    seed: int
     folder: Path
     figures: dict[str, Path]
     checks: list[Check]
@@ -105,6 +107,7 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     checks.choice("size", size, ("quick", "full"))
     checks.count("seed", seed, least=0)
     folder = RunFolder(checks.path("out", out) / experiment.name).made()
+    folder.append_start(start())
     remember = Remember(folder.path, f"{size}_{seed}")
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
@@ -139,7 +142,7 @@ def judge(experiment: Experiment, out: Path) -> Outcome:
     found = compare_with_expected(experiment.measure(results), expected(experiment, results["size"]))
     rows = [asdict(check) | {"passed": check.passed} for check in found]
     folder.write_text("checks.json", json.dumps(rows, indent=1) + "\n")
-    return Outcome(experiment, results["size"], folder.path, figures, found)
+    return Outcome(experiment, results["size"], results["seed"], folder.path, figures, found)
 
 
 def expected(experiment: Experiment, size: Size) -> dict[str, list[float]]:

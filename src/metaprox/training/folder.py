@@ -13,13 +13,15 @@ from typing import Any
 from metaprox import checks
 from metaprox.errors import DamagedFileError, InputError, MetaproxError, RunFolderError
 from metaprox.storage import checksums
-from metaprox.storage.files import damaged, is_leftover, json_of, naming, write_text
+from metaprox.storage.files import damaged, is_leftover, json_of, naming, read_bytes, text_of, write_text
 from metaprox.storage.lock import locked
 from metaprox.training import weights
 from metaprox.training.stored import different, parsed
 
 KEPT = "configuration"  # where a checkpoint holds it
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
+START = {"date": str, "step": int, "command": str, "host": str, "processes": int}
+START |= dict.fromkeys(("metaprox", "torch", "python"), str)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,25 @@ class RunFolder:
     @property
     def test_values(self) -> Path:
         return self.path / "test_tasks.json"
+
+    @property
+    def starts(self) -> Path:
+        return self.path / "starts.jsonl"
+
+    def append_start(self, start: Mapping[str, Any]) -> None:
+        """A line for a process that begins the run or goes on with it: see ``training.starts``."""
+        with naming(self.starts, "read"):
+            before = self.starts.read_text(encoding="utf-8", errors="replace") if self.starts.exists() else ""
+        lines = [*before.splitlines(), json.dumps(start)]
+        self.write_text(self.starts.name, "".join(f"{line}\n" for line in lines))
+
+    def read_starts(self) -> list[dict[str, Any]]:
+        """Every line; none of a run from before there were such. Raises RunFolderError where one is damaged."""
+        if not self.starts.exists():
+            return []
+        with damaged(self.starts, "a list of starts of a run, which says no more than where it was: delete it"):
+            found = [json_of(self.starts, line) for line in text_of(self.starts, read_bytes(self.starts)).splitlines()]
+            return [{name: kind(one[name]) for name, kind in START.items()} for one in found]
 
     @property
     def figures(self) -> Path:

@@ -17,6 +17,7 @@ from metaprox.training.health import Health
 from metaprox.training.records import Progress, evaluation_record, progress, step_record
 from metaprox.training.script import SCRIPT
 from metaprox.training.standing import Standing
+from metaprox.training.starts import start
 from metaprox.training.step import meta_step
 from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
 from metaprox.training.stored import refuse_another
@@ -84,8 +85,10 @@ class Loop:
         if ranks.by_first(lambda: bool(folder.checkpoints()) or folder.metrics.exists()):
             at = ranks.first_then_others(lambda: checkpoint.load(folder, self.trainer))
             self.saved = at.step, at.evaluated
+            folder.append_start(start(at.step))
             self._tell("on_start", folder, at.step)
             return at
+        folder.append_start(start())
         seed_generators(self.trainer.pace.seed)
         self._tell("on_start", folder, 0)
         self._save(at := Standing())
