@@ -17,6 +17,7 @@ with needs_extra("the command line"):
     from metaprox.cli.ending import ending_in_one_line
     from metaprox.cli.evaluate import Evaluate
     from metaprox.cli.options import is_family, with_options
+    from metaprox.cli.report import Report
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
     from metaprox.cli.tune import Tune
@@ -26,9 +27,18 @@ with needs_extra("the command line"):
     from metaprox.tuning import OF_THE_RUNGS
 
 OF_A_FAMILY: dict[str, type] = {"train": Train, "tune": Tune, "check": Check, "compare": Compare}
-OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
+OTHERS: dict[str, type] = {
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "report": Report,
+    "recount": Recount,
+    "reproduce": Reproduce,
+}
 OF_A_FOLDER: dict[str, type] = {"adapt": Adapt, "predict": Predict}
-ORDER = ("train", "resume", "tune", "check", "evaluate", "adapt", "predict", "compare", "recount", "reproduce")
+ORDER = (
+    *("train", "resume", "tune", "check", "evaluate", "adapt", "predict"),
+    *("compare", "report", "recount", "reproduce"),
+)
 # Options that a command has in another form, and defaults of its own.
 WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED, "tune": OF_THE_RUNGS}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
