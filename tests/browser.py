@@ -22,15 +22,15 @@ def chromium():
 
 
 class Browser:
-    """One tab. ``requests``: the URL of whatever was asked for since the last ``open``."""
+    """One tab. Since the last ``open``: ``requests``, the URLs that were asked for; ``problems``, what was logged."""
 
     def __init__(self, process, write, read):
         self._process, self._write, self._read = process, write, read
         self._rest, self._count, self._session = b"", 0, None
-        self.requests, self._events = [], []
+        self.requests, self.problems, self._events = [], [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Network", "Runtime"):
+        for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
     def call(self, method, **given):
@@ -57,6 +57,8 @@ class Browser:
         got = json.loads(line)
         if got.get("method") == "Network.requestWillBeSent":
             self.requests.append(got["params"]["request"]["url"])
+        if got.get("method") == "Log.entryAdded":
+            self.problems.append(got["params"]["entry"]["text"])
         if "method" in got:
             self._events.append(got["method"])
         return got
@@ -69,7 +71,7 @@ class Browser:
 
     def open(self, path):
         """Load a file, to the end."""
-        self.requests, self._events = [], []
+        self.requests, self.problems, self._events = [], [], []
         self.call("Page.navigate", url=path.resolve().as_uri())
         while "Page.loadEventFired" not in self._events:
             self._next()
@@ -81,8 +83,10 @@ class Browser:
         return got["result"].get("value")
 
     def screenshot(self, place):
-        """The whole page, as a PNG."""
-        place.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
+        """The whole page, as a PNG; returns the bytes."""
+        found = base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
+        place.write_bytes(found)
+        return found
 
     def pdf(self, place):
         """The page as it is printed, also where screens are dark; returns the bytes."""

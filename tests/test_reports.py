@@ -323,7 +323,7 @@ def test_a_damaged_run_is_one_line(runs, capsys, damage, name, checked):
         (runs / "plain" / "checksums.json").unlink()
     content = file.read_bytes()
     file.write_bytes(DAMAGES[damage](content))
-    if (name, damage) == ("starts.jsonl", "empty") or (name, damage, checked) == ("metrics.jsonl", "half", False):
+    if (name, damage, checked) in (("starts.jsonl", "empty", False), ("metrics.jsonl", "half", False)):
         main(["report", "plain"])  # half a log is that of an unfinished run
         assert ("Not finished" in (runs / "plain" / "report.html").read_text()) == (name == "metrics.jsonl")
         return
@@ -334,9 +334,35 @@ def test_a_damaged_run_is_one_line(runs, capsys, damage, name, checked):
         assert f"plain/{name}" in refused(capsys, "half", "plain")[1]
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "starts.jsonl"])
+def test_whatever_is_missing_is_one_line_or_not_needed(runs, capsys, monkeypatch, name):
+    """Each key in turn has another name; a run by itself, and beside others."""
+    monkeypatch.setattr(style, "panels", lambda figure: [])  # which take long, and are tried elsewhere
+    monkeypatch.setattr(style, "save", lambda figure, place: None)
+    file = runs / "plain" / name
+    (runs / "plain" / "checksums.json").unlink()
+    content = file.read_text()
+    keys = sorted(set(re.findall(r'"(\w+)":', content)) - {"kind", "step"})
+    assert len(keys) > 5
+    counts = {None: 0, 1: 0}
+    for key in keys:
+        file.write_text(content.replace(f'"{key}":', f'"{key}_":'))
+        for words in (["plain"], ["half", "plain"]):
+            try:
+                main(["report", *words, "--out", "page.html"])
+                counts[None] += 1
+            except SystemExit as ended:
+                said = capsys.readouterr().err
+                assert said.count("\n") == 1, key
+                assert f"metaprox: error: plain/{name}" in said, key
+                counts[ended.code] += 1
+    assert counts[1] > 5, counts
+
+
 def test_markup_in_a_run_is_text(runs):
     file = runs / "plain" / "starts.jsonl"
     start = json.loads(file.read_text())
+    (runs / "plain" / "checksums.json").unlink()
     file.write_text(json.dumps(start | {"command": "<script>alert(1)</script>", "host": "<b>"}) + "\n")
     shutil.copytree("plain", "<img src=x>")
     for words in (["plain"], ["plain", "<img src=x>"]):

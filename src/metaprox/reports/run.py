@@ -78,8 +78,8 @@ def _perturbation(settings: dict[str, Any]) -> str:
     """What the page says of the difference, where the method has one."""
     if "scheme" not in settings:
         return ""
-    corrected = ", residual correction" if settings["residual_correction"] else ""
-    return f"; scheme {settings['scheme']}, perturbation of the {settings['perturb']}{corrected}"
+    corrected = ", residual correction" if settings.get("residual_correction") else ""
+    return f"; scheme {settings['scheme']}, perturbation of the {settings.get('perturb', 'loss')}{corrected}"
 
 
 def final_table(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:

@@ -38,15 +38,32 @@ class RunView:
         """Read it. Raises RunFolderError where a file is damaged; names it."""
         one = cls(folder, name, configuration_of(folder), folder.read_metrics(), folder.read_starts())
         with damaged(folder.path / "config.json", "the configuration of a run"):
-            assert isinstance(one.tasks, str), "its tasks have no name"
-            one.pace["meta_steps"], one.pace["meta_batch"], one.pace["eval_split"], one.seed
+            one._check_configuration()
         if not one.records and (folder.weights.exists() or folder.test_values.exists()):
             raise RunFolderError(f"{folder.metrics} is missing or empty: there is nothing to report")
         with damaged(folder.metrics, "the log of a run"):
-            one.health, one.warnings, one.curves, one.before, one.final, one.during  # noqa: B018
+            one._check_log()
         if one.finished and one.metric not in folder.read_test_values():
             raise RunFolderError(f"{folder.test_values} is damaged: it has no {one.metric}")
         return one
+
+    def _check_configuration(self) -> None:
+        """Raise what ``damaged`` takes where something is missing that pages show."""
+        if not isinstance(self.tasks, str):
+            raise TypeError(f"its tasks are {self.tasks!r}")
+        for name in ("seed", "meta_steps", "meta_batch", "eval_split"):
+            _ = self.pace[name]
+        _ = self.method
+
+    def _check_log(self) -> None:
+        """Raise what ``damaged`` takes where a line lacks something that pages show."""
+        for one in self.evaluations:
+            _ = one["split"], one["transductive"], one[self.metric]
+            for value in one.values():
+                if isinstance(value, dict):
+                    _ = float(value["mean"]), float(value["ci95"]), int(value["n"])
+        for name in ("curves", "health", "warnings", "minutes", "skipped"):
+            getattr(self, name)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -83,13 +100,14 @@ class RunView:
         return int(self.steps[-1]["step"]) if self.steps else 0
 
     @cached_property
-    def _evaluations(self) -> list[Record]:
+    def evaluations(self) -> list[Record]:
+        """All, in their order."""
         return [one for one in self.records if one["kind"] == "evaluation"]
 
     @cached_property
     def before(self) -> Record | None:
         """The test before meta-training."""
-        first = self._evaluations[:1]
+        first = self.evaluations[:1]
         return first[0] if first and first[0]["step"] == 0 else None
 
     @cached_property
@@ -101,12 +119,12 @@ class RunView:
     @cached_property
     def final(self) -> Record | None:
         """The test after meta-training."""
-        return self._evaluations[-1] if self.finished else None
+        return self.evaluations[-1] if self.finished else None
 
     @cached_property
     def during(self) -> list[Record]:
         """The evaluations during training."""
-        own = [one for one in self._evaluations if one["step"] > 0]
+        own = [one for one in self.evaluations if one["step"] > 0]
         return own[:-1] if self.finished else own
 
     @cached_property

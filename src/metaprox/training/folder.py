@@ -13,7 +13,7 @@ from typing import Any
 from metaprox import checks
 from metaprox.errors import DamagedFileError, InputError, MetaproxError, RunFolderError
 from metaprox.storage import checksums
-from metaprox.storage.files import damaged, is_leftover, json_of, naming, read_bytes, text_of, write_text
+from metaprox.storage.files import damaged, is_leftover, json_of, naming, write_text
 from metaprox.storage.lock import locked
 from metaprox.training import weights
 from metaprox.training.stored import different, parsed
@@ -148,7 +148,7 @@ class RunFolder:
         if not self.starts.exists():
             return []
         with damaged(self.starts, "a list of starts of a run, which says no more than where it was: delete it"):
-            found = [json_of(self.starts, line) for line in text_of(self.starts, read_bytes(self.starts)).splitlines()]
+            found = [json_of(self.starts, line) for line in checksums.checked(self.starts).splitlines()]
             return [{name: kind(one[name]) for name, kind in START.items()} for one in found]
 
     @property
@@ -204,9 +204,11 @@ class RunFolder:
 
     def seal(self) -> None:
         """Keep the checksums of what a finished run leaves, before its weights make it one."""
-        files = (self.path / "config.json", self.metrics, self.test_values)
+        files = (self.path / "config.json", self.metrics, self.test_values, self.starts)
         with naming(self.path, "read"):
-            checksums.write(self.path, {path.name: checksums.of_bytes(path.read_bytes()) for path in files})
+            checksums.write(
+                self.path, {path.name: checksums.of_bytes(path.read_bytes()) for path in files if path.exists()}
+            )
 
     def unseal(self) -> None:
         """Of a run that goes on nothing but the configuration is as it will be."""
