@@ -109,7 +109,8 @@ def test_figures_on_dark_pages_have_their_colours_turned(pages, tab):
         assert tab.value(look).startswith(found)
 
 
-HEADINGS = """[...document.querySelectorAll('h1, h2, h3')].every(one => getComputedStyle(one).breakAfter === 'avoid')
+HEADINGS = """[...document.querySelectorAll('h1, h2, h3, h1 + .about, h2 + .about, .lead')]
+    .every(one => getComputedStyle(one).breakAfter === 'avoid')
     && [...document.querySelectorAll('tr, .panels img')].every(one => getComputedStyle(one).breakInside === 'avoid')
     && getComputedStyle(document.querySelector('.panels img')).filter === 'none'"""
 

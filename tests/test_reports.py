@@ -161,7 +161,8 @@ def test_a_run_that_goes_on_is_read_and_left_alone(runs):
 
 def test_a_page_without_data_or_weights_says_what_is_left_out(runs):
     (runs / "plain" / "weights.safetensors").unlink()
-    main(["report", "plain"])
+    with pytest.warns(UserWarning, match=r"plain: The picture of a task is left out: plain/weights.safetensors is not"):
+        main(["report", "plain"])
     page = (runs / "plain" / "report.html").read_text()
     assert "The picture of a task is left out: plain/weights.safetensors is not there" in page
 
@@ -410,3 +411,16 @@ def test_panels_say_what_their_neighbours_said_for_them():
     assert all(label.get_visible() for label in right.get_yticklabels())
     assert figure.legends == []
     assert style.panels(Figure()) == []
+
+
+def test_long_names_at_the_side_leave_a_panel_its_width():
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([1, 2, 3], [0, 1, 2])
+    axes.set_yticks(
+        range(3), ["forward corrected, center, 5 Anderson steps, K = 30", "a name that is as long as that", "c"]
+    )
+    axes.set_title("A sentence that says what this figure shows, which is longer than the figure is wide", loc="left")
+    style.panels(figure)  # warnings, as that no width is left, are errors
+    assert axes.get_position().width > 0.45
+    assert axes.get_title(loc="left").count("\n") == 2

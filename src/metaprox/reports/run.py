@@ -1,5 +1,6 @@
 """One self-contained HTML page about a run."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -54,6 +55,7 @@ def _drawn(run: RunView, trainer: Trainer | None) -> tuple[list[Drawn], str]:
             trainer = trainer_of(run.folder)
         except MetaproxError as error:
             left_out = f"The picture of a task is left out: {error}"
+            warnings.warn(f"{run.folder.path}: {left_out}", stacklevel=4)
     with damaged(run.folder.metrics, "the log of a run"):
         return draw(run, trainer), left_out
 

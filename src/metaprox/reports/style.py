@@ -11,7 +11,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import FixedLocator, LogLocator
 
 from metaprox.storage.files import write_whole
 
@@ -83,6 +83,7 @@ def save(figure: Figure, place: Path) -> None:
 
 
 PANEL, PANEL_DPI = (4.6, 3.5), 160  # inches; so wide, letters can be read on a telephone
+NAME = 26  # letters in a line of a name at the side of a panel
 
 
 def panels(figure: Figure) -> list[bytes]:
@@ -102,13 +103,24 @@ def panels(figure: Figure) -> list[bytes]:
         for other in every:
             other.set_visible(other is axes)
             other.set_in_layout(other is axes)
-        axes.set_title(textwrap.fill(title, 52), loc="left", fontsize="medium")
         axes.set_xlabel(textwrap.fill(x, 52))
         axes.set_ylabel(textwrap.fill(y, 36))
         axes.tick_params(labelleft=bool(axes.get_yticks().size), labelbottom=True, which="both")
+        more = _wrap_names(axes)
+        axes.set_title(textwrap.fill(title, 30 if more else 52), loc="left", fontsize="medium")
         axes.set_subplotspec(GridSpec(1, 1, figure=figure)[0])
-        found.append(_with_legend(figure, axes, shared))
+        found.append(_with_legend(figure, axes, shared, PANEL[1] + 0.16 * more))
     return found
+
+
+def _wrap_names(axes: Axes) -> int:
+    """Names at the side of a panel, as of bars, leave it half of its width; returns the lines that this makes more."""
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    if not isinstance(axes.yaxis.get_major_locator(), FixedLocator) or max(map(len, names), default=0) <= NAME:
+        return 0
+    wrapped = [textwrap.fill(name, NAME) for name in names]
+    axes.set_yticks(axes.get_yticks(), wrapped, fontsize=8)
+    return sum(name.count("\n") for name in wrapped)
 
 
 def _labels(axes: Axes, every: Sequence[Axes]) -> tuple[str, str, str]:
@@ -120,16 +132,15 @@ def _labels(axes: Axes, every: Sequence[Axes]) -> tuple[str, str, str]:
     return title, axes.get_xlabel() or column[-1].get_xlabel(), axes.get_ylabel() or row[0].get_ylabel()
 
 
-def _with_legend(figure: Figure, axes: Axes, shared: list[tuple[Any, list[str]]]) -> bytes:
+def _with_legend(figure: Figure, axes: Axes, shared: list[tuple[Any, list[str]]], high: float) -> bytes:
     """The one panel that is to be seen, with a legend below unless it has its own."""
     handles, labels = axes.get_legend_handles_labels()
     handles, labels = (handles, labels) if handles else (shared or [([], [])])[0]
-    wide, high = PANEL
     if not handles or axes.get_legend():
-        figure.set_size_inches(wide, high)
+        figure.set_size_inches(PANEL[0], high)
         return png(figure, dpi=PANEL_DPI, transparent=True)
     columns = 1 if max(map(len, labels)) > 26 else 2
-    figure.set_size_inches(wide, high + 0.2 * -(-len(labels) // columns))
+    figure.set_size_inches(PANEL[0], high + 0.2 * -(-len(labels) // columns))
     legend = figure.legend(handles, labels, frameon=False, fontsize="small", loc="outside lower center", ncols=columns)
     found = png(figure, dpi=PANEL_DPI, transparent=True)
     legend.remove()
