@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from metaprox.errors import RunFolderError
 from metaprox.reports import style
 from metaprox.storage.files import naming, write_text
-from metaprox.training.starts import start
+from metaprox.training.starts import origin
 
 MARK = '<meta name="generator" content="metaprox">'  # of our own pages, which may be written over
 
@@ -41,7 +41,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"mark": MARK, "made": start(), "time_of": time_of}
+    environment.globals |= {"mark": MARK, "made": origin(), "time_of": time_of}
     return environment.get_template(template).render(**values)
 
 

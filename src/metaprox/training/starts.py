@@ -20,14 +20,13 @@ SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")  # name and password in a
 
 def start(step: int = 0) -> dict[str, Any]:
     """Of this process, which goes on after meta-step ``step``: a line of starts.jsonl."""
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "step": step,
-        "command": command(),
-        "host": socket.gethostname(),
-        "processes": 1 if Group.of() is None else dist.get_world_size(),
-        **versions(),
-    }
+    return {"step": step, "processes": 1 if Group.of() is None else dist.get_world_size(), **origin()}
+
+
+def origin() -> dict[str, Any]:
+    """When, where, by which command and by which versions something is made now."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "command": command(), "host": socket.gethostname(), **versions()}
 
 
 def versions() -> dict[str, str]:
