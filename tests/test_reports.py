@@ -335,6 +335,7 @@ def test_a_damaged_run_is_one_line(runs, capsys, damage, name, checked):
         assert f"plain/{name}" in refused(capsys, "half", "plain")[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*The picture of a task is left out")
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "starts.jsonl"])
 def test_whatever_is_missing_is_one_line_or_not_needed(runs, capsys, monkeypatch, name):
     """Each key in turn has another name; a run by itself, and beside others."""
