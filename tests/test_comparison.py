@@ -330,7 +330,7 @@ def test_command_line_takes_variants_and_writes_the_report(tmp_path, capsys):
     assert "± n/a" in table.splitlines()[2]  # one seed
     assert "With one seed the interval over seeds is unknown (n/a)." in table
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/png;base64,") == 2  # the panels of its figure
     assert "<code>lam</code>" in page  # among the settings that differ
     with pytest.raises(SystemExit) as caught:
         main(["compare", "sinusoid", "--out", str(out), "--methods", "fomaml", "harsh", *small])

@@ -166,7 +166,7 @@ def test_a_signal_to_any_rank_stops_all_after_the_same_step_and_the_run_goes_on(
 @pytest.mark.distributed
 def test_rank_0_alone_tells_callbacks_and_tensorboard(runs):
     first, second = (rank["found"] for rank in runs["running:2:callbacks"]["ranks"])
-    assert first["events"] == ["on_checkpoint", "on_end", "on_evaluation", "on_start", "on_step"]
+    assert first["events"] == ["on_checkpoint", "on_end", "on_evaluating", "on_evaluation", "on_start", "on_step"]
     assert second["events"] == []
     assert first["tensorboard"] == 1
 
@@ -262,6 +262,9 @@ def test_torchrun_trains_as_one_process_and_goes_on_on_another_number(tmp_path):
     code, said = ended(start("resume", str(changed), several=("--nproc-per-node", "2")))
     assert code == 0, said
     assert_one_run(alone, changed)
+    starts = [json.loads(line) for line in (changed / "starts.jsonl").read_text().splitlines()]
+    assert [one["processes"] for one in starts] == [1, 2]  # rank 0 alone writes
+    assert starts[1]["command"] == f"metaprox resume {changed}"
 
 
 @pytest.mark.distributed

@@ -83,7 +83,7 @@ def test_a_check_outside_its_interval_fails_and_says_so(tmp_path, bounds, value)
     outcome = experiments.reproduce(toy(value=value)[0], tmp_path)
     assert not outcome.passed
     page = experiments.write_summary([outcome], tmp_path).read_text()
-    assert "1 checks failed" in page
+    assert "1 check failed." in page
     assert "FAIL" in page
     assert str(outcome.checks[0]) == f"FAIL: value: {value:.3g}, expected 1 to 3"
 

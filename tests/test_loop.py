@@ -245,6 +245,23 @@ def test_tensorboard_gets_every_number_once(tmp_path):
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
     assert found == [(r["step"], pytest.approx(r["loss"])) for r in steps]
     assert [event.step for event in events.Scalars("test/loss")] == [0, 6]
+    evaluated = [r for r in records(folder) if r.get("split") == "validation"]
+    found = [(event.step, event.value) for event in events.Scalars("validation/loss_ci95")]
+    assert found == [(r["step"], pytest.approx(r["loss"]["ci95"])) for r in evaluated]
+
+
+def test_tensorboard_gets_health_and_warnings(tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not there")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = training.TensorBoard(tmp_path)
+    board.on_start(trainer(), training.RunFolder(tmp_path), 0)
+    board.on_step(None, {"step": 25, "loss": 2.0, "health": {"ratio": 0.25}, "warnings": {"RatioWarning": "too long"}})
+    board.on_end(None, training.RunFolder(tmp_path))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(one.step, one.value) for one in events.Scalars("train/health_ratio")] == [(25, 0.25)]
+    assert [one.tensor_proto.string_val for one in events.Tensors("RatioWarning/text_summary")] == [[b"too long"]]
 
 
 def test_without_the_package_tensorboard_says_what_to_install(monkeypatch):

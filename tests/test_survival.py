@@ -81,7 +81,7 @@ def signal_in_evaluation(number):
     """Within, SIGTERM comes in that evaluation after the first part of its tasks; none after the look before a run."""
     real, seen = ranks.evaluation, []
 
-    def evaluation(trainer, split, count, between=lambda: None, **how):
+    def evaluation(trainer, split, count, between=lambda: None, *more, **how):
         parts = []
         seen.append(split)
 
@@ -91,7 +91,7 @@ def signal_in_evaluation(number):
                 os.kill(os.getpid(), signal.SIGTERM)
             between()
 
-        return real(trainer, split, count, asked, **how)
+        return real(trainer, split, count, asked, *more, **how)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ranks, "evaluation", evaluation)

@@ -97,7 +97,7 @@ def test_a_script_that_was_stopped_goes_on_bit_for_bit(tmp_path, optimizer, stop
     assert records(resumed) == records(straight)
     assert {path.name for path in straight.path.iterdir()} == {
         "config.json", "metrics.jsonl", "checkpoint-00000003.safetensors", "checkpoint-00000006.safetensors",
-        "test_tasks.json", "weights.safetensors", "checksums.json",
+        "test_tasks.json", "weights.safetensors", "checksums.json", "starts.jsonl",
     }  # fmt: skip
 
 
@@ -298,13 +298,15 @@ def test_what_is_reported_beside_is_a_number_for_each_task(tmp_path):
     assert folder.read_metrics()[-1]["chance"]["mean"] == 2.0
 
 
-def test_an_unfinished_run_has_no_report_and_no_weights(tmp_path):
+def test_an_unfinished_run_has_no_weights_and_its_report_says_how_far_it_is(tmp_path):
     made = trainer()
     with pytest.raises(KeyboardInterrupt):
         made.train(tmp_path / "run", interrupt_at(4))
     folder = training.RunFolder.open(tmp_path / "run")
-    with pytest.raises(mp.RunFolderError, match="has not finished; resume it"):
-        reports.write_report(folder)
+    page = reports.write_report(folder).read_text()
+    assert "Not finished</strong>: meta-step 4 of 7, last heard of" in page
+    assert "nobody works there" in page
+    assert not folder.figures.exists()
     with pytest.raises(mp.RunFolderError, match=r"weights\.safetensors is missing: the run in .* has not finished"):
         made.load_weights(folder)
 
@@ -332,9 +334,9 @@ def test_report_of_a_script(tmp_path):
     page = reports.write_report(folder).read_text()
     assert "FO-B-MAML" in page
     assert "Net of 31 parameters" in page
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 1 + 3
     pictured = reports.write_report(folder, trainer(picture=curve("A line", -2.0, 2.0))).read_text()
-    assert pictured.count("data:image/png") == 3
+    assert pictured.count("data:image/png") == 1 + 3 + 2
     assert "<h2>A line</h2>" in pictured
 
 

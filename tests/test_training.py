@@ -49,7 +49,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_when_it_is_res
         patched.setattr(training.checkpoint, "save", lambda *given: interrupt_at(0)(training.Progress(0, 7, 0.0, {})))
         with pytest.raises(KeyboardInterrupt):
             training.train(SMALL, tmp_path / "killed")
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"config.json", "checksums.json"}
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"config.json", "checksums.json", "starts.jsonl"}
     resumed = training.resume(tmp_path / "killed")
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
     assert records(resumed) == records(straight)

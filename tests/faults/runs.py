@@ -29,7 +29,7 @@ PACE = Pace(meta_steps=20, meta_batch=2, eval_every=6, eval_tasks=3, test_tasks=
 SETTINGS = training.Settings(
     "sinusoid", hidden=(6,), steps=2, compile="off", **{k: v for k, v in vars(PACE).items() if k != "seed"}
 )
-OURS = {"config.json", "checksums.json", "metrics.jsonl", "test_tasks.json", "weights.safetensors"}
+OURS = {"config.json", "checksums.json", "starts.jsonl", "metrics.jsonl", "test_tasks.json", "weights.safetensors"}
 
 
 class Noisy(torch.nn.Module):

@@ -17,6 +17,7 @@ with needs_extra("the command line"):
     from metaprox.cli.ending import ending_in_one_line
     from metaprox.cli.evaluate import Evaluate
     from metaprox.cli.options import is_family, with_options
+    from metaprox.cli.report import Report
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
     from metaprox.cli.tune import Tune
@@ -26,9 +27,18 @@ with needs_extra("the command line"):
     from metaprox.tuning import OF_THE_RUNGS
 
 OF_A_FAMILY: dict[str, type] = {"train": Train, "tune": Tune, "check": Check, "compare": Compare}
-OTHERS: dict[str, type] = {"resume": Resume, "evaluate": Evaluate, "recount": Recount, "reproduce": Reproduce}
+OTHERS: dict[str, type] = {
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "report": Report,
+    "recount": Recount,
+    "reproduce": Reproduce,
+}
 OF_A_FOLDER: dict[str, type] = {"adapt": Adapt, "predict": Predict}
-ORDER = ("train", "resume", "tune", "check", "evaluate", "adapt", "predict", "compare", "recount", "reproduce")
+ORDER = (
+    *("train", "resume", "tune", "check", "evaluate", "adapt", "predict"),
+    *("compare", "report", "recount", "reproduce"),
+)
 # Options that a command has in another form, and defaults of its own.
 WITHOUT: dict[str, Mapping[str, str]] = {"compare": NOT_SHARED, "tune": OF_THE_RUNGS}
 SHOWN: dict[str, dict[str, Any]] = {"compare": {"eval_split": "test"}}
@@ -44,10 +54,12 @@ class Command(Protocol):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. What can't be done ends it with a message and status 1, 2 for bad input; Ctrl-C, 130."""
     shown, warnings.formatwarning = warnings.formatwarning, _warning
+    own, given = sys.argv, sys.argv[1:] if arguments is None else list(arguments)
+    sys.argv = [own[0] if arguments is None else "metaprox", *given]  # as runs keep it
     sys.path.insert(0, "")  # families, methods and solvers of one's own: package.module:Class of the current folder
     try:
         with ending_in_one_line():
-            command = parse(sys.argv[1:] if arguments is None else arguments)
+            command = parse(given)
             if several() and not getattr(command, "in_processes", False):
                 raise InputError(
                     "this is one of several processes, which train and resume alone are for: start one process"
@@ -55,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.run(Console(markup=False, emoji=False))
     finally:
         sys.path.remove("")
+        sys.argv = own
         warnings.formatwarning = shown
 
 

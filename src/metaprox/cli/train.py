@@ -1,7 +1,7 @@
 """metaprox train, resume: a run from its start, or from its last checkpoint."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from metaprox import distributed, reports, training, tuning
 from metaprox.cli.options import WithSettings
-from metaprox.cli.progress import shown_progress
+from metaprox.cli.progress import Watcher, shown_progress
 from metaprox.distributed.start import restarted
 from metaprox.errors import HealthWarning
 
@@ -35,11 +35,11 @@ class Train(WithSettings):
         """Train from the start; in processes that torchrun has started anew, from the last checkpoint."""
         callbacks = _callbacks(self.tensorboard)
         settings = self.settings() if self.tuned is None else tuning.with_best(self.settings(), self.tuned)
-        with _processes(console) as (rank, watch):
+        with _processes(console) as (rank, seen):
             if restarted() and (self.out / "config.json").is_file():
-                folder = training.resume(self.out, watch, callbacks)
+                folder = training.resume(self.out, seen.watch, [seen, *callbacks])
             else:
-                folder = training.train(settings, self.out, watch, callbacks)
+                folder = training.train(settings, self.out, seen.watch, [seen, *callbacks])
         _finish(folder, console, rank)
 
 
@@ -56,22 +56,22 @@ class Resume:
 
     def run(self, console: Console) -> None:
         """Train from the last checkpoint."""
-        with _processes(console) as (rank, watch):
-            folder = training.resume(self.run_folder, watch, _callbacks(self.tensorboard))
+        with _processes(console) as (rank, seen):
+            folder = training.resume(self.run_folder, seen.watch, [seen, *_callbacks(self.tensorboard)])
         _finish(folder, console, rank)
 
 
 @contextmanager
-def _processes(console: Console) -> Iterator[tuple[int, Callable[[training.Progress], None]]]:
+def _processes(console: Console) -> Iterator[tuple[int, Watcher]]:
     """Around a run, in which rank 0 shows and warns, and the others are silent.
 
     Yields:
         The rank of this process, and what watches the run.
     """
-    with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as watch, warnings.catch_warnings():
+    with distributed.processes() as rank, shown_progress(console, quiet=rank > 0) as seen, warnings.catch_warnings():
         if rank > 0:
             warnings.simplefilter("ignore", HealthWarning)
-        yield rank, watch
+        yield rank, seen
 
 
 def _callbacks(tensorboard: bool) -> list[training.Callback]:

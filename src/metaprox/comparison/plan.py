@@ -15,7 +15,7 @@ NOT_SHARED = {"seed": "give --seeds", "method": "name methods in --methods or --
 
 
 LONGEST = 200  # bytes of a label, which is the name of a folder
-FILES = ("comparison.json", "table.md", "report.html", "figures")  # beside the folders of the methods
+FILES = ("comparison.json", "starts.jsonl", "table.md", "report.html", "figures")  # beside the folders of the methods
 
 
 class Contender(Protocol):

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from metaprox import checks
 from metaprox.errors import HealthWarning
 from metaprox.reports import style
+from metaprox.reports.page import Shown
 from metaprox.training import RunFolder
+from metaprox.training.starts import start
 
 Size = Literal["quick", "full"]
 
@@ -84,8 +86,10 @@ class Outcome:
 
     experiment: Experiment
     size: Size
+    seed: int
     folder: Path
     figures: dict[str, Path]
+    shown: list[Shown]
     checks: list[Check]
 
     @property
@@ -105,6 +109,7 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     checks.choice("size", size, ("quick", "full"))
     checks.count("seed", seed, least=0)
     folder = RunFolder(checks.path("out", out) / experiment.name).made()
+    folder.append_start(start())
     remember = Remember(folder.path, f"{size}_{seed}")
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
@@ -130,16 +135,17 @@ def judge(experiment: Experiment, out: Path) -> Outcome:
     """Draw and check again from the results.json of an earlier run."""
     folder = RunFolder(checks.path("out", out) / experiment.name)
     results = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
-    figures = {}
+    figures, shown = {}, []
     for name, figure in experiment.draw(results).items():
         figures[name] = folder.path / f"{name}.png"
         style.save(figure, figures[name])
+        shown.append(Shown.of(f"{experiment.claim}: {name}", figure))
     if experiment.table:
         folder.write_text("table.md", experiment.table(results))
     found = compare_with_expected(experiment.measure(results), expected(experiment, results["size"]))
     rows = [asdict(check) | {"passed": check.passed} for check in found]
     folder.write_text("checks.json", json.dumps(rows, indent=1) + "\n")
-    return Outcome(experiment, results["size"], folder.path, figures, found)
+    return Outcome(experiment, results["size"], results["seed"], folder.path, figures, shown, found)
 
 
 def expected(experiment: Experiment, size: Size) -> dict[str, list[float]]:

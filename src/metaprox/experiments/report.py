@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaprox.experiments.base import Outcome
-from metaprox.reports.page import data_url, render
+from metaprox.reports.page import render
 from metaprox.training import RunFolder
 
 
@@ -15,7 +15,9 @@ def write_summary(outcomes: Sequence[Outcome], out: Path) -> Path:
             "name": outcome.experiment.name,
             "claim": outcome.experiment.claim,
             "size": outcome.size,
-            "figures": {name: data_url(path) for name, path in outcome.figures.items()},
+            "seeds": f"Seed {outcome.seed}",
+            "starts": RunFolder(outcome.folder).read_starts(),
+            "figures": outcome.shown,
             "checks": [
                 {
                     "name": check.name,

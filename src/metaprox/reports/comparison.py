@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from metaprox import checks
 from metaprox.comparison.statistics import ENOUGH_SEEDS
 from metaprox.reports import style
-from metaprox.reports.page import data_url, render, shown
+from metaprox.reports.page import Shown, render, told_apart, write_page
 from metaprox.training import RunFolder
 
 COLUMNS = {
@@ -42,36 +43,55 @@ DIVERGED = (
     "interval over tasks needs runs that finished."
 )
 
+LEARNING = (
+    "Mean over the seeds that finished; at the end the test, with its interval over seeds. Whether a method is better "
+    "than the first is told by the differences in the table, not by intervals that overlap. Healthy: curves go on "
+    "getting better, or are level at the end; one that turns around has lost hold, or fits its training tasks alone."
+)
 
-def write_comparison(results: dict[str, Any], out: Path) -> Path:
-    """Write table.md, figures/comparison.png and report.html next to comparison.json; returns the page."""
+
+def write_comparison(results: dict[str, Any], out: Path, page: str | Path | None = None) -> Path:
+    """Write table.md, figures/comparison.png and report.html next to comparison.json, or ``page`` alone.
+
+    Returns:
+        The page.
+
+    Raises:
+        RunFolderError: the folder is in use or can't be written; or ``page`` is something else.
+    """
     folder = RunFolder(out)
+    figure = draw(results)
+    if page is not None:
+        return write_page(checks.path("page", page), _page(results, folder, figure))
     with folder.locked():
-        return _write(results, folder)
+        folder.write_text("table.md", f"{markdown(comparison_table(results))}\n{legend(results)}\n")
+        style.save(figure, folder.figure("comparison.png"))
+        return folder.write_text("report.html", _page(results, folder, figure))
 
 
-def _write(results: dict[str, Any], folder: RunFolder) -> Path:
-    rows = comparison_table(results)
-    folder.write_text("table.md", f"{markdown(rows)}\n{legend(results)}\n")
-    picture = folder.figure("comparison.png")
-    style.save(draw(results), picture)
+def _page(results: dict[str, Any], folder: RunFolder, figure: Figure) -> str:
     first = next(iter(results["methods"].values()))
-    page = render(
+    differing, alike = told_apart([method["settings"] for method in results["methods"].values()])
+    seeds = [str(seed) for seed in results["seeds"]]
+    return render(
         "comparison.html.jinja",
         results=results,
         columns=COLUMNS,
         legend=legend(results),
-        rows=rows,
+        rows=comparison_table(results),
         shared=first["settings"],
-        settings=_differing_settings(results),
+        seeds=f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(seeds)}",
+        starts=folder.read_starts(),
+        labels=[style.method_name(label) for label in results["methods"]],
+        settings=differing,
+        alike=alike,
         failures={
             f"{style.method_name(label)}, seed {seed}": why
             for label, method in results["methods"].items()
             for seed, why in method["failures"].items()
         },
-        figure=data_url(picture),
+        figure=Shown.of("Learning against cost", figure, LEARNING),
     )
-    return folder.write_text("report.html", page)
 
 
 def comparison_table(results: dict[str, Any]) -> list[dict[str, str]]:
@@ -200,14 +220,3 @@ def _name(results: dict[str, Any], label: str) -> str:
     return style.plain(style.method_name(label)) + (
         f" ({failed} of {len(results['seeds'])} diverged)" if failed else ""
     )
-
-
-def _differing_settings(results: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """label -> the settings that are not the same for all methods; nothing where a method does not have one."""
-    settings = {label: method["settings"] for label, method in results["methods"].items()}
-    names = dict.fromkeys(name for own in settings.values() for name in own)
-    differing = [name for name in names if len({str(own.get(name, "")) for own in settings.values()}) > 1]
-    return {
-        style.method_name(label): {name: shown(own[name]) if name in own else "" for name in differing}
-        for label, own in settings.items()
-    }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,81 +13,94 @@ from torch.utils import _pytree as pytree
 from metaprox.data.task import Task
 from metaprox.evaluation import adapt
 from metaprox.reports import style
+from metaprox.reports.view import RunView
 from metaprox.tasks.pictures import AFTER as VALIDATION
 from metaprox.tasks.pictures import GIVEN as TRAIN
 from metaprox.training import RunFolder, Trainer
 
 
-def draw(folder: RunFolder, records: list[dict[str, Any]], trainer: Trainer | None) -> dict[str, Path]:
-    """Write every figure of the run as PNG.
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of a run: its file, its title, and what it is in a healthy run."""
+
+    file: str
+    title: str
+    figure: Figure
+    note: str
+
+
+def draw(run: RunView, trainer: Trainer | None) -> list[Drawn]:
+    """Returns every figure that there is something to draw for.
 
     ``trainer``: with the weights before meta-training, for the picture of a task; it gets those after.
-
-    Returns:
-        Caption -> file.
     """
-    figures: dict[str, tuple[str, Figure | None]] = {
-        "Learning curve": ("learning_curve.png", _learning_curve(records)),
-        "Health of the inner solves": ("inner_solves.png", _inner_solves(records)),
-    }
-    if trainer is not None and trainer.picture is not None:
-        figures[trainer.picture.title] = ("adaptation.png", _adaptation(folder, trainer))
-    paths = {}
-    for caption, (name, figure) in figures.items():
-        if figure is not None:
-            paths[caption] = folder.figure(name)
-            style.save(figure, paths[caption])
-    return paths
+    found = []
+    if run.steps:
+        found.append(Drawn("learning_curve.png", "Learning curve", _learning_curve(run), LEARNING))
+    if known := [name for name in PANELS if run.steps and f"{name}_median" in run.steps[0]]:
+        note = " ".join(f"{PANELS[name][1]}: {PANELS[name][2]}." for name in known)
+        found.append(Drawn("inner_solves.png", "Health of the inner solves", _inner_solves(run.steps, known), note))
+    if run.finished and trainer is not None and trainer.picture is not None:
+        figure = _adaptation(run.folder, trainer)
+        found.append(Drawn("adaptation.png", trainer.picture.title, figure, PICTURE))
+    return found
 
 
-def _learning_curve(records: list[dict[str, Any]]) -> Figure:
-    steps = [r for r in records if r["kind"] == "step"]
-    held_out = [r for r in records if r["kind"] == "evaluation" and r["step"] > 0][:-1]  # the last is the final table's
-    name, label = ("accuracy", "accuracy") if "accuracy" in steps[0] else ("loss", "loss")
-    figure, axes = style.canvas(f"Query {label} after adaptation, while meta-training")
-    axes.plot(
-        [r["step"] for r in steps],
-        _smooth([r[name] for r in steps]),
-        color=TRAIN,
-        label="training tasks (mean of 25 steps)",
-    )
-    axes.errorbar(
-        [r["step"] for r in held_out],
-        [r[name]["mean"] for r in held_out],
-        [_half_width(r[name]) for r in held_out],
-        color=VALIDATION,
-        marker="o",
-        markersize=3,
-        capsize=2,
-        label=f"{held_out[0]['split']} tasks (n = {held_out[0][name]['n']}, 95 % interval over tasks)",
-    )
+LEARNING = (
+    "Healthy: both curves go on getting better, or are level; unseen tasks stay behind training tasks by a gap that "
+    "does not widen. Where they get worse while training tasks get better, the weights fit the training tasks alone."
+)
+PICTURE = (
+    "Healthy: after adaptation the model fits the query, from the meta-learned weights better than from random ones."
+)
+
+
+def _learning_curve(run: RunView) -> Figure:
+    name, curves = run.metric, run.curves["step"]
+    figure, axes = style.canvas(f"Query {name} after adaptation, while meta-training")
+    axes.plot(curves.at, curves.training, color=TRAIN, label="training tasks (mean of 25 steps)")
+    if during := run.during:
+        axes.errorbar(
+            [r["step"] for r in during],
+            [r[name]["mean"] for r in during],
+            [_half_width(r[name]) for r in during],
+            color=VALIDATION,
+            marker="o",
+            markersize=3,
+            capsize=2,
+            label=f"{during[0]['split']} tasks (n = {during[0][name]['n']}, 95 % interval over tasks)",
+        )
     axes.set_xlabel("meta-steps")
-    axes.set_ylabel(label)
+    axes.set_ylabel(name)
     if name == "loss":
-        style.loss_scale(axes, [*(r[name] for r in steps), *(r[name]["mean"] for r in held_out)])
+        style.loss_scale(axes, [*(r[name] for r in run.steps), *curves.evaluated])
     axes.legend(frameon=False)
     return figure
 
 
 PANELS = {
-    "base_residual": ("residual ||∇(f̂ + prox)(y₀)||", "Base residual"),
-    "gradient_ratio": ("||gᵢ|| / ||vᵢ||", "Meta-gradient against query gradient"),
-    "relative_error": ("estimated error / ||gᵢ||, at most 1", "Error of the meta-gradient, by its own estimate"),
+    "base_residual": ("residual ||∇(f̂ + prox)(y₀)||", "Base residual", "healthy where it does not grow to a multiple"),
+    "gradient_ratio": (
+        "||gᵢ|| / ||vᵢ||",
+        "Meta-gradient against query gradient",
+        "healthy below 1, the worst task too but for moments",
+    ),
+    "relative_error": (
+        "estimated error / ||gᵢ||, at most 1",
+        "Error of the meta-gradient, by its own estimate",
+        "healthy below 0.95; 0.7 to 0.9 is usual for networks that adapt in a few steps",
+    ),
 }
 
 
-def _inner_solves(records: list[dict[str, Any]]) -> Figure | None:
-    """Residual and ratio of each meta-step, where the method knows them."""
-    steps = [r for r in records if r["kind"] == "step"]
-    known = [name for name in PANELS if f"{name}_median" in steps[0]]
-    if not known:
-        return None
+def _inner_solves(steps: Sequence[dict[str, Any]], known: Sequence[str]) -> Figure:
+    """Residual, ratio and error of each meta-step, as far as the method knows them."""
     figure = Figure(figsize=(4.5 * len(known), 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(known), squeeze=False)[0], known, strict=True):
         for suffix, color in (("worst", TRAIN), ("median", VALIDATION)):
             axes.plot(
                 [r["step"] for r in steps],
-                _smooth([r[f"{name}_{suffix}"] for r in steps]),
+                style.smooth([r[f"{name}_{suffix}"] for r in steps]),
                 color=color,
                 label=f"{suffix} task",
             )
@@ -130,12 +143,6 @@ def _predictors(trainer: Trainer, task: Task) -> tuple[Callable[[Any], Tensor], 
     before = lambda inputs: functional_call(model, x, (inputs,)).detach()  # noqa: E731
     after = lambda inputs: functional_call(model, y, (inputs,)).detach()  # noqa: E731
     return before, after
-
-
-def _smooth(values: Sequence[float], window: int = 25) -> list[float]:
-    """Mean over the last ``window`` values, or over what there is of them."""
-    parts = (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]
 
 
 def _half_width(statistic: dict[str, float]) -> float:

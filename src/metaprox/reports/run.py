@@ -1,91 +1,93 @@
 """One self-contained HTML page about a run."""
 
-import statistics
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from metaprox.checks import shown as shown_value
-from metaprox.errors import InputError, RunFolderError
-from metaprox.estimators.monitor import WINDOW
+from metaprox import checks
+from metaprox.errors import InputError, MetaproxError, RunFolderError
 from metaprox.losses.gradients import Counts
 from metaprox.reports import style
-from metaprox.reports.figures import draw
-from metaprox.reports.page import data_url, render, shown
+from metaprox.reports.figures import Drawn, draw
+from metaprox.reports.page import Shown, render, write_page
+from metaprox.reports.view import RunView
 from metaprox.storage.files import damaged
-from metaprox.training import RunFolder, Trainer, configuration_of, trainer_of
+from metaprox.training import RunFolder, Trainer, trainer_of
 from metaprox.training.script import SCRIPT
-from metaprox.training.stored import flat
 
 
-def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
-    """Draw the figures of a finished run and write report.html with them and the final table.
+def write_report(folder: RunFolder, trainer: Trainer | None = None, out: str | Path | None = None) -> Path:
+    """Write a page about a run as it stands, finished or not.
 
     ``trainer``: of a script's run, for the picture of a task, if there is one: a fresh one, with the weights from
-    before training; it gets those from after it. A run by settings is made again from its folder.
+    before training; it gets those from after it. A run by settings is made again from its folder. ``out``: the file.
+    None: report.html in the run's folder, with the figures of a finished run in the folder figures.
 
     Returns:
         The path of the page.
 
     Raises:
         InputError: ``folder`` is no RunFolder.
-        RunFolderError: the run in it has not finished, or lost its metrics.
+        RunFolderError: a file of the run is damaged, or ``out`` is something else.
     """
     if not isinstance(folder, RunFolder):
-        raise InputError(f"folder must be a training.RunFolder, got {shown_value(folder)}: RunFolder.open(path)")
+        raise InputError(f"folder must be a training.RunFolder, got {checks.shown(folder)}: RunFolder.open(path)")
+    run = RunView.of(folder)
+    if out is not None or not run.finished:  # which another process may be at work on
+        page = _page(run, *_drawn(run, trainer))
+        return folder.write_text("report.html", page) if out is None else write_page(checks.path("out", out), page)
     with folder.locked():
-        return _write(folder, trainer)
+        drawn, left_out = _drawn(run, trainer)
+        for one in drawn:
+            style.save(one.figure, folder.figure(one.file))
+        return folder.write_text("report.html", _page(run, drawn, left_out))
 
 
-def _write(folder: RunFolder, trainer: Trainer | None) -> Path:
-    folder.read_test_values()  # which a run writes at its end
-    if not (records := folder.read_metrics()):
-        raise RunFolderError(f"{folder.metrics} is missing: there is nothing to report")
-    with damaged(folder.metrics, "the log of a finished run"):
-        return _page(folder, trainer, records)
+def _drawn(run: RunView, trainer: Trainer | None) -> tuple[list[Drawn], str]:
+    """The figures, and why there is no picture of a task, where that can't be made again."""
+    left_out = ""
+    if trainer is None and run.finished and run.configuration.get("made_by") != SCRIPT:
+        try:
+            if not run.folder.weights.exists():
+                raise RunFolderError(f"{run.folder.weights} is not there")
+            trainer = trainer_of(run.folder)
+        except MetaproxError as error:
+            left_out = f"The picture of a task is left out: {error}"
+            warnings.warn(f"{run.folder.path}: {left_out}", stacklevel=4)
+    with damaged(run.folder.metrics, "the log of a run"):
+        return draw(run, trainer), left_out
 
 
-def _page(folder: RunFolder, trainer: Trainer | None, records: list[dict[str, Any]]) -> Path:
-    configuration = configuration_of(folder)
-    if trainer is None and configuration.get("made_by") != SCRIPT:
-        trainer = trainer_of(folder)
-    settings = flat(configuration)
-    steps = [r for r in records if r["kind"] == "step"]
-    figures = draw(folder, records, trainer)
-    page = render(
-        "run.html.jinja",
-        tasks=settings["tasks"],
-        pace=configuration["run"],
-        meta_steps=steps[-1]["step"],
-        steps=settings["steps"],
-        perturb=_perturbation(settings),
-        settings={name: shown(value) for name, value in settings.items()},
-        table=final_table(records),
-        transductive=next(r for r in records if r["kind"] == "evaluation")["transductive"],
-        figures={caption: data_url(path) for caption, path in figures.items()},
-        minutes=f"{steps[-1]['seconds'] / 60:.1f}",
-        method=style.method_name(settings["method"].lower()),
-        cost=_cost(steps[-1], configuration["run"]["meta_batch"]),
-        skipped=folder.tasks_skipped(),
-        health=health_table(steps),
-        warnings={name: text for step in steps for name, text in step.get("warnings", {}).items()},
-    )
-    return folder.write_text("report.html", page)
+def _page(run: RunView, drawn: list[Drawn], left_out: str) -> str:
+    tested = run.final or run.before
+    with damaged(run.folder.metrics, "the log of a run"):
+        return render(
+            "run.html.jinja",
+            run=run,
+            perturb=_perturbation(run.settings),
+            table=final_table(run.records) if run.finished else interim_table(run),
+            transductive=tested["transductive"] if tested else None,
+            figures=[Shown.of(one.title, one.figure, one.note) for one in drawn],
+            cost=_cost(run.steps[-1], run.pace["meta_batch"]) if run.steps else "",
+            health=[list(row.values()) for row in run.health],
+            left_out=left_out,
+        )
 
 
 def _perturbation(settings: dict[str, Any]) -> str:
     """What the page says of the difference, where the method has one."""
     if "scheme" not in settings:
         return ""
-    corrected = ", residual correction" if settings["residual_correction"] else ""
-    return f"; scheme {settings['scheme']}, perturbation of the {settings['perturb']}{corrected}"
+    corrected = ", residual correction" if settings.get("residual_correction") else ""
+    return f"; scheme {settings['scheme']}, perturbation of the {settings.get('perturb', 'loss')}{corrected}"
 
 
-def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
+def final_table(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval over tasks."""
     evaluations = [r for r in records if r["kind"] == "evaluation"]
     before, after = evaluations[0] if evaluations[0]["step"] == 0 else {}, evaluations[-1]
-    names = [name for name, value in after.items() if isinstance(value, dict)]
     return [
         {
             "quantity": f"query {name}",
@@ -93,32 +95,32 @@ def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
             "after": show(name, after[name]),
             "n": str(after[name]["n"]),
         }
-        for name in sorted(names)
+        for name in quantities(after)
     ]
 
 
-HEALTH = {
-    "gradient_ratio_median": ("length of g by the query gradient's", "below 1; it rises before a run collapses"),
-    "relative_error_median": (
-        "relative error of g",
-        "small where inner problems are solved; 0.7 to 0.9 for networks that adapt in a few steps; below 0.95",
-    ),
-    "sampling_error": ("standard error of the mean over tasks", "of no harm: more tasks lower it"),
-}
+def interim_table(run: RunView) -> list[dict[str, str]]:
+    """The same of a run that has not finished: what there is of it."""
+    last = run.during[-1] if run.during else {}
+    where = f" ({last['split']} tasks, meta-step {last['step']})" if last else ""
+    tested = run.before or {}
+    return [
+        {
+            "quantity": f"query {name}",
+            "before": show(name, tested[name]) if name in tested else "n/a",
+            "after": show(name, last[name]) + where if name in last else "not yet",
+            "n": str((tested or last)[name]["n"]) if name in (tested or last) else "n/a",
+        }
+        for name in quantities(tested or last)
+    ]
 
 
-def health_table(steps: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """A row for each number by which g judges itself: at the start and at the end, medians of 25 meta-steps at most."""
-    rows = []
-    for name, (quantity, healthy) in HEALTH.items():
-        found = [step[name] for step in steps if name in step]
-        if found:
-            start, end = (f"{statistics.median(part):.2g}" for part in (found[:WINDOW], found[-WINDOW:]))
-            rows.append({"quantity": quantity, "start": start, "end": end, "healthy": healthy})
-    return rows
+def quantities(evaluation: Mapping[str, Any]) -> list[str]:
+    """The names of what an evaluation has statistics of."""
+    return sorted(name for name, value in evaluation.items() if isinstance(value, dict))
 
 
-def show(name: str, statistic: dict[str, float]) -> str:
+def show(name: str, statistic: Mapping[str, float]) -> str:
     """``61.2 ± 0.8 %`` for an accuracy, ``0.123 ± 0.004`` for anything else."""
     if name.endswith("accuracy"):
         return f"{100 * statistic['mean']:.1f} ± {100 * statistic['ci95']:.1f} %"

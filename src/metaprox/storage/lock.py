@@ -70,6 +70,21 @@ def _taken(folder: Path) -> int:
     return descriptor
 
 
+def holder(folder: Path) -> str | None:
+    """Who works in a folder: `` by process 12 on ...``; None where nobody does. Nothing is written."""
+    if os.path.realpath(folder) in _held:
+        return " by this process"
+    place = folder / LOCK
+    try:
+        descriptor = os.open(place, os.O_RDWR)
+    except OSError:  # there is none, or it can't be tried
+        return None
+    try:
+        return None if _lock(descriptor) else _owner(place)
+    finally:
+        os.close(descriptor)
+
+
 def _owner(place: Path) -> str:
     try:
         who = json.loads(place.read_text(encoding="utf-8"))

@@ -27,6 +27,9 @@ class Callback:
     def on_evaluation(self, trainer: "Trainer", record: Mapping[str, Any]) -> None:
         """An evaluation is done: before, during and after training; of split ``record["split"]``."""
 
+    def on_evaluating(self, trainer: "Trainer", when: str, split: str, done: int, count: int) -> None:
+        """An evaluation "before", "during" or "after" training goes on: ``done`` of ``count`` tasks are done."""
+
     def on_checkpoint(self, trainer: "Trainer", step: int) -> None:
         """A checkpoint after meta-step ``step`` has been written."""
 
@@ -35,7 +38,7 @@ class Callback:
 
 
 class TensorBoard(Callback):
-    """Writes every number of the log for TensorBoard: ``tensorboard --logdir FOLDER``.
+    """Writes every number of the log, and what a run is warned of, for TensorBoard: ``tensorboard --logdir FOLDER``.
 
     A run that goes on after a stop takes back what it had written after its last checkpoint.
 
@@ -61,14 +64,18 @@ class TensorBoard(Callback):
         self._writer = self._kind(str(place), purge_step=step + 1 if step else None)
 
     def on_step(self, trainer: "Trainer", record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
+        health = {f"health_{name}": value for name, value in record.get("health", {}).items()}
+        for name, value in {**record, **health}.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._writer.add_scalar(f"train/{name}", value, record["step"])
+        for name, text in record.get("warnings", {}).items():
+            self._writer.add_text(name, text, record["step"])
 
     def on_evaluation(self, trainer: "Trainer", record: Mapping[str, Any]) -> None:
         for name, value in record.items():
             if isinstance(value, dict):
                 self._writer.add_scalar(f"{record['split']}/{name}", value["mean"], record["step"])
+                self._writer.add_scalar(f"{record['split']}/{name}_ci95", value["ci95"], record["step"])
 
     def on_checkpoint(self, trainer: "Trainer", step: int) -> None:
         self._writer.flush()

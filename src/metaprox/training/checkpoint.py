@@ -1,6 +1,5 @@
 """The whole state of a run between two meta-steps, so that a killed run goes on bit for bit."""
 
-import platform
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-import metaprox
 from metaprox.checks.trees import on_device, under
 from metaprox.errors import DamagedFileError, RunFolderError
 from metaprox.estimators.monitor import Monitor
@@ -21,6 +19,7 @@ from metaprox.training.folder import KEPT, RunFolder
 from metaprox.training.kept import check_generators, check_like
 from metaprox.training.packed import pack, unpack
 from metaprox.training.standing import Standing
+from metaprox.training.starts import versions
 from metaprox.training.stored import refuse_another
 
 if TYPE_CHECKING:
@@ -57,11 +56,6 @@ def save(folder: RunFolder, trainer: "Trainer", at: Standing) -> None:
     for old in folder.checkpoints()[trainer.pace.keep_checkpoints :]:
         with suppress(OSError):
             old.unlink()
-
-
-def versions() -> dict[str, str]:
-    """Of what computes."""
-    return {"metaprox": metaprox.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def load(folder: RunFolder, trainer: "Trainer") -> Standing:

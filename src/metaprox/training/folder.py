@@ -20,6 +20,8 @@ from metaprox.training.stored import different, parsed
 
 KEPT = "configuration"  # where a checkpoint holds it
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
+START = {"date": str, "step": int, "command": str, "host": str, "processes": int}
+START |= dict.fromkeys(("metaprox", "torch", "python"), str)
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,25 @@ class RunFolder:
         return self.path / "test_tasks.json"
 
     @property
+    def starts(self) -> Path:
+        return self.path / "starts.jsonl"
+
+    def append_start(self, start: Mapping[str, Any]) -> None:
+        """A line for a process that begins the run or goes on with it: see ``training.starts``."""
+        with naming(self.starts, "read"):
+            before = self.starts.read_text(encoding="utf-8", errors="replace") if self.starts.exists() else ""
+        lines = [*before.splitlines(), json.dumps(start)]
+        self.write_text(self.starts.name, "".join(f"{line}\n" for line in lines))
+
+    def read_starts(self) -> list[dict[str, Any]]:
+        """Every line; none of a run from before there were such. Raises RunFolderError where one is damaged."""
+        if not self.starts.exists():
+            return []
+        with damaged(self.starts, "a list of starts of a run, which says no more than where it was: delete it"):
+            found = [json_of(self.starts, line) for line in checksums.checked(self.starts).splitlines()]
+            return [{name: kind(one[name]) for name, kind in START.items()} for one in found]
+
+    @property
     def figures(self) -> Path:
         return self.path / "figures"
 
@@ -183,9 +204,11 @@ class RunFolder:
 
     def seal(self) -> None:
         """Keep the checksums of what a finished run leaves, before its weights make it one."""
-        files = (self.path / "config.json", self.metrics, self.test_values)
+        files = (self.path / "config.json", self.metrics, self.test_values, self.starts)
         with naming(self.path, "read"):
-            checksums.write(self.path, {path.name: checksums.of_bytes(path.read_bytes()) for path in files})
+            checksums.write(
+                self.path, {path.name: checksums.of_bytes(path.read_bytes()) for path in files if path.exists()}
+            )
 
     def unseal(self) -> None:
         """Of a run that goes on nothing but the configuration is as it will be."""

@@ -3,6 +3,7 @@
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from metaprox.training.health import Health
 from metaprox.training.records import Progress, evaluation_record, progress, step_record
 from metaprox.training.script import SCRIPT
 from metaprox.training.standing import Standing
+from metaprox.training.starts import start
 from metaprox.training.step import meta_step
 from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
 from metaprox.training.stored import refuse_another
@@ -84,8 +86,10 @@ class Loop:
         if ranks.by_first(lambda: bool(folder.checkpoints()) or folder.metrics.exists()):
             at = ranks.first_then_others(lambda: checkpoint.load(folder, self.trainer))
             self.saved = at.step, at.evaluated
+            folder.append_start(start(at.step))
             self._tell("on_start", folder, at.step)
             return at
+        folder.append_start(start())
         seed_generators(self.trainer.pace.seed)
         self._tell("on_start", folder, 0)
         self._save(at := Standing())
@@ -120,20 +124,21 @@ class Loop:
         if at.evaluated:
             return
         if at.step == 0:
-            self._log(0, "test", self._on(stop, "test", pace.test_tasks))
+            self._log(0, "test", self._on(stop, "before", "test", pace.test_tasks))
         elif at.step % pace.eval_every == 0 or at.step == pace.meta_steps:
-            result = self._on(stop, pace.eval_split, pace.eval_tasks)
+            result = self._on(stop, "during", pace.eval_split, pace.eval_tasks)
             means = {"loss": result.loss} | result.metrics
             self.seen = {f"{pace.eval_split} {name}": one.mean for name, one in means.items()}
             self._log(at.step, pace.eval_split, result)
             self._judge(at, result)
         at.evaluated = True
 
-    def _on(self, stop: Stop, split: str, count: int) -> Evaluation:
+    def _on(self, stop: Stop, when: str, split: str, count: int) -> Evaluation:
         """An evaluation. Where a stop is asked for, it is left with the generators as they were before it."""
         before = generators(self.trainer.device)
         try:
-            return ranks.evaluation(self.trainer, split, count, stop.check, shared=True)
+            tell = partial(self._tell, "on_evaluating", when, split)
+            return ranks.evaluation(self.trainer, split, count, stop.check, tell, shared=True)
         except Asked:
             set_generators(before, self.trainer.device)
             raise
@@ -177,7 +182,7 @@ class Loop:
         if last:
             trainer.model.load_state_dict(at.best_weights, strict=False)
         try:
-            final = self._on(stop, "test", trainer.pace.test_tasks)
+            final = self._on(stop, "after", "test", trainer.pace.test_tasks)
         except Asked:
             if last:
                 trainer.model.load_state_dict(last, strict=False)

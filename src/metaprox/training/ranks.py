@@ -99,28 +99,43 @@ def own_batch(trainer: "Trainer", ids: Sequence[int]) -> Any:
 
 
 def evaluation(
-    trainer: "Trainer", split: str, count: int, between: Callable[[], None] = lambda: None, *, shared: bool
+    trainer: "Trainer",
+    split: str,
+    count: int,
+    between: Callable[[], None] = lambda: None,
+    tell: Callable[[int, int], None] = lambda done, count: None,
+    *,
+    shared: bool,
 ) -> Evaluation:
     """Evaluate tasks 0 to ``count`` - 1 of a split; ``shared``: by all processes, which all come here.
 
     Where there are no more than some ``distinct`` tasks, it is these, each once: repeated, they would narrow intervals.
-    ``between`` is called before each part of the tasks, and may raise; not where processes share them.
+    ``between`` is called before each part of the tasks, and may raise; not where processes share them. ``tell`` is told
+    before each part how many tasks of how many are done, in all processes if these keep pace.
 
     Returns:
         That of all tasks.
     """
     one, alone = trainer.estimator, not shared or Group.of() is None
     distinct = getattr(trainer.tasks[split], "distinct", None)
+    total, done, processes = (
+        count if distinct is None else min(count, distinct),
+        0,
+        1 if alone else dist.get_world_size(),
+    )
 
     def part(some: Sequence[int]) -> Any:
+        nonlocal done
         if alone:
             between()
+        tell(min(done * processes, total), total)
+        done += len(some)
         return trainer.batch(split, some)
 
     return evaluate(
         trainer.evaluated or trainer.problem,
         part,
-        range(count if distinct is None else min(count, distinct)),
+        range(total),
         one.solver,
         one.steps,
         more=lambda some: _baseline(trainer, split, some),
@@ -156,6 +171,9 @@ class ReadFolder(RunFolder):
     """The folder of a run to the processes that do not write in it."""
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Rank 0 does."""
+
+    def append_start(self, start: Mapping[str, Any]) -> None:
         """Rank 0 does."""
 
     def write_test_values(self, values: Mapping[str, list[float]]) -> None:

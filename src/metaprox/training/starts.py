@@ -1,0 +1,42 @@
+"""When, where and by which command a process began a run or went on with it."""
+
+import platform
+import re
+import shlex
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import metaprox
+from metaprox.distributed.group import Group
+
+SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")  # name and password in a URL
+
+
+def start(step: int = 0) -> dict[str, Any]:
+    """Of this process, which goes on after meta-step ``step``: a line of starts.jsonl."""
+    return {"step": step, "processes": 1 if Group.of() is None else dist.get_world_size(), **origin()}
+
+
+def origin() -> dict[str, Any]:
+    """When, where, by which command and by which versions something is made now."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "command": command(), "host": socket.gethostname(), **versions()}
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    return {"metaprox": metaprox.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def command() -> str:
+    """How this process was started, as a shell takes it, with ``***`` for passwords in URLs."""
+    first, *rest = sys.argv or [""]
+    ours = Path(first).stem == "metaprox" or Path(first).is_relative_to(Path(metaprox.__file__).parent)
+    words = ["metaprox", *rest] if ours else ["python", *([first] if first else []), *rest]
+    return SECRET.sub("***", shlex.join(words))
