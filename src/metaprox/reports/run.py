@@ -1,12 +1,12 @@
 """One self-contained HTML page about a run."""
 
 import statistics
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from metaprox.checks import shown as shown_value
-from metaprox.errors import InputError, RunFolderError
+from metaprox.errors import InputError
 from metaprox.estimators.monitor import WINDOW
 from metaprox.losses.gradients import Counts
 from metaprox.reports import style
@@ -14,6 +14,7 @@ from metaprox.reports.figures import draw
 from metaprox.reports.page import data_url, render, shown
 from metaprox.storage.files import damaged
 from metaprox.training import RunFolder, Trainer, configuration_of, trainer_of
+from metaprox.training.records import tested
 from metaprox.training.script import SCRIPT
 from metaprox.training.stored import flat
 
@@ -38,9 +39,7 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None) -> Path:
 
 
 def _write(folder: RunFolder, trainer: Trainer | None) -> Path:
-    folder.read_test_values()  # which a run writes at its end
-    if not (records := folder.read_metrics()):
-        raise RunFolderError(f"{folder.metrics} is missing: there is nothing to report")
+    records = folder.read_finished()
     with damaged(folder.metrics, "the log of a finished run"):
         return _page(folder, trainer, records)
 
@@ -83,17 +82,15 @@ def _perturbation(settings: dict[str, Any]) -> str:
 
 def final_table(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval over tasks."""
-    evaluations = [r for r in records if r["kind"] == "evaluation"]
-    before, after = evaluations[0] if evaluations[0]["step"] == 0 else {}, evaluations[-1]
-    names = [name for name, value in after.items() if isinstance(value, dict)]
+    before, after = tested(records).values()
     return [
         {
             "quantity": f"query {name}",
-            "before": show(name, before[name]) if name in before else "n/a",
-            "after": show(name, after[name]),
-            "n": str(after[name]["n"]),
+            "before": show(name, asdict(before[name])) if name in before else "n/a",
+            "after": show(name, asdict(after[name])),
+            "n": str(after[name].n),
         }
-        for name in sorted(names)
+        for name in sorted(after)
     ]
 
 
