@@ -21,16 +21,14 @@ from measures import processor_seconds, provenance
 from metaprox.reports import show, style
 
 PAGE = Path(__file__).parent.parent / "docs" / "five_cases.md"
+PYTHON = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
 def blocks() -> tuple[str, dict[str, str]]:
     """What makes the data, and the block of each case by its heading."""
-    first, *cases = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
-
-    def python(part: str) -> str:
-        return re.search(r"^```python\n(.*?)^```", part, flags=re.MULTILINE | re.DOTALL)[1]
-
-    return python(first), {case.partition("\n")[0]: python(case) for case in cases}
+    first, *parts = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    found = {part.partition("\n")[0]: PYTHON.search(part) for part in parts}
+    return PYTHON.search(first)[1], {heading: match[1] for heading, match in found.items() if match}
 
 
 def lines(block: str) -> int:
