@@ -10,7 +10,7 @@ DEMO := runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
-  bench-sampling bench-suggest bench-processes clean
+  bench-sampling bench-suggest bench-processes examples five-cases clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -40,7 +40,8 @@ test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 distributed: $(READY)  ## what several processes promise: equal results, compiled too, deaths, stops, restarts; some minutes
-	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_reduce.py
+	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_reduce.py \
+	  tests/test_recipes.py
 
 bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
 	$(BIN)/python tests/bad_inputs
@@ -123,6 +124,13 @@ bench-sampling: $(READY)  ## time of drawing tasks against that of a meta-step, 
 
 bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the defaults, two minutes: results/suggest
 	$(BIN)/python benchmarks/suggest.py --out results/suggest
+
+examples: $(READY)  ## every page of examples at full size, five minutes: results/examples
+	mkdir -p results/examples
+	for page in examples/*.py; do $(BIN)/python $$page > results/examples/$$(basename $$page .py).txt || exit 1; done
+
+five-cases: $(READY)  ## the blocks of docs/five_cases.md, with accuracies and seconds, a minute: results/five-cases
+	$(BIN)/python benchmarks/five_cases.py --out results/five-cases
 
 clean:  ## remove the environment and caches, not runs or results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .mutants

@@ -12,6 +12,13 @@ from metaprox import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = {"recipes.md": ("lightning", "accelerate")}
+WARNINGS_OF_OTHERS = (
+    "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning calls torch so
+    "ignore:The '(train|val)_dataloader' does not have many workers:UserWarning",
+    "ignore:The number of training batches:UserWarning",
+    "ignore:We've integrated functorch:FutureWarning",  # TorchOpt calls it by its old name
+)
 
 
 def blocks(page, language):
@@ -21,6 +28,8 @@ def blocks(page, language):
 @functools.cache
 def run_blocks(page):
     """The names that the Python blocks of a page, run one after another, leave behind."""
+    for package in NEEDS.get(page.name, ()):
+        pytest.importorskip(package, reason=f"{page.name} is about {package}, which is not installed")
     namespace = {"__name__": "__main__"}
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), namespace)
@@ -54,7 +63,15 @@ def test_what_each_method_computes_of_a_loss_that_is_no_gradient():
     assert names["verdict"].ok
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def others(test):
+    """A test without the warnings that packages of others give of each other."""
+    for one in WARNINGS_OF_OTHERS:
+        test = pytest.mark.filterwarnings(one)(test)
+    return test
+
+
+@others
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "five_cases.md"], ids=lambda p: p.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(page)

@@ -428,3 +428,14 @@ def test_inner_steps_of_training_on_examples_drawn_anew_and_evaluation_on_all(ba
     assert {0, 1} == set(which)
     plain = shared.but(inner_lr=1.0, backend=backend, compile="off").composition().trainer()
     assert trainer.evaluate("test", 5).loss == plain.evaluate("test", 5).loss
+
+
+def test_what_a_finished_run_was_tested_with(tmp_path):
+    run = training.train(SMALL, tmp_path / "run")
+    tested = run.tested()
+    assert tested["after"]["loss"] == mp.Statistic.of(torch.tensor(run.read_test_values()["loss"]))
+    before = SMALL.composition().trainer().evaluate("test", SMALL.composition().pace.test_tasks)
+    assert tested["before"]["loss"] == before.loss
+    run.test_values.unlink()
+    with pytest.raises(mp.RunFolderError, match="has not finished; resume it"):
+        run.tested()

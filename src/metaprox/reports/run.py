@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from metaprox.reports.page import Shown, render, write_page
 from metaprox.reports.view import RunView
 from metaprox.storage.files import damaged
 from metaprox.training import RunFolder, Trainer, trainer_of
+from metaprox.training.records import tested
 from metaprox.training.script import SCRIPT
 
 
@@ -86,16 +87,15 @@ def _perturbation(settings: dict[str, Any]) -> str:
 
 def final_table(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """A row for each quantity on the test tasks: before and after meta-training, mean and 95 % interval over tasks."""
-    evaluations = [r for r in records if r["kind"] == "evaluation"]
-    before, after = evaluations[0] if evaluations[0]["step"] == 0 else {}, evaluations[-1]
+    before, after = tested(records).values()
     return [
         {
             "quantity": f"query {name}",
-            "before": show(name, before[name]) if name in before else "n/a",
-            "after": show(name, after[name]),
-            "n": str(after[name]["n"]),
+            "before": show(name, asdict(before[name])) if name in before else "n/a",
+            "after": show(name, asdict(after[name])),
+            "n": str(after[name].n),
         }
-        for name in quantities(after)
+        for name in sorted(after)
     ]
 
 

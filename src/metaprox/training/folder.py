@@ -12,10 +12,11 @@ from typing import Any
 
 from metaprox import checks
 from metaprox.errors import DamagedFileError, InputError, MetaproxError, RunFolderError
+from metaprox.evaluation import Statistic
 from metaprox.storage import checksums
 from metaprox.storage.files import damaged, is_leftover, json_of, naming, write_text
 from metaprox.storage.lock import locked
-from metaprox.training import weights
+from metaprox.training import records, weights
 from metaprox.training.stored import different, parsed
 
 KEPT = "configuration"  # where a checkpoint holds it
@@ -178,6 +179,23 @@ class RunFolder:
             return []
         *lines, _ = checksums.checked(self.metrics).split("\n")
         return [self._record(number, line) for number, line in enumerate(lines, start=1)]
+
+    def read_finished(self) -> list[dict[str, Any]]:
+        """The log of a finished run. Raises RunFolderError where it has not finished, or its log is gone or damaged."""
+        self.read_test_values()
+        if not (found := self.read_metrics()):
+            raise RunFolderError(f"{self.metrics} is missing: there is nothing to report")
+        return found
+
+    def tested(self) -> dict[str, dict[str, Statistic]]:
+        """Returns the results on test tasks, ``["before"]`` training and ``["after"]``, by name, such as "accuracy".
+
+        Raises:
+            RunFolderError: as ``read_finished``.
+        """
+        found = self.read_finished()
+        with damaged(self.metrics, "the log of a finished run"):
+            return records.tested(found)
 
     def _record(self, number: int, line: str) -> dict[str, Any]:
         record = json_of(f"{self.metrics}, line {number},", line)

@@ -1,6 +1,6 @@
 """What is told of a run: the lines of metrics.jsonl, and what a watcher sees."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaprox.estimators import MetaGradient
-from metaprox.evaluation import Evaluation
+from metaprox.evaluation import Evaluation, Statistic
 
 
 @dataclass(frozen=True)
@@ -74,4 +74,14 @@ def evaluation_record(step: int, split: str, result: Evaluation) -> dict[str, An
         "split": split,
         "transductive": result.transductive,
         **{name: asdict(statistic) for name, statistic in statistics.items()},
+    }
+
+
+def tested(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Statistic]]:
+    """Of the log of a finished run, "before" training (empty where a run goes on without its log) and "after" it."""
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    both = {"before": evaluations[0] if evaluations[0]["step"] == 0 else {}, "after": evaluations[-1]}
+    return {
+        when: {name: Statistic(**value) for name, value in record.items() if isinstance(value, dict)}
+        for when, record in both.items()
     }
