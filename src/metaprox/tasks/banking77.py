@@ -54,9 +54,9 @@ class BANKING77(Text):
 
     @property
     def place(self) -> Path:
-        if self.data is not None:
-            return Path(self.data)
-        return below_data_variable("banking77", f"BANKING77 needs its files {' and '.join(FILES)} ({SOURCE})")
+        return self.given_place or below_data_variable(
+            "banking77", f"BANKING77 needs its files {' and '.join(FILES)} ({SOURCE})"
+        )
 
     def files(self, path: Path) -> tuple[Path, ...]:
         if path.is_file():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.contents import Contents
 from metaprox.data.examples import Examples
 from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.task import Task
@@ -105,6 +106,19 @@ class Family(ABC):
     def fingerprint(self) -> str | None:
         """SHA-256 of what its data decide of tasks and inputs, by which a run knows them again. None: it makes them."""
         return None
+
+    def contents(self) -> Contents | None:
+        """What the examples of its data hold, by which a run sees that one is another. None: it makes them."""
+        return None
+
+    def known(self) -> dict[str, Any] | None:
+        """What its data decide of model, loss and inputs, as JSON holds it; for ``remembering``. None: not said."""
+        return None
+
+    @classmethod
+    def remembering(cls, data: Any, known: Mapping[str, Any]) -> Any:
+        """What to give as the setting ``data``, so that none are read before a task of them is asked for."""
+        return data
 
     scales: ClassVar[bool] = False
     """Whether inputs or outputs are scaled by the data, so that what was learned means nothing beside others."""

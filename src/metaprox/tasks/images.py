@@ -75,11 +75,11 @@ class Images(Labelled):
         super().__post_init__()
         checks.settle(self, rotations=checks.switch, width=checks.count, norm=checks.one_of("batch", "group"))
         self.preprocessing()
-        _ = self.drawn  # whatever can't be is refused here
+        self.look()
 
     def pool(self, path: Path) -> Pool:
         pictures = self.preprocessing()
-        found, pixels = _pixels(path, stamp(path), pictures)
+        found, pixels, sums = _pixels(path, stamp(path), pictures)
         count, names, turns = len(found), found.names, 4 if self.rotations and self.split == "train" else 1
         labels = found.targets
         labels = torch.cat([labels + turn * len(names) for turn in range(turns)])
@@ -94,7 +94,8 @@ class Images(Labelled):
             return pictures.inputs(upright)
 
         groups = class_groups(found)
-        return Pool(Source(turns * count, labels.tolist(), take, names.__getitem__), names, groups and groups * turns)
+        source = Source(turns * count, labels.tolist(), take, names.__getitem__)
+        return Pool(source, names, groups and groups * turns, sums, lambda row: str(found.items[row]))
 
     def preprocessing(self) -> Pictures:
         """Pictures of this size."""
@@ -120,7 +121,7 @@ class Images(Labelled):
 
 
 @lru_cache(maxsize=4)
-def _pixels(path: Path, stamp: Any, pictures: Pictures) -> tuple[Examples, Tensor]:
-    """Every picture, decoded."""
-    found, pixels = decoded(read_images(path), pictures)
-    return tell(found), pixels
+def _pixels(path: Path, stamp: Any, pictures: Pictures) -> tuple[Examples, Tensor, list[int]]:
+    """Every picture, decoded, and the checksums of their files."""
+    found, pixels, sums = decoded(read_images(path), pictures)
+    return tell(found), pixels, sums

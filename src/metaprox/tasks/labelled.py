@@ -1,7 +1,7 @@
 """What families of labelled data have in common: N-way K-shot tasks of the classes of a split."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from metaprox import checks
 from metaprox.data import FewShot
+from metaprox.data.contents import Contents
 from metaprox.data.examples import Examples
 from metaprox.data.sources import Source
 from metaprox.data.task import Task
@@ -22,11 +23,21 @@ from metaprox.tasks.pictures import probabilities
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """All labelled examples of a family, and the groups of its classes, where there are some."""
+    """All labelled examples of a family, and the groups of its classes, where there are some.
+
+    Args:
+        source: of the examples.
+        names: of the classes.
+        groups: of the classes.
+        checksums: of what each example holds.
+        shown: of an example's place, what it is called in messages.
+    """
 
     source: Source
     names: tuple[str, ...]
-    groups: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None
+    checksums: Sequence[int]
+    shown: Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,6 @@ class Labelled(OwnData):
     """N-way K-shot tasks of the classes of a split.
 
     Args:
-        data: where the examples are.
         ways: classes of a task.
         shots: support examples of each class.
         queries: query examples of each class.
@@ -44,7 +54,6 @@ class Labelled(OwnData):
             says, for as many classes as ``ways``. Default: zeros, but for a model of one's own, whose head is learned.
     """
 
-    data: str | Path | None = None
     ways: int = 5
     shots: int = 1
     queries: int = 5
@@ -59,9 +68,7 @@ class Labelled(OwnData):
         super().__post_init__()
         checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
         checks.settle(self, head=checks.optional(checks.one_of("zeros", "means", "learned")))
-        checks.settle(self, data=checks.optional(checks.path), train_shots=checks.optional(checks.count))
-        if self.data is not None:
-            object.__setattr__(self, "data", Path(self.data).absolute())
+        checks.settle(self, train_shots=checks.optional(checks.count))
 
     @property
     def task_head(self) -> Head | None:
@@ -80,17 +87,18 @@ class Labelled(OwnData):
 
     def fingerprint(self) -> str:
         """Of the names of all classes, their groups, and the class of each example in its order."""
-        pool = self.of_split("test").pool(self.place)
+        pool = self._everything
         return digest(pool.names, pool.groups, pool.source.labels)
 
-    @property
-    def place(self) -> Path:
-        """Where the data are. Raises InputError where nothing says it."""
-        if self.data is None:
-            raise InputError(f"data is needed: {self.wanted}")
-        return Path(self.data)
+    def contents(self) -> Contents:
+        """Of every example."""
+        pool = self._everything
+        return Contents([pool.names[i] for i in pool.source.required()], pool.checksums, pool.shown)
 
-    wanted: ClassVar[str] = "say where the examples are (--data)"
+    @property
+    def _everything(self) -> Pool:
+        """The examples of all splits, as they are."""
+        return self.of_split("test").pool(self.place)
 
     @cached_property
     def drawn(self) -> FewShot:

@@ -49,10 +49,7 @@ class Omniglot(Images):
 
     @property
     def place(self) -> Path:
-        path = self.data
-        if path is None:
-            path = below_data_variable("omniglot", f"Omniglot needs its pictures ({SOURCE})")
-        path = Path(path)
+        path = self.given_place or below_data_variable("omniglot", f"Omniglot needs its pictures ({SOURCE})")
         within = [path / BACKGROUND, *sorted(path.glob(f"{BACKGROUND}*.zip"))] if path.is_dir() else []
         return next((one for one in within if one.exists()), path)
 

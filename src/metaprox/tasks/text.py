@@ -1,16 +1,18 @@
 """N-way K-shot classification of texts of one's own."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.contents import checksum
 from metaprox.data.examples import Examples
 from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.sources import Source
@@ -89,7 +91,7 @@ class Text(Labelled):
         checks.settle(self, **columns, group_column=checks.optional(checks.text))
         if self.encoder == "frozen" and self.network is None and self.task_head is not None:
             raise InputError(f"encoder='frozen' learns where the head starts, and nothing else: not head={self.head!r}")
-        _ = self.drawn  # whatever can't be is refused here
+        self.look()
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """What is read at a path."""
@@ -104,8 +106,10 @@ class Text(Labelled):
             chosen = torch.tensor(rows, device="cpu")
             return pytree.tree_map(lambda leaf: leaf[chosen], _inputs(key, texts))
 
-        names = found.names
-        return Pool(Source(len(found), found.targets.tolist(), take, names.__getitem__), names, class_groups(found))
+        names, groups = found.names, class_groups(found)
+        source = Source(len(found), found.targets.tolist(), take, names.__getitem__)
+        sums = [checksum(text.encode()) for text in found.items]
+        return Pool(source, names, groups, sums, lambda row: f"the text {checks.shown(found.items[row])}")
 
     def preprocessing(self) -> Texts:
         """Tokens, or features with a frozen encoder."""
@@ -114,6 +118,12 @@ class Text(Labelled):
     def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
         """Texts, by the columns of the family."""
         return read_texts(path, self.text_column, self.label_column, self.group_column, labels=labels)
+
+    def of_one(self, path: str | Path) -> Self:
+        """As it reads one task, whose labels need no groups."""
+        found = copy.copy(self)
+        object.__setattr__(found, "group_column", None)
+        return found
 
     @classmethod
     def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:

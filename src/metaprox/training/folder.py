@@ -13,7 +13,7 @@ from typing import Any
 from metaprox import checks
 from metaprox.errors import DamagedFileError, InputError, MetaproxError, RunFolderError
 from metaprox.storage import checksums
-from metaprox.storage.files import damaged, is_leftover, json_of, naming, write_text
+from metaprox.storage.files import damaged, is_leftover, json_of, naming, read_bytes, write_text
 from metaprox.storage.lock import locked
 from metaprox.training import weights
 from metaprox.training.stored import different, parsed
@@ -61,11 +61,24 @@ class RunFolder:
             raise RunFolderError(f"{self.path} can't be made: {error.strerror}; choose another --out") from error
         return self
 
-    def configure(self, configuration: Mapping[str, Any]) -> None:
-        """Write config.json, after its checksum."""
+    def configure(self, configuration: Mapping[str, Any], contents: Mapping[str, str] | None = None) -> None:
+        """Write config.json, after its checksum; and before both, where there are some, ``contents`` as data.json."""
+        if contents is not None:
+            self.write_text(self.data.name, json.dumps(contents, indent=1) + "\n")
         text = json.dumps(configuration, indent=2) + "\n"
-        checksums.write(self.path, {"config.json": checksums.of_bytes(text.encode())})
+        checksums.write(self.path, {"config.json": checksums.of_bytes(text.encode()), **self._sum_of_data()})
         self.write_text("config.json", text)
+
+    def _sum_of_data(self) -> dict[str, str]:
+        return {self.data.name: checksums.of_bytes(read_bytes(self.data))} if self.data.is_file() else {}
+
+    def contents(self) -> dict[str, str]:
+        """What data.json holds; {} where there is none. Raises RunFolderError where it is damaged."""
+        if not self.data.is_file():
+            return {}
+        values = json_of(self.data, checksums.checked(self.data))
+        with damaged(self.data, "the checksums of a run's data"):
+            return {str(name): str(part) for name, part in values.items()}
 
     def locked(self) -> AbstractContextManager[None]:
         """Within, no other process works here. Raises RunFolderError where one does; names it."""
@@ -121,6 +134,10 @@ class RunFolder:
         found = {int(known[1]): path for path in self.path.glob("*") if (known := CHECKPOINT.fullmatch(path.name))}
         before = self.path / "checkpoint.safetensors"
         return [found[step] for step in sorted(found, reverse=True)] + ([before] if before.exists() else [])
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> Path:
@@ -185,13 +202,14 @@ class RunFolder:
         """Keep the checksums of what a finished run leaves, before its weights make it one."""
         files = (self.path / "config.json", self.metrics, self.test_values)
         with naming(self.path, "read"):
-            checksums.write(self.path, {path.name: checksums.of_bytes(path.read_bytes()) for path in files})
+            sums = {path.name: checksums.of_bytes(path.read_bytes()) for path in files}
+            checksums.write(self.path, sums | self._sum_of_data())
 
     def unseal(self) -> None:
-        """Of a run that goes on nothing but the configuration is as it will be."""
-        known = checksums.read(self.path)
-        if known.keys() > {"config.json"}:
-            checksums.write(self.path, {"config.json": known["config.json"]})
+        """Of a run that goes on nothing but the configuration, and what is known of its data, is as it will be."""
+        known, kept = checksums.read(self.path), {"config.json", self.data.name}
+        if known.keys() - kept:
+            checksums.write(self.path, {name: known[name] for name in sorted(kept & known.keys())})
 
     def metrics_state(self) -> dict[str, Any]:
         """Size and SHA-256 of the log, which is on the disk itself then."""
@@ -220,4 +238,4 @@ class RunFolder:
 
 def _is_nothing(path: Path) -> bool:
     """Whether it is what a process that ended left before there was a run."""
-    return is_leftover(path) or path.name == checksums.NAME
+    return is_leftover(path) or path.name in (checksums.NAME, "data.json")

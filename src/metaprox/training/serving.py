@@ -13,7 +13,7 @@ from metaprox.serving import Adapted, Learner, Prediction
 from metaprox.tasks import families
 from metaprox.tasks.own import tell
 from metaprox.training.composition import Composition
-from metaprox.training.doors import composition_of, of_any_data
+from metaprox.training.doors import served
 from metaprox.training.folder import RunFolder
 from metaprox.training.names import FAMILIES
 
@@ -30,8 +30,8 @@ def learner_of(path: str | Path) -> Learner:
 
 
 def _learner(folder: RunFolder) -> tuple[Learner, Composition]:
-    composition = composition_of(folder, other_data=True)
-    trainer, family = of_any_data(composition.trainer(), folder), composition.family
+    composition, trainer = served(folder)
+    family = composition.family
     trainer.load_weights(folder)
     found = Learner.of(trainer.evaluated or trainer.problem, trainer.estimator)
     return replace(found, preprocessing=family.preprocessing(), blueprint=family.blueprint()), composition
