@@ -49,6 +49,8 @@ class BANKING77(Text):
     validation_share: float = field(default=0.2, init=False)
     test_share: float = field(default=0.2, init=False)
     splits: Path | None = field(default=None, init=False)
+    subset: str | None = field(default=None, init=False)
+    data_split: str | None = field(default=None, init=False)
 
     small: ClassVar[Literal["refuse", "leave out"]] = "refuse"
 

@@ -151,19 +151,24 @@ class Family(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     """Fields that say how files are read, such as the names of columns."""
 
+    reads_once: ClassVar[tuple[str, ...]] = ()
+    """Fields that say what of one path is read, and nothing of another's."""
+
     one_group: ClassVar[bool] = False
     """Whether a task is a group, so that the examples of several are no support."""
 
     def reading(self, **columns: Any) -> Self:
         """Returns the same family with others of its ``reads``, for ``examples`` alone: its own data stay as they are.
 
+        Those of ``reads_once`` can be given too, and are None where they are not.
+
         Raises:
             InputError: it reads by no such field.
         """
-        if odd := sorted(columns.keys() - {*self.reads}):
+        if odd := sorted(columns.keys() - {*self.reads, *self.reads_once}):
             raise InputError(f"{type(self).__name__} reads files by {', '.join(self.reads) or 'nothing'}, not {odd[0]}")
         found = copy.copy(self)
-        for name, value in columns.items():
+        for name, value in (dict.fromkeys(self.reads_once) | columns).items():
             object.__setattr__(found, name, value)
         return found
 

@@ -1,6 +1,6 @@
 """N-way K-shot classification of pictures of one's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -31,7 +31,7 @@ class Images(Labelled):
     net of four blocks, the loss cross-entropy.
 
     Args:
-        data: folder with a folder for each class, or a zip archive of one.
+        data: folder with a folder for each class, or a zip archive of one; or a dataset of HuggingFace, hf:NAME.
         ways: classes of a task.
         shots: support pictures of each class.
         queries: query pictures of each class.
@@ -44,6 +44,8 @@ class Images(Labelled):
         width: channels of the conv net's blocks.
         norm: of the conv net's blocks. batch: over the pictures that are classified together, as MAML's authors have
             it, so that what one gets depends on the others. group: each for itself, which learns more slowly.
+        image_column: of a dataset of HuggingFace, the column with the pictures. Default: the only one that has some.
+        label_column: of such a dataset, the column with the classes. Default: the only one of classes, or label.
         seed: of the tasks and weights.
         split: which classes.
 
@@ -59,6 +61,8 @@ class Images(Labelled):
     rotations: bool = False
     width: int = 64
     norm: Literal["batch", "group"] = "batch"
+    image_column: str | None = field(default=None, kw_only=True)
+    label_column: str | None = field(default=None, kw_only=True)
 
     defaults: ClassVar[dict[str, Any]] = {
         "meta_batch": 4,
@@ -69,6 +73,8 @@ class Images(Labelled):
         "backend": "loop",  # as fast as vmap for conv nets, in a T-th of the memory
         "lr": 0.3,
     }
+    of_datasets: ClassVar[tuple[str, ...]] = ("image_column", "label_column", "subset", "data_split")
+    reads: ClassVar[tuple[str, ...]] = ("image_column", "label_column")
     wanted: ClassVar[str] = "give the folder with a folder of pictures for each class (--data FOLDER)"
 
     def __post_init__(self) -> None:
@@ -79,7 +85,8 @@ class Images(Labelled):
 
     def pool(self, path: Path) -> Pool:
         pictures = self.preprocessing()
-        found, pixels, sums = _pixels(path, stamp(path), pictures)
+        columns = tuple(getattr(self, name) for name in self.of_datasets)
+        found, pixels, sums = _pixels(path, stamp(path), pictures, columns)
         count, names, turns = len(found), found.names, 4 if self.rotations and self.split == "train" else 1
         labels = found.targets
         labels = torch.cat([labels + turn * len(names) for turn in range(turns)])
@@ -102,13 +109,13 @@ class Images(Labelled):
         return Pictures(self.size, self.channels, self.invert, self.fit)
 
     def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
-        """Pictures; the folders are their classes."""
-        return read_images(path, labels=labels)
+        """Pictures; the folders are their classes, or a column of a dataset is."""
+        return _read(path, tuple(getattr(self, name) for name in self.of_datasets), labels=labels)
 
     @classmethod
     def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
         """Pictures, in whatever folders; or one picture."""
-        return read_images(path, labels=False)
+        return _read(path, tuple(columns.get(name) for name in cls.of_datasets), labels=False)
 
     def model(self) -> nn.Module:
         return self.made(outputs=self.ways, channels=self.channels, size=self.size)
@@ -121,7 +128,14 @@ class Images(Labelled):
 
 
 @lru_cache(maxsize=4)
-def _pixels(path: Path, stamp: Any, pictures: Pictures) -> tuple[Examples, Tensor, list[int]]:
+def _pixels(
+    path: Path, stamp: Any, pictures: Pictures, columns: tuple[str | None, ...]
+) -> tuple[Examples, Tensor, list[int]]:
     """Every picture, decoded, and the checksums of their files."""
-    found, pixels, sums = decoded(read_images(path), pictures)
+    found, pixels, sums = decoded(_read(path, columns), pictures)
     return tell(found), pixels, sums
+
+
+def _read(path: str | Path, columns: tuple[str | None, ...], *, labels: bool = True) -> Examples:
+    image, label, subset, split = columns
+    return read_images(path, labels=labels, image=image, label=label, subset=subset, split=split)

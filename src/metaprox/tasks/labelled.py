@@ -16,6 +16,7 @@ from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.models import cross_entropy
 from metaprox.modules.head import Head
+from metaprox.readers.hub import Part
 from metaprox.tasks.base import Picture, TaskSource, draws_of, shots_of
 from metaprox.tasks.own import OwnData, digest, warn_of
 from metaprox.tasks.pictures import probabilities
@@ -49,6 +50,8 @@ class Labelled(OwnData):
         shots: support examples of each class.
         queries: query examples of each class.
         train_shots: support examples of each class in training tasks, where they are not as many.
+        subset: of a dataset of HuggingFace (--data hf:NAME), which of its configurations.
+        data_split: of such a dataset, which of its splits, one, or several with a +. Default: all.
         head: where the last layer starts in a task. zeros, means: at 0, or at the means of the classes, with a row for
             each class of the task, so that what was learned takes any number of classes. learned: where meta-learning
             says, for as many classes as ``ways``. Default: zeros, but for a model of one's own, whose head is learned.
@@ -58,14 +61,27 @@ class Labelled(OwnData):
     shots: int = 1
     queries: int = 5
     train_shots: int | None = None
+    subset: str | None = field(default=None, kw_only=True)
+    data_split: str | None = field(default=None, kw_only=True)
     head: Literal["zeros", "means", "learned"] | None = field(default=None, kw_only=True)
 
     loss = staticmethod(cross_entropy)
     small: ClassVar[Literal["refuse", "leave out"]] = "leave out"
     """What becomes of classes with too few examples."""
 
+    of_datasets: ClassVar[tuple[str, ...]] = ("subset", "data_split")
+    """Fields that say how datasets of HuggingFace are read, and nothing else is."""
+    reads_once: ClassVar[tuple[str, ...]] = ("subset", "data_split")
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.settle(self, **dict.fromkeys(self.of_datasets, checks.optional(checks.text)))
+        given = [name for name in self.of_datasets if getattr(self, name) is not None]
+        if given and self.given_place is not None and Part.of(self.given_place) is None:
+            raise InputError(
+                f"{given[0]}={getattr(self, given[0])!r} is of datasets of HuggingFace (--data hf:NAME), and "
+                f"{self.given_place} is none"
+            )
         checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
         checks.settle(self, head=checks.optional(checks.one_of("zeros", "means", "learned")))
         checks.settle(self, train_shots=checks.optional(checks.count))
@@ -137,7 +153,7 @@ class Labelled(OwnData):
 
     def on(self, path: str | Path) -> TaskSource:
         """Test tasks of all classes of other data. Raises InputError where it can't be read, or has too little."""
-        test = self.of_split("test")
+        test = self if self.split == "test" else self.of_split("test")
         pool = test.pool(checks.path("path", path))
         return test._drawn(pool, pool.names, str(path))
 

@@ -46,6 +46,10 @@ class Omniglot(Images):
     validation_share: float = field(default=0.2, init=False)
     test_share: float = field(default=0.2, init=False)
     splits: Path | None = field(default=None, init=False)
+    image_column: str | None = field(default=None, init=False)
+    label_column: str | None = field(default=None, init=False)
+    subset: str | None = field(default=None, init=False)
+    data_split: str | None = field(default=None, init=False)
 
     @property
     def place(self) -> Path:

@@ -21,6 +21,7 @@ from metaprox.data import split_classes
 from metaprox.data.draws import seeded
 from metaprox.data.examples import Examples
 from metaprox.errors import DataWarning, InputError
+from metaprox.readers.hub import on_disk
 from metaprox.tasks.base import SPLITS, Family
 from metaprox.tasks.remembered import Remembered, place_of
 
@@ -173,6 +174,7 @@ def digest(*parts: Any) -> str:
 
 def stamp(path: Path) -> str:
     """What changes with a file, or with any below a folder, so that none is taken for another that was read before."""
+    path = on_disk(path)
     found, folders = hashlib.sha256(), [str(path)]
     with suppress(OSError):
         found.update(_line("", path.stat()))

@@ -7,6 +7,7 @@ from typing import Any
 
 from metaprox import checks
 from metaprox.errors import InputError
+from metaprox.readers.hub import HUB, Part, on_disk
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,14 @@ class Remembered:
 
 
 def place_of(name: str, value: Any) -> Path | Remembered:
-    """A path, as it is from everywhere. Raises InputError where it is none."""
-    return value if isinstance(value, Remembered) else checks.path(name, value).absolute()
+    """A path, as it is from everywhere, or ``hf:`` and the name of a dataset. Raises InputError where it is none."""
+    if isinstance(value, Remembered):
+        return value
+    path = checks.path(name, value)
+    if Part.of(path) is None:
+        return path.absolute()
+    folder = on_disk(path)
+    return Path(f"{HUB}{folder.absolute()}") if folder.is_dir() else path
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Text(Labelled):
     adaptation.
 
     Args:
-        data: file with the texts and their labels, in CSV, JSON lines or Parquet, or a folder of such files.
+        data: file with the texts and their labels, in CSV, JSON lines or Parquet, or a folder of such files; or a
+            dataset of HuggingFace, hf:NAME.
         ways: labels of a task.
         shots: support texts of each label.
         queries: query texts of each label.
@@ -99,7 +100,7 @@ class Text(Labelled):
 
     def pool(self, path: Path) -> Pool:
         files, columns = self.files(path), (self.text_column, self.label_column, self.group_column)
-        key = (files, columns, tuple(map(stamp, files)))
+        key = (files, columns, tuple(map(stamp, files)), self.subset, self.data_split)
         found, texts = _distinct(*key), self.preprocessing()
 
         def take(rows: list[int]) -> Any:
@@ -117,7 +118,8 @@ class Text(Labelled):
 
     def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
         """Texts, by the columns of the family."""
-        return read_texts(path, self.text_column, self.label_column, self.group_column, labels=labels)
+        columns = (self.text_column, self.label_column, self.group_column)
+        return read_texts(path, *columns, labels=labels, subset=self.subset, split=self.data_split)
 
     def of_one(self, path: str | Path) -> Self:
         """As it reads one task, whose labels need no groups."""
@@ -128,7 +130,8 @@ class Text(Labelled):
     @classmethod
     def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
         """Texts; of a .txt each line is one."""
-        return read_texts(path, columns.get("text_column") or "text", labels=False)
+        text = columns.get("text_column") or "text"
+        return read_texts(path, text, labels=False, subset=columns.get("subset"), split=columns.get("data_split"))
 
     def model(self) -> nn.Module:
         return self.made(outputs=self.ways)
@@ -169,9 +172,15 @@ class Text(Labelled):
 
 
 @lru_cache(maxsize=4)
-def _distinct(files: tuple[Path, ...], columns: tuple[str, str, str | None], stamps: Any) -> Examples:
+def _distinct(
+    files: tuple[Path, ...],
+    columns: tuple[str, str, str | None],
+    stamps: Any,
+    subset: str | None = None,
+    split: str | None = None,
+) -> Examples:
     """Every text of a label once, whatever its case and spacing, in the order of the files."""
-    found = tell(read_texts(files, *columns))
+    found = tell(read_texts(files, *columns, subset=subset, split=split))
     seen: dict[tuple[int, str], int] = {}
     for row, (text, label) in enumerate(zip(found.items, found.targets.tolist(), strict=True)):
         seen.setdefault((label, " ".join(text.lower().split())), row)

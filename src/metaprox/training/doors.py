@@ -10,6 +10,7 @@ from typing import Any
 from metaprox import checks
 from metaprox.data.contents import told
 from metaprox.errors import InputError, RunFolderError
+from metaprox.readers.hub import on_disk
 from metaprox.tasks import Family
 from metaprox.training import checkpoint, ranks
 from metaprox.training.callbacks import Callback
@@ -117,7 +118,8 @@ def _without_data(values: Mapping[str, Any]) -> str:
     """That the data of a run are gone, and what to do; "" where they are there, or it has none."""
     tasks = values.get("tasks")
     data = tasks.get("data") if isinstance(tasks, Mapping) else None
-    if not isinstance(data, str) or Path(data).exists():
+    place = on_disk(Path(data)) if isinstance(data, str) else None
+    if place is None or place.exists() or not place.is_absolute():  # a name on the hub: its error tells
         return ""
     return f"the run's data are no longer in {data}, and are read again: put them back there"
 
@@ -137,8 +139,10 @@ def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
     return values if "version" in values else composition_of(folder).configuration()
 
 
-def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
+def trainer_of(folder: RunFolder, data: str | Path | None = None, **columns: str) -> Trainer:
     """Returns the run in a folder, with its initial weights; with test tasks of other ``data``, where some is given.
+
+    ``columns``: by which those are read, in place of the run's.
 
     Raises:
         RunFolderError: as ``composition_of``.
@@ -147,7 +151,8 @@ def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
     if data is None:
         return composition_of(folder).trainer()
     composition, trainer = served(folder)
-    return replace(trainer, tasks={**trainer.tasks, "test": composition.family.on(data)})
+    family = composition.family.of_split("test").reading(**columns)
+    return replace(trainer, tasks={**trainer.tasks, "test": family.on(data)})
 
 
 def latest(folder: RunFolder) -> Trainer:

@@ -82,7 +82,7 @@ def items_of(adapted: Adapted, path: str | Path, **columns: str) -> Examples:
             "this adapted model does not say which of metaprox's families reads its files: it was adapted in Python, "
             "or by a family of one's own. Predict there, by mp.load(folder).predict(items)"
         )
-    if odd := sorted(columns.keys() - {*family.reads}):
+    if odd := sorted(columns.keys() - {*family.reads, *family.reads_once}):
         raise InputError(f"{family.__name__} reads files by {', '.join(family.reads) or 'nothing'}, not {odd[0]}")
     return tell(family.items(path, adapted.preprocessing, **{**words, **columns}))
 
