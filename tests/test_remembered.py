@@ -147,6 +147,32 @@ def test_lists_of_splits_that_are_others_and_a_record_that_is_damaged(tmp_path, 
     assert "data.json is not as it was written" in refused(capsys, "evaluate", out)
 
 
+def test_runs_from_before_are_known_by_their_classes_and_scales_and_need_their_data(tmp_path, capsys, monkeypatch):
+    runs = {}
+    with monkeypatch.context() as patch:
+        for kind in (Images, Tables):
+            patch.setattr(kind, "known", lambda self: None)
+            patch.setattr(kind, "contents", lambda self: None)
+        for family, made in (("images", of_images), ("tables", of_tables)):
+            place = tmp_path / family / ("all" if family == "images" else "all.csv")
+            given, new, change, _ = made(place)
+            runs[family] = (tmp_path / f"run of {family}", new, change, place)
+            main(["train", family, "--data", str(place), "--out", str(runs[family][0]), *given, *SHORT])
+            assert not {"known", "contents_sha256"} & json.loads((runs[family][0] / "config.json").read_text()).keys()
+            assert not (runs[family][0] / "data.json").exists()
+    for family, (out, new, change, place) in runs.items():
+        main(["evaluate", str(out), "--count", "1"])
+        main(["adapt", str(out), "--support", str(new), "--out", str(tmp_path / f"{family} before")])
+        change()
+        adapt = ["adapt", str(out), "--support", str(new), "--out", str(tmp_path / f"{family} after")]
+        if family == "tables":  # whose scales are those of the data
+            assert "have changed since it began, and" in refused(capsys, *adapt)
+        else:
+            main(adapt)
+        place.rename(place.with_name("gone"))
+        assert f"the run's data are no longer in {place}" in refused(capsys, *adapt[:-1], str(tmp_path / "never"))
+
+
 def test_of_omniglot_and_banking77_too(tmp_path):
     for alphabet in (name for names in ALPHABETS.values() for name in names):
         for i in range(3):

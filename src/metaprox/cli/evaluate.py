@@ -52,3 +52,13 @@ class Evaluate(Reads):
         for name, value in statistics.items():
             table.add_row(f"query {name}", show(name, value), f"{value['std']:.3f}")
         console.print(table)
+        if result.transductive:
+            console.print(together(result.transductive_by))
+
+
+def together(by: str) -> str:
+    """What to know of an evaluation in which predictions depend on each other."""
+    return (
+        "Query examples were predicted together, and their predictions depend on each other"
+        f"{f' (by {by})' if by else ''}: of single examples, or of one class, expect less."
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaprox.data.examples import Examples, Problem
-from metaprox.errors import DataWarning, InputError
+from metaprox.errors import InputError, TransductiveWarning
 from metaprox.serving import Adapted, Learner, Prediction
 from metaprox.tasks import families
 from metaprox.tasks.own import tell
@@ -90,7 +90,7 @@ def items_of(adapted: Adapted, path: str | Path, **columns: str) -> Examples:
 def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any], Prediction]]:
     """Yields items and predictions for them, in batches of at most 64, of nearly equal sizes, in their order.
 
-    Where predictions depend on those made with them, batches are of at most 256, and a DataWarning says so. What
+    Where predictions depend on those made with them, batches are of at most 256, and a warning says so. What
     can't be made inputs is left out, with one that names it.
 
     Raises:
@@ -101,21 +101,24 @@ def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any
     if adapted.transductive:
         here = "one alone" if total == 1 else f"{total} together"
         here = f"{total} in {batches} batches, in their order" if batches > 1 else here
+        by = f" (by {adapted.transductive_by})" if adapted.transductive_by else ""
         text = (
-            f"by its batch norms the model predicts for items together; here {here}. Evaluations have as many of each "
-            "class together: of single items, or of one class, expect less than they say. Where each is to be by "
-            "itself, train without: --norm group"
+            f"what the model predicts for an item depends on the others that it is given with{by}; here {here}. "
+            "Evaluations have as many of each class together: of single items, or of one class, expect less than they "
+            "say. Where each is to be by itself, train without batch norms in train mode (images: not --norm batch)"
         )
-        warnings.warn(text, DataWarning, stacklevel=2)
+        warnings.warn(text, TransductiveWarning, stacklevel=2)
     for batch in range(batches):
         some = replace(examples.where(range(batch * total // batches, (batch + 1) * total // batches)), problems=())
-        try:
-            found = adapted.predict(some.items)
-        except InputError:
-            some = _usable(some, adapted.preprocessing)
-            if not len(some):
-                continue
-            found = adapted.predict(some.items)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TransductiveWarning)  # which was said
+            try:
+                found = adapted.predict(some.items)
+            except InputError:
+                some = _usable(some, adapted.preprocessing)
+                if not len(some):
+                    continue
+                found = adapted.predict(some.items)
         count += len(some)
         yield list(some.items), found
     if not count:
