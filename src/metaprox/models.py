@@ -14,7 +14,7 @@ from metaprox.checks import shown
 from metaprox.data.draws import seeded
 from metaprox.errors import InputError
 
-NORMS = ("group", "instance", "batch")
+NORMS = ("instance", "group", "batch")
 
 
 def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
@@ -35,14 +35,14 @@ def conv_net(
     channels: int,
     outputs: int,
     width: int = 64,
-    norm: Literal["group", "instance", "batch"] = "group",
+    norm: Literal["instance", "group", "batch"] = "instance",
     seed: int = 0,
 ) -> nn.Sequential:
     """Returns the conv net of few-shot learning: ``body`` of four blocks, and a linear ``head``; float32 on the CPU.
 
     A block is a convolution of 3 x 3 to ``width`` channels, a norm, ReLU, and the maximum of each 2 x 2. ``norm``:
-    "group" has the statistics of 8 channels of each picture, "instance" those of each channel (where a picture has
-    become one pixel, of all), so that a picture stands by itself; "batch" those of the batch, in evaluation too, so
+    "instance" has the statistics of each channel of each picture (where a picture has become one pixel, of all),
+    "group" those of 8 channels, so that a picture stands by itself; "batch" those of the batch, in evaluation too, so
     that what one picture gives depends on the others. Weights are a function of ``seed`` alone.
 
     Raises:

@@ -43,10 +43,10 @@ class Images(Labelled):
         fit: how a picture that is not square becomes so: squeezed, its middle cropped, or padded with white.
         rotations: whether in training each class, turned by 90, 180 and 270 degrees, is three more classes.
         width: channels of the conv net's blocks.
-        norm: of the conv net's blocks. group, instance: of 8 channels, or of each, of each picture for itself; instance
-            takes away what tells colours and contrasts apart. batch: over the pictures that are classified together, as
-            MAML's authors have it, so that what one gets depends on the others (transductive): evaluations promise more
-            than single pictures get.
+        norm: of the conv net's blocks. instance, group: of each channel, or of 8, of each picture for itself; instance
+            takes away what is the same at every pixel, such as a shade, and group less of it. batch: over the pictures
+            that are classified together, as MAML's authors have it, so that what one gets depends on the others
+            (transductive): evaluations promise more than single pictures get.
         image_column: of a dataset of HuggingFace, the column with the pictures. Default: the only one that has some.
         label_column: of such a dataset, the column with the classes. Default: the only one of classes, or label.
         seed: of the tasks and weights.
@@ -63,7 +63,7 @@ class Images(Labelled):
     fit: Literal["squeeze", "crop", "pad"] = "squeeze"
     rotations: bool = False
     width: int = 64
-    norm: Literal["group", "instance", "batch"] = "group"
+    norm: Literal["instance", "group", "batch"] = "instance"
     image_column: str | None = field(default=None, kw_only=True)
     label_column: str | None = field(default=None, kw_only=True)
 

@@ -31,7 +31,6 @@ class Omniglot(Images):
         data: the authors' archive images_background.zip, the folder in it, or one that has either. None: omniglot in
             the folder that METAPROX_DATA names.
         rotations: whether in training each character, turned by 90, 180 and 270 degrees, is three more characters.
-        norm: of the conv net's blocks, as of ``Images``. instance, of each channel of each picture: ink has no colours.
 
     Raises:
         InputError: the data are missing or are not Omniglot's, or have too few characters or drawings.
@@ -43,7 +42,6 @@ class Omniglot(Images):
     channels: int = 1
     invert: bool = True
     rotations: bool = True
-    norm: Literal["group", "instance", "batch"] = "instance"
     fit: Literal["squeeze", "crop", "pad"] = field(default="squeeze", init=False)
     validation_share: float = field(default=0.2, init=False)
     test_share: float = field(default=0.2, init=False)
