@@ -8,9 +8,9 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods banking77 \
+.PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods omniglot banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
-  bench-sampling bench-suggest bench-processes examples five-cases clean
+  bench-sampling bench-norms bench-suggest bench-processes examples five-cases clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -73,6 +73,11 @@ banking77: $(READY)  ## the run on BANKING77 behind the README's figures; METAPR
 	$(BIN)/metaprox train banking77 --perturb center --scheme forward --residual-correction \
 	  --eval-every 25 --eval-tasks 40 --test-tasks 150 --checkpoint-every 5 --out results/banking77
 
+omniglot: $(READY)  ## the run on Omniglot behind the figures of docs/data.md, minutes; METAPROX_DATA holds the data: results/omniglot
+	rm -rf results/omniglot
+	$(BIN)/metaprox train omniglot --width 32 --queries 5 --inner-lr 0.1 --meta-steps 200 \
+	  --eval-every 50 --eval-tasks 50 --test-tasks 300 --out results/omniglot
+
 banking77-tuning: $(READY)  ## the outer step of each method on BANKING77, half an hour: results/banking77-tuning
 	rm -rf results/banking77-tuning
 	$(BIN)/python benchmarks/banking77_tuning.py --out results/banking77-tuning
@@ -121,6 +126,9 @@ bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and task
 
 bench-sampling: $(READY)  ## time of drawing tasks against that of a meta-step, and memory of reading 100,000 pictures: results/sampling
 	$(BIN)/python benchmarks/sampling.py --out results/sampling
+
+bench-norms: $(READY)  ## the conv net's norms for pictures, asked for together and alone, ten minutes; METAPROX_DATA holds Omniglot: results/norms
+	$(BIN)/python benchmarks/norms.py --out results/norms
 
 bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the defaults, two minutes: results/suggest
 	$(BIN)/python benchmarks/suggest.py --out results/suggest

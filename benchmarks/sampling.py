@@ -38,7 +38,7 @@ def reading(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = archive(Path(folder) / "many.zip", count)
         began = time.process_time()
-        found, pixels = decoded(read_images(path), Pictures(28))
+        found, pixels, _ = decoded(read_images(path), Pictures(28))
         seconds = time.process_time() - began
     FewShot((pixels, found.targets), 5, 1, 5).batch(range(4))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -115,17 +115,21 @@ def test_a_picture_that_is_none_is_named_and_the_rest_is_used(run_of_pictures, p
 def test_batch_norms_are_warned_of_and_batches_are_even(pictures, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     sizes = ["--ways", "2", "--shots", "2", "--size", "8", "--width", "8", "--meta-steps", "1", "--norm", "batch"]
-    command(capsys, "train", "images", "--data", pictures / "old", "--out", run, *sizes, *QUICK)
+    said = command(capsys, "train", "images", "--data", pictures / "old", "--out", run, *sizes, *QUICK)
+    assert "predictions depend on each other (by body.1, BatchNorm2d)" in " ".join(said.split())
+    said = command(capsys, "evaluate", run, "--count", "2")
+    assert "predictions depend on each other (by body.1, BatchNorm2d)" in " ".join(said.split())
     command(capsys, "adapt", run, "--support", pictures / "new", "--out", tmp_path / "a")
     adapted = mp.load(tmp_path / "a")
     assert adapted.transductive
     monkeypatch.setattr("metaprox.training.serving.TOGETHER", 10)
-    with pytest.warns(mp.errors.DataWarning, match="18 in 2 batches"):
+    with pytest.warns(mp.TransductiveWarning, match=r"\(by body\.1, BatchNorm2d\); here 18 in 2 batches"):
         _, rows = read_csv(command(capsys, "predict", tmp_path / "a", pictures / "new"))
-    with pytest.warns(mp.errors.DataWarning, match="here one alone.*expect less"):
+    with pytest.warns(mp.TransductiveWarning, match="here one alone.*expect less"):
         said = refused(capsys, 2, "predict", tmp_path / "a", rows[0][0])
     assert "its batch norms need several examples together" in said  # of one value each, so small are these pictures
-    together = adapted.predict([row[0] for row in rows[:9]])
+    with pytest.warns(mp.TransductiveWarning, match="gets another answer alone"):
+        together = adapted.predict([row[0] for row in rows[:9]])
     assert [row[1] for row in rows[:9]] == list(together.labels)
     assert [float(row[2]) for row in rows[:9]] == pytest.approx(together.probabilities[:, 0].tolist(), rel=1e-4)
 

@@ -101,7 +101,7 @@ def test_broken_pictures_are_named_and_the_rest_is_used(folder):
     (folder / "stray.png").write_bytes(png())
     os.symlink(folder / "nowhere.png", folder / "B" / "eel" / "link.png")
     os.symlink("/etc", folder / "etc")
-    found, pixels = decoded(read_images(folder), Pictures(6))
+    found, pixels, _ = decoded(read_images(folder), Pictures(6))
     assert len(found) == len(pixels) == 9
     said = {problem.place.rpartition("/")[2]: problem.what for problem in found.problems}
     for name, (_, what) in HARM.items():
@@ -115,7 +115,7 @@ def test_broken_pictures_are_named_and_the_rest_is_used(folder):
 
 def test_a_pipe_is_not_waited_for(folder):
     os.mkfifo(folder / "B" / "eel" / "pipe.png")
-    found, _ = decoded(read_images(folder), Pictures(6))
+    found, _, _ = decoded(read_images(folder), Pictures(6))
     assert [problem.what for problem in found.problems] == ["not a file"]
 
 
@@ -134,7 +134,7 @@ def test_hostile_archives_write_nothing_and_are_named(tmp_path):
         ("__MACOSX/cat/._a.png", b"x"),
     ]
     path = zipped(tmp_path, members)
-    found, _ = decoded(read_images(path), Pictures(6))
+    found, _, _ = decoded(read_images(path), Pictures(6))
     assert found.names == ("cat", "dog")
     said = [problem.what for problem in found.problems]
     assert said.count("its name leads out of the archive") == 4
@@ -153,7 +153,7 @@ def test_damaged_members_are_named(tmp_path):
     start = data.index(b"cat/a.png") + len("cat/a.png")
     data[start : start + 20] = b"\xff" * 20
     path.write_bytes(data)
-    found, _ = decoded(read_images(path), Pictures(6))
+    found, _, _ = decoded(read_images(path), Pictures(6))
     assert found.names == ("dog",)  # a class without a picture is none
     assert "can't be unpacked" in found.problems[0].what
 

@@ -73,7 +73,7 @@ def test_a_run_keeps_each_of_its_starts(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         training.train(SMALL, tmp_path / "run", interrupt_at(5))
     monkeypatch.setattr(sys, "argv", ["mine.py", "--again"])
-    first, second = training.resume(tmp_path / "run").read_starts()
+    first, second = starts.read(training.resume(tmp_path / "run").starts)
     assert (first["step"], first["command"]) == (0, "metaprox train sinusoid --out 'a folder'")
     assert (second["step"], second["command"]) == (4, "python mine.py --again")
     assert first["torch"] == torch.__version__
@@ -105,7 +105,7 @@ def test_comparisons_and_experiments_keep_theirs(tmp_path):
     plan = comparison.Plan.of(SMALL.but(meta_steps=1), {one: {"method": one} for one in ("fomaml", "reptile")}, (0,))
     for count in (1, 2):
         results = comparison.compare(plan, tmp_path / "out")
-        assert len(training.RunFolder(tmp_path / "out").read_starts()) == count
+        assert len(starts.read(training.RunFolder(tmp_path / "out").starts)) == count
     assert "gone on with 1 time" in reports.write_comparison(results, tmp_path / "out").read_text()
 
 

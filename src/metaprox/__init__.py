@@ -18,6 +18,7 @@ from metaprox.errors import (
     RatioWarning,
     RoundingWarning,
     RunFolderError,
+    TransductiveWarning,
     UnmovedWarning,
     UnstableError,
 )
@@ -100,6 +101,7 @@ __all__ = [
     "TaskGradients",
     "TorchOptimizer",
     "Total",
+    "TransductiveWarning",
     "UnmovedWarning",
     "UnstableError",
     "adapt",

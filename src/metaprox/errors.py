@@ -58,6 +58,10 @@ class DataWarning(UserWarning):
     """Something in the data was left out: which, why, and what became of the rest."""
 
 
+class TransductiveWarning(UserWarning):
+    """Predictions depend on which examples are given together; says by which module of the model."""
+
+
 class MissingExtraError(MetaproxError, ImportError):
     """A part was used without the packages that an extra, such as ``metaprox[data]``, or metaprox itself brings."""
 

@@ -14,6 +14,8 @@ from metaprox.checks import shown
 from metaprox.data.draws import seeded
 from metaprox.errors import InputError
 
+NORMS = ("instance", "group", "batch")
+
 
 def mlp(sizes: Sequence[int], seed: int = 0) -> nn.Sequential:
     """Linear layers of these sizes with ReLU between them; float32 on the CPU, weights a function of ``seed`` alone."""
@@ -33,14 +35,15 @@ def conv_net(
     channels: int,
     outputs: int,
     width: int = 64,
-    norm: Literal["batch", "group"] = "batch",
+    norm: Literal["instance", "group", "batch"] = "instance",
     seed: int = 0,
 ) -> nn.Sequential:
     """Returns the conv net of few-shot learning: ``body`` of four blocks, and a linear ``head``; float32 on the CPU.
 
     A block is a convolution of 3 x 3 to ``width`` channels, a norm, ReLU, and the maximum of each 2 x 2. ``norm``:
-    "batch" has the statistics of the batch, in evaluation too, so that what one picture gives depends on the others;
-    "group" (of 8 channels, or all) is each picture's own. Weights are a function of ``seed`` alone.
+    "instance" has the statistics of each channel of each picture (where a picture has become one pixel, of all),
+    "group" those of 8 channels, so that a picture stands by itself; "batch" those of the batch, in evaluation too, so
+    that what one picture gives depends on the others. Weights are a function of ``seed`` alone.
 
     Raises:
         InputError: a number is out of range, or the norm is unknown.
@@ -49,21 +52,25 @@ def conv_net(
     """
     size, outputs = checks.count("size", size), checks.count("outputs", outputs)
     channels, width = checks.count("channels", channels), checks.count("width", width)
-    checks.choice("norm", norm, ("batch", "group"))
+    checks.choice("norm", norm, NORMS)
     with seeded(checks.seed("seed", seed)), torch.device("cpu"):
         layers: list[nn.Module] = []
         for inputs in (channels, width, width, width):
             layers += [nn.Conv2d(inputs, width, 3, padding=1, dtype=torch.float32)]
-            if norm == "batch":
-                layers += [nn.BatchNorm2d(width, track_running_stats=False, dtype=torch.float32)]
-            else:
-                layers += [nn.GroupNorm(max(width // 8, 1) if width % 8 == 0 else 1, width, dtype=torch.float32)]
-            layers += [nn.ReLU()]
+            layers += [_norm(norm, width, size), nn.ReLU()]
             if size > 1:
                 layers += [nn.MaxPool2d(2)]
                 size //= 2
         head = nn.Linear(width * size * size, outputs, dtype=torch.float32)
     return nn.Sequential(OrderedDict(body=nn.Sequential(*layers, nn.Flatten()), head=head))
+
+
+def _norm(norm: str, width: int, size: int) -> nn.Module:
+    if norm == "batch":
+        return nn.BatchNorm2d(width, track_running_stats=False, dtype=torch.float32)
+    if norm == "instance":
+        return nn.GroupNorm(width if size > 1 else 1, width, dtype=torch.float32)
+    return nn.GroupNorm(max(width // 8, 1) if width % 8 == 0 else 1, width, dtype=torch.float32)
 
 
 class Rescaled(nn.Module):

@@ -11,12 +11,13 @@ with needs_extra("the command line"):
     import tyro
     from rich.console import Console
 
-    from metaprox.cli.adapt import Adapt, Predict, with_columns
+    from metaprox.cli.adapt import Adapt, Predict
     from metaprox.cli.check import Check, CheckRun
     from metaprox.cli.compare import Compare, Recount
     from metaprox.cli.ending import ending_in_one_line
     from metaprox.cli.evaluate import Evaluate
     from metaprox.cli.options import is_family, with_options
+    from metaprox.cli.reads import with_columns
     from metaprox.cli.report import Report
     from metaprox.cli.reproduce import Reproduce
     from metaprox.cli.train import Resume, Train
@@ -27,14 +28,8 @@ with needs_extra("the command line"):
     from metaprox.tuning import OF_THE_RUNGS
 
 OF_A_FAMILY: dict[str, type] = {"train": Train, "tune": Tune, "check": Check, "compare": Compare}
-OTHERS: dict[str, type] = {
-    "resume": Resume,
-    "evaluate": Evaluate,
-    "report": Report,
-    "recount": Recount,
-    "reproduce": Reproduce,
-}
-OF_A_FOLDER: dict[str, type] = {"adapt": Adapt, "predict": Predict}
+OTHERS: dict[str, type] = {"resume": Resume, "report": Report, "recount": Recount, "reproduce": Reproduce}
+OF_A_FOLDER: dict[str, type] = {"evaluate": Evaluate, "adapt": Adapt, "predict": Predict}
 ORDER = (
     *("train", "resume", "tune", "check", "evaluate", "adapt", "predict"),
     *("compare", "report", "recount", "reproduce"),

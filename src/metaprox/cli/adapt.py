@@ -7,31 +7,19 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 from rich.console import Console
 
 from metaprox import training
+from metaprox.cli.reads import Reads
 from metaprox.data.examples import Examples
-from metaprox.errors import MetaproxError, RunFolderError
+from metaprox.errors import RunFolderError
 from metaprox.serving import Adapted, Prediction, disk
 from metaprox.storage.files import write_whole
-from metaprox.tasks import Family, families
-from metaprox.training.names import FAMILIES
-from metaprox.training.options import help_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reads:
-    """A command that reads files, as a run does; ``with_columns`` gives it the options that say how."""
-
-    def columns(self) -> dict[str, str]:
-        """Those that were given."""
-        found = {name: getattr(self, name) for name in getattr(self, "reads", ())}
-        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,36 +86,6 @@ def _print(lines: Iterator[str]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def with_columns(command: type[Reads], folder: str) -> type[Reads]:
-    """Returns ``command`` with the fields by which the family of ``folder`` reads, as options; without one, of any."""
-    fields: dict[str, Any] = {}
-    for kind in _kinds(Path(folder)):
-        for name in kind.reads:
-            about = tyro.conf.arg(help=f"{help_of(kind).get(name, name)} Default: as in the run.", metavar="TEXT")
-            fields.setdefault(name, Annotated[str | None, about])
-    made = make_dataclass(
-        command.__name__,
-        [(name, hint, field(default=None)) for name, hint in fields.items()],
-        bases=(command,),
-        frozen=True,
-        kw_only=True,
-    )
-    made.__doc__ = command.__doc__
-    made.reads = tuple(fields)  # type: ignore[attr-defined]
-    return made
-
-
-def _kinds(folder: Path) -> list[type[Family]]:
-    try:
-        if (folder / "config.json").is_file():
-            values = training.configuration_of(training.RunFolder.open(folder))
-            return [FAMILIES.of(values["tasks"]["class"])]
-        known = families().get((disk.about(folder, "adapted").get("source") or {}).get("family", ""))
-        return [known] if known else []
-    except (MetaproxError, KeyError, TypeError, AttributeError):  # the command says what is wrong with it
-        return list(families().values())
 
 
 def _rows(adapted: Adapted, examples: Examples) -> Iterator[tuple[dict[str, Any], str | list[float], list[float]]]:

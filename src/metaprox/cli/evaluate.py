@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from metaprox import training
+from metaprox.cli.reads import Reads
 from metaprox.errors import InputError
 from metaprox.reports import show
 from metaprox.tasks import Split
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Reads):
     """Evaluate the meta-learned weights of a finished run, on a split of its data or on other data."""
 
     run_folder: tyro.conf.Positional[Path]
@@ -34,7 +35,9 @@ class Evaluate:
         folder = training.RunFolder.open(self.run_folder)
         if self.data is not None and self.split != "test":
             raise InputError(f"--data makes test tasks of all that it holds: leave out --split {self.split}")
-        trainer = training.trainer_of(folder, self.data)
+        if self.data is None and self.columns():
+            raise InputError(f"--{next(iter(self.columns())).replace('_', '-')} is of other data: give them (--data)")
+        trainer = training.trainer_of(folder, self.data, **self.columns())
         trainer.load_weights(folder)
         result = trainer.evaluate(self.split, self.count)
         statistics = {name: asdict(value) for name, value in ({"loss": result.loss} | result.metrics).items()}
@@ -49,3 +52,13 @@ class Evaluate:
         for name, value in statistics.items():
             table.add_row(f"query {name}", show(name, value), f"{value['std']:.3f}")
         console.print(table)
+        if result.transductive:
+            console.print(together(result.transductive_by))
+
+
+def together(by: str) -> str:
+    """What to know of an evaluation in which predictions depend on each other."""
+    return (
+        "Query examples were predicted together, and their predictions depend on each other"
+        f"{f' (by {by})' if by else ''}: of single examples, or of one class, expect less."
+    )

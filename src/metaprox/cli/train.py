@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from metaprox import distributed, reports, training, tuning
+from metaprox.cli.evaluate import together
 from metaprox.cli.options import WithSettings
 from metaprox.cli.progress import Watcher, shown_progress
 from metaprox.distributed.start import restarted
@@ -85,7 +86,10 @@ def _finish(folder: training.RunFolder, console: Console, rank: int) -> None:
     table = Table(title="Unseen test tasks", title_justify="left")
     for column in ("quantity", "before meta-training", "after meta-training", "tasks"):
         table.add_column(column)
-    for row in reports.final_table(folder.read_metrics()):
+    records = folder.read_metrics()
+    for row in reports.final_table(records):
         table.add_row(row["quantity"], row["before"], row["after"], row["n"])
     console.print(table)
+    if records[-1].get("transductive"):
+        console.print(together(records[-1].get("transductive_by", "")))
     console.print(f"report: {report}", soft_wrap=True, highlight=False)

@@ -16,8 +16,7 @@ from metaprox.comparison.plan import FILES, Contender, Plan, run_path
 from metaprox.comparison.results import collect
 from metaprox.errors import InputError, MetaproxError, NonFiniteError, RunFolderError, with_notes
 from metaprox.storage.files import is_leftover, naming
-from metaprox.training import Progress, RunFolder, Trainer, configuration_of
-from metaprox.training.starts import start
+from metaprox.training import Progress, RunFolder, Trainer, configuration_of, starts
 from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
 from metaprox.training.stored import completed, different
 
@@ -63,7 +62,7 @@ def _compare(plan: Plan, out: Path, jobs: int, say: Callable[[str], None], stop:
         if plan.budget == "gradients":
             plan = plan.with_equal_gradients(costs)
         _refuse_other_settings(plan, out)
-        RunFolder(out).append_start(start())
+        starts.append(RunFolder(out).starts)
         failures: dict[str, dict[int, str]] = {label: {} for label in plan.contenders}
         runs = plan.runs()
         for done, (label, seed, failure) in enumerate(_run_all(runs, out, jobs, stop), start=1):

@@ -57,7 +57,7 @@ def evaluate(
     own = Group.of(group) if shared else None
     if own is None:
         judge = Judge.of(problem, tasks, ids, solver, steps, **settings)
-        return Evaluation.of(_values(judge, Place.alone(), 0, len(judge.ids), more), problem)
+        return Evaluation.of(_values(judge, Place.alone(), 0, len(judge.ids), more), problem, judge.seen)
     exchange = Exchange(own)
     with exchange.guarded():
         judge = Judge.of(problem, tasks, ids, solver, steps, **settings)
@@ -67,7 +67,7 @@ def evaluate(
         parts = exchange.end(packed(found))
         device = next(iter(judge.x.values())).device
         columns = (unpacked(part, device)[0] for part in parts)
-        return Evaluation.of(joined([one for one in columns if one]), problem)
+        return Evaluation.of(joined([one for one in columns if one]), problem, judge.seen)
 
 
 def _values(judge: Judge, place: Place, first: int, last: int, more: More | None) -> Metrics:

@@ -1,7 +1,7 @@
 """Judging x by how well adaptation works."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch.utils import _pytree as pytree
 
@@ -17,6 +17,8 @@ from metaprox.inner.proximal import proximal_solve
 from metaprox.inner.solve import Stopping
 from metaprox.losses.checked import joined
 from metaprox.losses.choose import BackendName, Choice
+from metaprox.modules.company import Company, company
+from metaprox.modules.loss import ModuleLoss
 from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.solvers.stability import check_stable
@@ -81,7 +83,7 @@ def evaluate(
         batch_size=batch_size,
         backend=backend,
     )
-    return Evaluation.of(judge.values(Place.alone(), 0, len(judge.ids)), problem)
+    return Evaluation.of(judge.values(Place.alone(), 0, len(judge.ids)), problem, judge.seen)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Judge:
     stopping: Stopping
     choice: Choice
     batch_size: int
+    seen: list[Company] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What was found of the first task that was evaluated."""
 
     @classmethod
     def of(
@@ -135,12 +139,14 @@ class Judge:
         return joined(columns)
 
     def _values(self, batch: TaskBatch, place: Place) -> Metrics:
-        results = []
+        results, adapted = [], None
         with begun(self.problem, self.x, batch, self.choice, query="value", place=place) as call:
             for span in call.chunks():
                 gradients = call.gradients(span)
                 try:
                     y = proximal_solve(gradients, self.solver, self.stopping).y
+                    if adapted is None:
+                        adapted = gradients.parameters.adapted.unflatten(y[0, 0])
                     loss, metrics = gradients.query_values(y.squeeze(1), 0)
                     require_finite(loss, "query loss at the adapted parameters", gradients.start)
                 except NonFiniteError as error:
@@ -148,6 +154,8 @@ class Judge:
                         error.add_note(f"task {error.task} of this evaluation has id {self.ids[error.task]}")
                     raise
                 results.append({"loss": loss} | metrics)
+        if not self.seen and isinstance(self.problem.outer_loss, ModuleLoss) and adapted is not None:
+            self.seen.append(company(self.problem.outer_loss, {**self.x, **adapted}, batch.one(0).query))
         return joined(results)
 
 

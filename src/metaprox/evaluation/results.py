@@ -1,7 +1,7 @@
 """What an evaluation found: means and intervals over tasks, and the tasks' own numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaprox.checks.trees import kind
 from metaprox.errors import InputError
+from metaprox.modules.company import Company
 from metaprox.problem import ProximalProblem
 
 
@@ -40,19 +41,26 @@ class Evaluation:
 
     loss: of the query loss after adaptation; metrics: of whatever else it returned. values: the same by name for
     every task [n], in the order of the ids, for paired comparisons. transductive: whether query examples were
-    seen together in a way that their predictions depend on each other (None: unknown).
+    seen together in a way that their predictions depend on each other (None: unknown); transductive_by: the first
+    module of the model by which they do, where that is known.
     """
 
     loss: Statistic
     metrics: dict[str, Statistic]
     values: dict[str, Tensor]
     transductive: bool | None
+    transductive_by: str = ""
 
     @classmethod
-    def of(cls, values: dict[str, Tensor], problem: ProximalProblem) -> "Evaluation":
-        """From the query loss of every task, as "loss", and its metrics, all [n]."""
+    def of(cls, values: dict[str, Tensor], problem: ProximalProblem, seen: Sequence[Company] = ()) -> "Evaluation":
+        """Returns it of the query loss of every task, as "loss", and its metrics, all [n].
+
+        ``seen``: what was found of the model; where that is nothing, it is as the ``problem`` has it.
+        """
         statistics = {name: Statistic.of(value) for name, value in values.items()}
         loss = statistics.pop("loss")
+        if seen:
+            return cls(loss, statistics, values, seen[0].depends, seen[0].by if seen[0].depends else "")
         return cls(loss, statistics, values, problem.transductive() if problem.transductive else None)
 
 

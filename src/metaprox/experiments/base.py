@@ -16,8 +16,7 @@ from metaprox import checks
 from metaprox.errors import HealthWarning
 from metaprox.reports import style
 from metaprox.reports.page import Shown
-from metaprox.training import RunFolder
-from metaprox.training.starts import start
+from metaprox.training import RunFolder, starts
 
 Size = Literal["quick", "full"]
 
@@ -109,7 +108,7 @@ def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int 
     checks.choice("size", size, ("quick", "full"))
     checks.count("seed", seed, least=0)
     folder = RunFolder(checks.path("out", out) / experiment.name).made()
-    folder.append_start(start())
+    starts.append(folder.starts)
     remember = Remember(folder.path, f"{size}_{seed}")
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():

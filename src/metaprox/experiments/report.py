@@ -5,7 +5,7 @@ from pathlib import Path
 
 from metaprox.experiments.base import Outcome
 from metaprox.reports.page import render
-from metaprox.training import RunFolder
+from metaprox.training import RunFolder, starts
 
 
 def write_summary(outcomes: Sequence[Outcome], out: Path) -> Path:
@@ -16,7 +16,7 @@ def write_summary(outcomes: Sequence[Outcome], out: Path) -> Path:
             "claim": outcome.experiment.claim,
             "size": outcome.size,
             "seeds": f"Seed {outcome.seed}",
-            "starts": RunFolder(outcome.folder).read_starts(),
+            "starts": starts.read(RunFolder(outcome.folder).starts),
             "figures": outcome.shown,
             "checks": [
                 {

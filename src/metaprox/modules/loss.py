@@ -60,8 +60,12 @@ class ModuleLoss:
 
     def uses_batch_statistics(self) -> bool:
         """Whether predictions for the examples of a batch depend on each other, by a batch norm."""
-        norms = (module for module in self.model.modules() if isinstance(module, _BatchNorm))
-        return any(norm.training or norm.running_mean is None for norm in norms)
+        return any(map(self.takes_batch_statistics, self.model.modules()))
+
+    @staticmethod
+    def takes_batch_statistics(module: nn.Module) -> bool:
+        """Whether it is a batch norm in train mode, or one without running statistics."""
+        return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
 
 class PrivateLoss:

@@ -1,11 +1,13 @@
 """Files in folders and zip archives, by name. Archives are read in place: nothing of one is ever written to disk."""
 
 import os
+import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from metaprox.data.examples import Problem
 from metaprox.errors import InputError
@@ -36,6 +38,26 @@ class Member:
         if len(found) > LARGEST_FILE:
             raise ValueError(f"unpacks to more than {LARGEST_FILE // 2**20} MiB")
         return found
+
+
+def content_of(item: Any) -> bytes:
+    """The bytes of a file by its path, or of what reads itself. Raises ValueError, saying why, where there are none."""
+    if isinstance(item, bytes):
+        return item
+    if callable(getattr(item, "read", None)):
+        found: bytes = item.read()
+        return found
+    if not isinstance(item, (str, Path)):
+        raise ValueError("neither a path nor a picture of Pillow")
+    try:
+        about = Path(item).stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("not a file")
+        if about.st_size > LARGEST_FILE:
+            raise ValueError(f"larger than {LARGEST_FILE // 2**20} MiB")
+        return Path(item).read_bytes()
+    except OSError as error:
+        raise ValueError(f"can't be read: {error.strerror}") from error
 
 
 def files(path: Path) -> Iterator[tuple[PurePosixPath, Path | Member] | Problem]:

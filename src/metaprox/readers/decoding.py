@@ -1,15 +1,13 @@
 """Files of pictures decoded by Pillow: one frame, upright, in 8 bits, without transparency; or why it is none."""
 
 import io
-import stat
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaprox.errors import needs_extra
-from metaprox.readers.archives import LARGEST_FILE, Member
+from metaprox.readers.archives import content_of
 
 with needs_extra("reading pictures", "data"):
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -37,27 +35,13 @@ def pixels_of(item: Any, size: int, channels: int, fit: str) -> Tensor:
 
 
 def _opened(item: Any) -> Image.Image:
-    data = item.read() if isinstance(item, Member) else _bytes_of(item)
+    data = content_of(item)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError(f"not a picture of the kinds {', '.join(FORMATS)}") from error
     except BROKEN as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def _bytes_of(item: Any) -> bytes:
-    if not isinstance(item, (str, Path)):
-        raise ValueError("neither a path nor a picture of Pillow")
-    try:
-        about = Path(item).stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("not a file")
-        if about.st_size > LARGEST_FILE:
-            raise ValueError(f"larger than {LARGEST_FILE // 2**20} MiB")
-        return Path(item).read_bytes()
-    except OSError as error:
-        raise ValueError(f"can't be read: {error.strerror}") from error
 
 
 def _squared(image: Image.Image, size: int, fit: str) -> Image.Image:

@@ -12,19 +12,33 @@ from metaprox import checks
 from metaprox.data.examples import Examples, Problem
 from metaprox.errors import InputError
 from metaprox.readers.archives import files
+from metaprox.readers.hub import Part, pictures_of_hub
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 
 
-def read_images(path: str | Path, *, labels: bool = True) -> Examples:
+def read_images(
+    path: str | Path,
+    *,
+    labels: bool = True,
+    image: str | None = None,
+    label: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+) -> Examples:
     """Pictures below a folder, or in a zip archive of one; a class is a folder that holds pictures.
 
     A class is named by its folders, from where they part: ``cat``, ``dog``; or, nested, ``Greek/character01``, of the
     group ``Greek``. No picture is opened: those that turn out to be none are found by whoever does.
 
     Args:
-        path: of the folder or archive. Without labels also of one picture.
+        path: of the folder or archive. Without labels also of one picture. Or ``hf:`` and the name of a dataset on the
+            HuggingFace hub, or of a folder as ``datasets`` leaves it.
         labels: whether the folders are classes. Else all pictures are taken, whatever folder they are in.
+        image: of a dataset, the column with the pictures. None: the only one that has some.
+        label: of a dataset, the column with the classes. None: the only one of classes, or that of the name label.
+        subset: of a dataset, which of its configurations.
+        split: of a dataset, its split, or several with a +. None: all.
 
     Returns:
         Examples whose items are paths, or members of the archive, in the order of their names.
@@ -33,6 +47,8 @@ def read_images(path: str | Path, *, labels: bool = True) -> Examples:
         InputError: there is no folder, or there are no pictures in it, or none is in a folder of its class.
     """
     path, labels = checks.path("path", path), checks.switch("labels", labels)
+    if (part := Part.of(path, subset, split)) is not None:
+        return pictures_of_hub(part, image, label, labels=labels)
     if not labels and path.is_file() and path.suffix.lower() in SUFFIXES:
         return Examples(str(path), [str(path)])
     found = _Found.below(path)

@@ -19,9 +19,9 @@ from metaprox.readers.archives import Member
 class Pictures(Preprocessing):
     """Pictures [N, channels, size, size] in float32, from 0 (black) to 1 (white), or ``invert``-ed. Needs Pillow.
 
-    An item is a path, a member of an archive as ``read_images`` gives them, or a picture of Pillow. Grey and colour
-    become one another; what is transparent is white; a camera's orientation is followed; of several frames the first is
-    taken. At most 64 MiB and 50 million pixels each.
+    An item is a path, a member of an archive as ``read_images`` gives them, the bytes of a file, or a picture of
+    Pillow. Grey and colour become one another; what is transparent is white; a camera's orientation is followed; of
+    several frames the first is taken. At most 64 MiB and 50 million pixels each.
 
     Args:
         size: height and width, to which every picture is brought.

@@ -9,23 +9,25 @@ from math import prod
 import torch
 from torch import Tensor
 
+from metaprox.data.contents import checksum
 from metaprox.data.examples import Examples, Problem
 from metaprox.errors import InputError
+from metaprox.readers.archives import content_of
 from metaprox.readers.pictures import Pictures
 
 IN_MEMORY = 512 * 2**20  # bytes of pixels
 AT_ONCE = 256  # pictures that are being decoded
 
 
-def decoded(examples: Examples, pictures: Pictures) -> tuple[Examples, Tensor]:
+def decoded(examples: Examples, pictures: Pictures) -> tuple[Examples, Tensor, list[int]]:
     """Decode every picture, once.
 
     Costs a byte for each pixel and channel; above 512 MiB they are in a temporary file, which the system removes with
     the process.
 
     Returns:
-        The examples that are pictures, in their order, with what is none among their problems; and their pixels, uint8
-        [N, channels, size, size].
+        The examples that are pictures, in their order, with what is none among their problems; their pixels, uint8
+        [N, channels, size, size]; and the checksum of each one's file.
 
     Raises:
         InputError: none is one.
@@ -34,10 +36,12 @@ def decoded(examples: Examples, pictures: Pictures) -> tuple[Examples, Tensor]:
     pixels = _empty(len(examples), shape)
     problems = list(examples.problems)
     kept: list[int] = []
+    sums: list[int] = []
 
-    def one(index: int) -> Tensor | str:
+    def one(index: int) -> tuple[Tensor, int] | str:
         try:
-            return pictures.pixels(examples.items[index])
+            content = content_of(examples.items[index])
+            return pictures.pixels(content), checksum(content)
         except ValueError as error:
             return str(error)
 
@@ -48,12 +52,13 @@ def decoded(examples: Examples, pictures: Pictures) -> tuple[Examples, Tensor]:
                 if isinstance(found, str):
                     problems.append(Problem(str(examples.items[index]), found))
                 else:
-                    pixels[len(kept)] = found
+                    pixels[len(kept)] = found[0]
                     kept.append(index)
+                    sums.append(found[1])
     pictured = replace(examples.where(kept), problems=tuple(problems)).with_names_in_use()
     if not kept:
         raise InputError(pictured.report())
-    return pictured, pixels[: len(kept)]
+    return pictured, pixels[: len(kept)], sums
 
 
 def _empty(count: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,6 @@
 """Texts with labels, in tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from metaprox import checks
 from metaprox.data.examples import Examples, Problem
 from metaprox.errors import InputError
-from metaprox.readers.rows import rows_of, tables_in
+from metaprox.readers.hub import Part, rows_of_hub
+from metaprox.readers.rows import Row, rows_of, tables_in
 
 
 def read_texts(
@@ -19,15 +20,20 @@ def read_texts(
     group: str | None = None,
     *,
     labels: bool = True,
+    subset: str | None = None,
+    split: str | None = None,
 ) -> Examples:
     """Texts and their labels, in CSV, JSON lines or Parquet; a folder gives all such files in it.
 
     Args:
-        path: of the file or folder, or several. Without labels also of a .txt, with a text on each line.
+        path: of the file or folder, or several. Without labels also of a .txt, with a text on each line. Or ``hf:`` and
+            the name of a dataset on the HuggingFace hub, or of a folder as ``datasets`` leaves it.
         text: the column with the texts.
         label: that with the labels, whose names are its values, sorted. Space around a value is no part of it.
         group: that with the group that a label belongs to, such as a domain.
         labels: whether labels are read.
+        subset: of a dataset, which of its configurations.
+        split: of a dataset, its split, or several with a +. None: all.
 
     Returns:
         Examples whose items are strings, in the order of the rows. Rows without a text or a label are left out.
@@ -42,7 +48,7 @@ def read_texts(
     wanted = list(dict.fromkeys([text, *([label] if labels else []), *([group] if labels and group else [])]))
     found: list[list[str]] = []
     problems: list[Problem] = []
-    for row in (row for one in paths for file in tables_in(one) for row in rows_of(file, wanted, alone=True)):
+    for row in (row for one in paths for row in _rows(one, wanted, subset, split)):
         if isinstance(row, Problem):
             problems.append(row)
             continue
@@ -68,6 +74,14 @@ def read_texts(
         [values[wanted.index(group)] for values in found] if group else None,
         problems=tuple(problems),
     )
+
+
+def _rows(path: Path, wanted: Sequence[str], subset: str | None, split: str | None) -> Iterator[Row | Problem]:
+    if (part := Part.of(path, subset, split)) is not None:
+        yield from rows_of_hub(part, wanted)
+        return
+    for file in tables_in(path):
+        yield from rows_of(file, wanted, alone=True)
 
 
 def _text(value: Any) -> str:

@@ -11,7 +11,7 @@ from metaprox import checks
 from metaprox.comparison.statistics import ENOUGH_SEEDS
 from metaprox.reports import style
 from metaprox.reports.page import Shown, render, told_apart, write_page
-from metaprox.training import RunFolder
+from metaprox.training import RunFolder, starts
 
 COLUMNS = {
     "method": "method",
@@ -81,7 +81,7 @@ def _page(results: dict[str, Any], folder: RunFolder, figure: Figure) -> str:
         rows=comparison_table(results),
         shared=first["settings"],
         seeds=f"{'Seeds' if len(seeds) > 1 else 'Seed'} {', '.join(seeds)}",
-        starts=folder.read_starts(),
+        starts=starts.read(folder.starts),
         labels=[style.method_name(label) for label in results["methods"]],
         settings=differing,
         alike=alike,

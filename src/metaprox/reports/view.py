@@ -17,7 +17,7 @@ from metaprox.reports.health import health_table
 from metaprox.reports.page import shown, time_of
 from metaprox.storage.files import damaged
 from metaprox.storage.lock import holder
-from metaprox.training import RunFolder, configuration_of
+from metaprox.training import RunFolder, configuration_of, starts
 from metaprox.training.stored import flat
 
 Record = dict[str, Any]
@@ -36,7 +36,7 @@ class RunView:
     @classmethod
     def of(cls, folder: RunFolder, name: str = "") -> "RunView":
         """Read it. Raises RunFolderError where a file is damaged; names it."""
-        one = cls(folder, name, configuration_of(folder), folder.read_metrics(), folder.read_starts())
+        one = cls(folder, name, configuration_of(folder), folder.read_metrics(), starts.read(folder.starts))
         with damaged(folder.path / "config.json", "the configuration of a run"):
             one._check_configuration()
         if not one.records and (folder.weights.exists() or folder.test_values.exists()):

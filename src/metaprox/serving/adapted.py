@@ -1,5 +1,6 @@
 """A model that was adapted to a task: its predictions, and itself."""
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from metaprox import checks
 from metaprox.checks.trees import describe, kind, on_device
-from metaprox.errors import InputError, MetaproxError
+from metaprox.errors import InputError, MetaproxError, TransductiveWarning
 from metaprox.modules.head import Head
 from metaprox.modules.loss import ModuleLoss
 from metaprox.serving import disk
@@ -72,7 +73,8 @@ class Adapted:
         converged: whether the solve reached ``tol``; True where it was a number of steps that was asked for.
         steps: how many it took.
         transductive: whether the predictions for examples depend on those that they are given with, as with batch norms
-            in train mode.
+            in train mode; of which the first ``predict`` warns. ``adapt`` asks for examples of the support alone.
+        transductive_by: the first module by which they do, where that is known.
         head: path of the layer that was made for the task; None: the model's own.
         blueprint: how the model is made anew; None: ``load`` has to be given one.
         source: which family reads what is predicted for, and by which columns: words, for the command line.
@@ -86,6 +88,7 @@ class Adapted:
     converged: bool
     steps: int
     transductive: bool = False
+    transductive_by: str = ""
     head: str | None = None
     blueprint: Blueprint | None = None
     source: Mapping[str, str] | None = None
@@ -108,7 +111,7 @@ class Adapted:
         """Predict for N examples: items for ``preprocessing``, or inputs of the model where there is none.
 
         Evaluated as ``mp.evaluate`` does, in the modes of the learner's model, and writing on nothing. Batches of any
-        size give the same, unless ``transductive``.
+        size give the same, unless ``transductive``, of which the first call warns (``TransductiveWarning``).
 
         Returns:
             Outputs, and for classification probabilities and the names of the most probable classes.
@@ -118,6 +121,14 @@ class Adapted:
         """
         inputs = items if self.preprocessing is None else self.preprocessing(items)
         inputs = on_device(inputs, device_of(self._module))
+        if self.transductive and "told" not in self._seen:
+            self._seen["told"] = ()
+            by = f" (by {self.transductive_by})" if self.transductive_by else ""
+            text = (
+                f"what the model predicts for an example depends on the others that it is given with{by}: the same "
+                "example gets another answer alone, or in another batch"
+            )
+            warnings.warn(text, TransductiveWarning, stacklevel=3)
         return Prediction(self._checked(evaluated(self._module, inputs, self._seen), inputs).clone(), self.names)
 
     def _checked(self, outputs: Any, inputs: Any) -> Tensor:
@@ -154,6 +165,7 @@ class Adapted:
             "converged": self.converged,
             "steps": self.steps,
             "transductive": self.transductive,
+            "transductive_by": self.transductive_by,
             "head": self.head,
             "source": None if self.source is None else dict(self.source),
             "model": None if self.blueprint is None else self.blueprint.to_json(),

@@ -14,6 +14,7 @@ from metaprox.errors import InputError
 from metaprox.estimators import Estimator
 from metaprox.evaluation import solved
 from metaprox.inner.solve import Stopping
+from metaprox.modules.company import company
 from metaprox.modules.head import Head, ModuleHead
 from metaprox.modules.loss import ModelLoss, ModuleLoss
 from metaprox.problem import ProximalProblem
@@ -157,6 +158,7 @@ class Learner:
         with torch.no_grad():
             for name, value in found.y.items():
                 state[name].copy_(value)
+        others = company(ModuleLoss(module, self.loss), {**state, **found.y}, batch)
         return Adapted(
             module,
             names=known,
@@ -164,7 +166,8 @@ class Learner:
             residual=found.residual,
             converged=found.converged,
             steps=found.steps,
-            transductive=bool(problem.transductive and problem.transductive()),
+            transductive=others.depends,
+            transductive_by=others.by if others.depends else "",
             head=None if self.head is None else self.head.module,
             blueprint=self.blueprint,
         )

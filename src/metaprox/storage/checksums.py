@@ -48,4 +48,4 @@ def read(folder: Path) -> dict[str, str]:
     return known
 
 
-FILES = {"config.json", "metrics.jsonl", "test_tasks.json", "starts.jsonl"}
+FILES = {"config.json", "data.json", "metrics.jsonl", "test_tasks.json", "starts.jsonl"}

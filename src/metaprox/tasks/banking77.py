@@ -49,14 +49,16 @@ class BANKING77(Text):
     validation_share: float = field(default=0.2, init=False)
     test_share: float = field(default=0.2, init=False)
     splits: Path | None = field(default=None, init=False)
+    subset: str | None = field(default=None, init=False)
+    data_split: str | None = field(default=None, init=False)
 
     small: ClassVar[Literal["refuse", "leave out"]] = "refuse"
 
     @property
     def place(self) -> Path:
-        if self.data is not None:
-            return Path(self.data)
-        return below_data_variable("banking77", f"BANKING77 needs its files {' and '.join(FILES)} ({SOURCE})")
+        return self.given_place or below_data_variable(
+            "banking77", f"BANKING77 needs its files {' and '.join(FILES)} ({SOURCE})"
+        )
 
     def files(self, path: Path) -> tuple[Path, ...]:
         if path.is_file():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.contents import Contents
 from metaprox.data.examples import Examples
 from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.task import Task
@@ -106,6 +107,19 @@ class Family(ABC):
         """SHA-256 of what its data decide of tasks and inputs, by which a run knows them again. None: it makes them."""
         return None
 
+    def contents(self) -> Contents | None:
+        """What the examples of its data hold, by which a run sees that one is another. None: it makes them."""
+        return None
+
+    def known(self) -> dict[str, Any] | None:
+        """What its data decide of model, loss and inputs, as JSON holds it; for ``remembering``. None: not said."""
+        return None
+
+    @classmethod
+    def remembering(cls, data: Any, known: Mapping[str, Any]) -> Any:
+        """What to give as the setting ``data``, so that none are read before a task of them is asked for."""
+        return data
+
     scales: ClassVar[bool] = False
     """Whether inputs or outputs are scaled by the data, so that what was learned means nothing beside others."""
 
@@ -137,19 +151,24 @@ class Family(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     """Fields that say how files are read, such as the names of columns."""
 
+    reads_once: ClassVar[tuple[str, ...]] = ()
+    """Fields that say what of one path is read, and nothing of another's."""
+
     one_group: ClassVar[bool] = False
     """Whether a task is a group, so that the examples of several are no support."""
 
     def reading(self, **columns: Any) -> Self:
         """Returns the same family with others of its ``reads``, for ``examples`` alone: its own data stay as they are.
 
+        Those of ``reads_once`` can be given too, and are None where they are not.
+
         Raises:
             InputError: it reads by no such field.
         """
-        if odd := sorted(columns.keys() - {*self.reads}):
+        if odd := sorted(columns.keys() - {*self.reads, *self.reads_once}):
             raise InputError(f"{type(self).__name__} reads files by {', '.join(self.reads) or 'nothing'}, not {odd[0]}")
         found = copy.copy(self)
-        for name, value in columns.items():
+        for name, value in (dict.fromkeys(self.reads_once) | columns).items():
             object.__setattr__(found, name, value)
         return found
 

@@ -1,6 +1,6 @@
 """N-way K-shot classification of pictures of one's own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metaprox import checks
 from metaprox.data.examples import Examples
 from metaprox.data.sources import Source
+from metaprox.models import NORMS
 from metaprox.readers import Pictures, read_images
 from metaprox.readers.pixels import decoded
 from metaprox.serving import Blueprint
@@ -31,7 +32,7 @@ class Images(Labelled):
     net of four blocks, the loss cross-entropy.
 
     Args:
-        data: folder with a folder for each class, or a zip archive of one.
+        data: folder with a folder for each class, or a zip archive of one; or a dataset of HuggingFace, hf:NAME.
         ways: classes of a task.
         shots: support pictures of each class.
         queries: query pictures of each class.
@@ -42,8 +43,12 @@ class Images(Labelled):
         fit: how a picture that is not square becomes so: squeezed, its middle cropped, or padded with white.
         rotations: whether in training each class, turned by 90, 180 and 270 degrees, is three more classes.
         width: channels of the conv net's blocks.
-        norm: of the conv net's blocks. batch: over the pictures that are classified together, as MAML's authors have
-            it, so that what one gets depends on the others. group: each for itself, which learns more slowly.
+        norm: of the conv net's blocks. instance, group: of each channel, or of 8, of each picture for itself; instance
+            takes away what is the same at every pixel, such as a shade, and group less of it. batch: over the pictures
+            that are classified together, as MAML's authors have it, so that what one gets depends on the others
+            (transductive): evaluations promise more than single pictures get.
+        image_column: of a dataset of HuggingFace, the column with the pictures. Default: the only one that has some.
+        label_column: of such a dataset, the column with the classes. Default: the only one of classes, or label.
         seed: of the tasks and weights.
         split: which classes.
 
@@ -58,7 +63,9 @@ class Images(Labelled):
     fit: Literal["squeeze", "crop", "pad"] = "squeeze"
     rotations: bool = False
     width: int = 64
-    norm: Literal["batch", "group"] = "batch"
+    norm: Literal["instance", "group", "batch"] = "instance"
+    image_column: str | None = field(default=None, kw_only=True)
+    label_column: str | None = field(default=None, kw_only=True)
 
     defaults: ClassVar[dict[str, Any]] = {
         "meta_batch": 4,
@@ -69,17 +76,20 @@ class Images(Labelled):
         "backend": "loop",  # as fast as vmap for conv nets, in a T-th of the memory
         "lr": 0.3,
     }
+    of_datasets: ClassVar[tuple[str, ...]] = ("image_column", "label_column", "subset", "data_split")
+    reads: ClassVar[tuple[str, ...]] = ("image_column", "label_column")
     wanted: ClassVar[str] = "give the folder with a folder of pictures for each class (--data FOLDER)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.settle(self, rotations=checks.switch, width=checks.count, norm=checks.one_of("batch", "group"))
+        checks.settle(self, rotations=checks.switch, width=checks.count, norm=checks.one_of(*NORMS))
         self.preprocessing()
-        _ = self.drawn  # whatever can't be is refused here
+        self.look()
 
     def pool(self, path: Path) -> Pool:
         pictures = self.preprocessing()
-        found, pixels = _pixels(path, stamp(path), pictures)
+        columns = tuple(getattr(self, name) for name in self.of_datasets)
+        found, pixels, sums = _pixels(path, stamp(path), pictures, columns)
         count, names, turns = len(found), found.names, 4 if self.rotations and self.split == "train" else 1
         labels = found.targets
         labels = torch.cat([labels + turn * len(names) for turn in range(turns)])
@@ -94,20 +104,21 @@ class Images(Labelled):
             return pictures.inputs(upright)
 
         groups = class_groups(found)
-        return Pool(Source(turns * count, labels.tolist(), take, names.__getitem__), names, groups and groups * turns)
+        source = Source(turns * count, labels.tolist(), take, names.__getitem__)
+        return Pool(source, names, groups and groups * turns, sums, lambda row: str(found.items[row]))
 
     def preprocessing(self) -> Pictures:
         """Pictures of this size."""
         return Pictures(self.size, self.channels, self.invert, self.fit)
 
     def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
-        """Pictures; the folders are their classes."""
-        return read_images(path, labels=labels)
+        """Pictures; the folders are their classes, or a column of a dataset is."""
+        return _read(path, tuple(getattr(self, name) for name in self.of_datasets), labels=labels)
 
     @classmethod
     def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
         """Pictures, in whatever folders; or one picture."""
-        return read_images(path, labels=False)
+        return _read(path, tuple(columns.get(name) for name in cls.of_datasets), labels=False)
 
     def model(self) -> nn.Module:
         return self.made(outputs=self.ways, channels=self.channels, size=self.size)
@@ -120,7 +131,14 @@ class Images(Labelled):
 
 
 @lru_cache(maxsize=4)
-def _pixels(path: Path, stamp: Any, pictures: Pictures) -> tuple[Examples, Tensor]:
-    """Every picture, decoded."""
-    found, pixels = decoded(read_images(path), pictures)
-    return tell(found), pixels
+def _pixels(
+    path: Path, stamp: Any, pictures: Pictures, columns: tuple[str | None, ...]
+) -> tuple[Examples, Tensor, list[int]]:
+    """Every picture, decoded, and the checksums of their files."""
+    found, pixels, sums = decoded(_read(path, columns), pictures)
+    return tell(found), pixels, sums
+
+
+def _read(path: str | Path, columns: tuple[str | None, ...], *, labels: bool = True) -> Examples:
+    image, label, subset, split = columns
+    return read_images(path, labels=labels, image=image, label=label, subset=subset, split=split)

@@ -1,7 +1,7 @@
 """What families of labelled data have in common: N-way K-shot tasks of the classes of a split."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,12 +9,14 @@ from typing import ClassVar, Literal
 
 from metaprox import checks
 from metaprox.data import FewShot
+from metaprox.data.contents import Contents
 from metaprox.data.examples import Examples
 from metaprox.data.sources import Source
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.models import cross_entropy
 from metaprox.modules.head import Head
+from metaprox.readers.hub import Part
 from metaprox.tasks.base import Picture, TaskSource, draws_of, shots_of
 from metaprox.tasks.own import OwnData, digest, warn_of
 from metaprox.tasks.pictures import probabilities
@@ -22,11 +24,21 @@ from metaprox.tasks.pictures import probabilities
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """All labelled examples of a family, and the groups of its classes, where there are some."""
+    """All labelled examples of a family, and the groups of its classes, where there are some.
+
+    Args:
+        source: of the examples.
+        names: of the classes.
+        groups: of the classes.
+        checksums: of what each example holds.
+        shown: of an example's place, what it is called in messages.
+    """
 
     source: Source
     names: tuple[str, ...]
-    groups: tuple[str, ...] | None = None
+    groups: tuple[str, ...] | None
+    checksums: Sequence[int]
+    shown: Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -34,34 +46,45 @@ class Labelled(OwnData):
     """N-way K-shot tasks of the classes of a split.
 
     Args:
-        data: where the examples are.
         ways: classes of a task.
         shots: support examples of each class.
         queries: query examples of each class.
         train_shots: support examples of each class in training tasks, where they are not as many.
+        subset: of a dataset of HuggingFace (--data hf:NAME), which of its configurations.
+        data_split: of such a dataset, which of its splits, one, or several with a +. Default: all.
         head: where the last layer starts in a task. zeros, means: at 0, or at the means of the classes, with a row for
             each class of the task, so that what was learned takes any number of classes. learned: where meta-learning
             says, for as many classes as ``ways``. Default: zeros, but for a model of one's own, whose head is learned.
     """
 
-    data: str | Path | None = None
     ways: int = 5
     shots: int = 1
     queries: int = 5
     train_shots: int | None = None
+    subset: str | None = field(default=None, kw_only=True)
+    data_split: str | None = field(default=None, kw_only=True)
     head: Literal["zeros", "means", "learned"] | None = field(default=None, kw_only=True)
 
     loss = staticmethod(cross_entropy)
     small: ClassVar[Literal["refuse", "leave out"]] = "leave out"
     """What becomes of classes with too few examples."""
 
+    of_datasets: ClassVar[tuple[str, ...]] = ("subset", "data_split")
+    """Fields that say how datasets of HuggingFace are read, and nothing else is."""
+    reads_once: ClassVar[tuple[str, ...]] = ("subset", "data_split")
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.settle(self, **dict.fromkeys(self.of_datasets, checks.optional(checks.text)))
+        given = [name for name in self.of_datasets if getattr(self, name) is not None]
+        if given and self.given_place is not None and Part.of(self.given_place) is None:
+            raise InputError(
+                f"{given[0]}={getattr(self, given[0])!r} is of datasets of HuggingFace (--data hf:NAME), and "
+                f"{self.given_place} is none"
+            )
         checks.settle(self, **dict.fromkeys(("ways", "shots", "queries"), checks.count))
         checks.settle(self, head=checks.optional(checks.one_of("zeros", "means", "learned")))
-        checks.settle(self, data=checks.optional(checks.path), train_shots=checks.optional(checks.count))
-        if self.data is not None:
-            object.__setattr__(self, "data", Path(self.data).absolute())
+        checks.settle(self, train_shots=checks.optional(checks.count))
 
     @property
     def task_head(self) -> Head | None:
@@ -80,17 +103,18 @@ class Labelled(OwnData):
 
     def fingerprint(self) -> str:
         """Of the names of all classes, their groups, and the class of each example in its order."""
-        pool = self.of_split("test").pool(self.place)
+        pool = self._everything
         return digest(pool.names, pool.groups, pool.source.labels)
 
-    @property
-    def place(self) -> Path:
-        """Where the data are. Raises InputError where nothing says it."""
-        if self.data is None:
-            raise InputError(f"data is needed: {self.wanted}")
-        return Path(self.data)
+    def contents(self) -> Contents:
+        """Of every example."""
+        pool = self._everything
+        return Contents([pool.names[i] for i in pool.source.required()], pool.checksums, pool.shown)
 
-    wanted: ClassVar[str] = "say where the examples are (--data)"
+    @property
+    def _everything(self) -> Pool:
+        """The examples of all splits, as they are."""
+        return self.of_split("test").pool(self.place)
 
     @cached_property
     def drawn(self) -> FewShot:
@@ -129,7 +153,7 @@ class Labelled(OwnData):
 
     def on(self, path: str | Path) -> TaskSource:
         """Test tasks of all classes of other data. Raises InputError where it can't be read, or has too little."""
-        test = self.of_split("test")
+        test = self if self.split == "test" else self.of_split("test")
         pool = test.pool(checks.path("path", path))
         return test._drawn(pool, pool.names, str(path))
 

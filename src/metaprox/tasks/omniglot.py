@@ -46,13 +46,14 @@ class Omniglot(Images):
     validation_share: float = field(default=0.2, init=False)
     test_share: float = field(default=0.2, init=False)
     splits: Path | None = field(default=None, init=False)
+    image_column: str | None = field(default=None, init=False)
+    label_column: str | None = field(default=None, init=False)
+    subset: str | None = field(default=None, init=False)
+    data_split: str | None = field(default=None, init=False)
 
     @property
     def place(self) -> Path:
-        path = self.data
-        if path is None:
-            path = below_data_variable("omniglot", f"Omniglot needs its pictures ({SOURCE})")
-        path = Path(path)
+        path = self.given_place or below_data_variable("omniglot", f"Omniglot needs its pictures ({SOURCE})")
         within = [path / BACKGROUND, *sorted(path.glob(f"{BACKGROUND}*.zip"))] if path.is_dir() else []
         return next((one for one in within if one.exists()), path)
 

@@ -5,10 +5,12 @@ import inspect
 import json
 import os
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,15 +21,22 @@ from metaprox.data import split_classes
 from metaprox.data.draws import seeded
 from metaprox.data.examples import Examples
 from metaprox.errors import DataWarning, InputError
+from metaprox.readers.hub import on_disk
 from metaprox.tasks.base import SPLITS, Family
+from metaprox.tasks.remembered import Remembered, place_of
 
 DATA_VARIABLE = "METAPROX_DATA"
 
 
 @dataclass(frozen=True)
 class OwnData(Family):
-    """A family of data of one's own: some classes, or groups, are held out; its model may be one of one's own too."""
+    """A family of data of one's own: some classes, or groups, are held out; its model may be one of one's own too.
 
+    Args:
+        data: where the examples are.
+    """
+
+    data: str | Path | None = None
     network: str | None = field(default=None, metadata={"option": "model"}, kw_only=True)
     """A function that makes another model, package.module:function, called with what it names of: outputs, inputs,
     channels, size, seed. Default: as the family has it."""
@@ -41,11 +50,46 @@ class OwnData(Family):
     def __post_init__(self) -> None:
         super().__post_init__()
         shares = dict.fromkeys(("validation_share", "test_share"), checks.fraction)
-        checks.settle(self, **shares, splits=checks.optional(checks.path))
+        checks.settle(self, **shares, splits=checks.optional(checks.path), data=checks.optional(place_of))
         if self.validation_share + self.test_share >= 1:
             raise InputError(
                 f"validation_share={self.validation_share} and test_share={self.test_share} leave nothing to train on"
             )
+
+    @property
+    def place(self) -> Path:
+        """Where the data are. Raises InputError where nothing says it."""
+        if self.given_place is None:
+            raise InputError(f"data is needed: {self.wanted}")
+        return self.given_place
+
+    @property
+    def given_place(self) -> Path | None:
+        """Where ``data`` says that they are."""
+        found = self.data.place if isinstance(self.data, Remembered) else self.data
+        return None if found is None else Path(found)
+
+    wanted: ClassVar[str] = "say where the examples are (--data)"
+
+    def look(self) -> None:
+        """Read the data, unless they are remembered: whatever can't be is refused here."""
+        if not isinstance(self.data, Remembered):
+            _ = self.drawn
+
+    @property
+    @abstractmethod
+    def drawn(self) -> Any:
+        """The tasks. Raises InputError where the data do not have them."""
+
+    def known(self) -> dict[str, Any]:
+        """The fixed lists of the splits, where a file gave them. All else is in the settings."""
+        return (
+            {} if self.splits is None else {"splits": {name: list(one) for name, one in (self._lists() or {}).items()}}
+        )
+
+    @classmethod
+    def remembering(cls, data: Any, known: Mapping[str, Any]) -> Remembered:
+        return Remembered(data, known)
 
     def of_splits(self, names: Sequence[str], groups: Sequence[str] | None, source: str) -> dict[str, tuple[str, ...]]:
         """The classes, or groups, of each split. Raises InputError where there are none for one."""
@@ -128,7 +172,21 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, default=plain).encode()).hexdigest()
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """What changes with a file, so that none is taken for another that was read before."""
-    about = path.stat() if path.exists() else None
-    return (about.st_mtime_ns, about.st_size) if about else (0, 0)
+def stamp(path: Path) -> str:
+    """What changes with a file, or with any below a folder, so that none is taken for another that was read before."""
+    path = on_disk(path)
+    found, folders = hashlib.sha256(), [str(path)]
+    with suppress(OSError):
+        found.update(_line("", path.stat()))
+    for folder in folders:  # which grows
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda one: one.name):
+                with suppress(OSError):  # of a link to nowhere
+                    found.update(_line(entry.path, entry.stat()))
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return found.hexdigest()
+
+
+def _line(name: str, about: os.stat_result) -> bytes:
+    return f"{name} {about.st_mtime_ns} {about.st_size} {about.st_ino}\n".encode(errors="surrogateescape")

@@ -1,7 +1,7 @@
 """Regression or classification of the rows of tables of one's own, a task for each group."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metaprox import checks
 from metaprox.data import Grouped
+from metaprox.data.contents import Contents, checksum
 from metaprox.data.examples import Examples
 from metaprox.data.task import Task
 from metaprox.errors import InputError
@@ -23,6 +24,7 @@ from metaprox.serving import Blueprint
 from metaprox.tasks.base import Picture, TaskSource
 from metaprox.tasks.own import OwnData, digest, stamp, tell, warn_of
 from metaprox.tasks.pictures import probabilities
+from metaprox.tasks.remembered import Facts, Remembered
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class Tables(OwnData):
         InputError: a file or column is missing or holds no numbers, or there are too few groups or rows.
     """
 
-    data: str | Path | None = None
     target: str | None = None
     by: str | None = None
     order: str | None = None
@@ -67,17 +68,16 @@ class Tables(OwnData):
     def __post_init__(self) -> None:
         super().__post_init__()
         texts = dict.fromkeys(("target", "by", "order"), checks.optional(checks.text))
-        checks.settle(self, data=checks.optional(checks.path), **texts, hidden=checks.counts)
+        checks.settle(self, **texts, hidden=checks.counts)
         checks.settle(self, columns=checks.optional(lambda name, value: checks.tuple_of(name, value, checks.text)))
         checks.settle(self, target_kind=checks.one_of("auto", "numbers", "classes"))
         if self.data is None or self.target is None:
             raise InputError("data and target are needed: give the tables and the column to predict (--data, --target)")
-        object.__setattr__(self, "data", Path(self.data).absolute())
-        _ = self._drawn  # whatever can't be is refused here
+        self.look()
 
     def batch(self, ids: Sequence[int]) -> Task | list[Task]:
         """Tasks with inputs in float32; targets in float32, or classes in int64."""
-        return self._drawn.batch(ids)
+        return self.drawn.batch(ids)
 
     scales: ClassVar[bool] = True
 
@@ -86,10 +86,36 @@ class Tables(OwnData):
         rows = self._all
         return digest(rows.columns, rows.names, rows.groups, rows.items, rows.targets)
 
+    def contents(self) -> Contents:
+        """Of the numbers and the target of every row."""
+        rows = self._all
+        assert isinstance(rows.items, Tensor)
+        numbers = torch.cat([rows.items, rows.targets.double().view(len(rows), -1)], 1).numpy()
+        groups = rows.groups or [""] * len(rows)
+        first = {group: row for row, group in reversed([*enumerate(groups)])}
+        sums = [checksum(row.tobytes()) for row in numbers]
+        return Contents(groups, sums, lambda row: f"row {row - first[groups[row]] + 1} of {groups[row]!r}")
+
+    def known(self) -> dict[str, Any]:
+        """The columns, the names of the classes, the scales of the training groups, and lists of the splits."""
+        return {**super().known(), "facts": asdict(self.facts)}
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What the model and its inputs have of the data."""
+        if isinstance(self.data, Remembered):
+            return Facts.of(self.data)
+        rows, targets = self._training.items, self._training.targets
+        assert isinstance(rows, Tensor)
+        std = rows.std(0, correction=0)
+        mean, std = rows.mean(0), torch.where(std > 0, std, 1.0)
+        scale = (0.0, 1.0) if self._all.names else (float(targets.mean()), float(targets.std(correction=0)) or 1.0)
+        return Facts(self._all.columns, self._all.names, tuple(mean.tolist()), tuple(std.tolist()), scale)
+
     @property
     def distinct(self) -> int:
         """The groups of the split: an evaluation is over groups, however few there are."""
-        return self._drawn.distinct
+        return self.drawn.distinct
 
     def on(self, path: str | Path) -> TaskSource:
         """The groups of other tables. Raises InputError where they can't be read, or have others columns or classes."""
@@ -97,14 +123,11 @@ class Tables(OwnData):
 
     def preprocessing(self) -> Columns:
         """Columns with the means and standard deviations of the training groups."""
-        rows = self._training.items
-        assert isinstance(rows, Tensor)
-        std = rows.std(0, correction=0)
-        return Columns(self._all.columns, tuple(rows.mean(0).tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+        return Columns(self.facts.columns, self.facts.mean, self.facts.std)
 
     def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
         """Rows, by the columns of the family."""
-        columns, names = self._all.columns, self._all.names or None
+        columns, names = self.facts.columns, self.facts.names or None
         if labels:
             return read_tables(path, self.target, by=self.by, order=self.order, columns=columns, names=names)
         return read_tables(path, columns=columns)
@@ -123,25 +146,27 @@ class Tables(OwnData):
         return read_tables(path, columns=checks.instance_of(Columns)("preprocessing", preprocessing).names)
 
     def model(self) -> nn.Module:
-        made = self.made(inputs=len(self._all.columns), outputs=len(self._all.names) or 1)
-        return made if self.network is None or self._all.names else Rescaled(made, *self._scaling)
+        facts = self.facts
+        made = self.made(inputs=len(facts.columns), outputs=len(facts.names) or 1)
+        return made if self.network is None or facts.names else Rescaled(made, *facts.target)
 
     def blueprint(self) -> Blueprint | None:
         if self.network is not None:
             return None
-        sizes = [len(self._all.columns), *self.hidden, len(self._all.names) or 1]
-        if self._all.names:
+        facts = self.facts
+        sizes = [len(facts.columns), *self.hidden, len(facts.names) or 1]
+        if facts.names:
             return Blueprint("mlp", {"sizes": sizes, "seed": self.seed})
-        mean, std = self._scaling
+        mean, std = facts.target
         return Blueprint("rescaled_mlp", {"sizes": sizes, "mean": mean, "std": std, "seed": self.seed})
 
     @property
     def loss(self) -> ModelLoss:
-        return cross_entropy if self._all.names else ScaledError(self._scaling[1])
+        return cross_entropy if self.facts.names else ScaledError(self.facts.target[1])
 
     def baseline(self, model: nn.Module, tasks: Any) -> dict[str, Tensor]:
         """Of numbers, the error of the mean of the support's targets."""
-        if self._all.names:
+        if self.facts.names:
             return {}
         if isinstance(tasks, Task):
             pairs = list(zip(tasks.support[1], tasks.query[1], strict=True))
@@ -151,19 +176,18 @@ class Tables(OwnData):
         return {"error of the support's mean": torch.stack(errors)}
 
     def picture(self) -> Picture | None:
-        return probabilities("Classes in an unseen group, after adaptation") if self._all.names else None
+        return probabilities("Classes in an unseen group, after adaptation") if self.facts.names else None
 
     @cached_property
     def _all(self) -> Examples:
         """The rows of all splits."""
-        assert self.data is not None
         assert self.target is not None
-        place = Path(self.data)
+        place = self.place
         return _rows(place, stamp(place), self.target, self.by, self.order, self.columns, self.target_kind)
 
     @cached_property
     def _of_splits(self) -> dict[str, tuple[str, ...]]:
-        return self.of_splits(sorted(set(self._all.groups or ())), None, str(self.data))
+        return self.of_splits(sorted(set(self._all.groups or ())), None, str(self.place))
 
     @cached_property
     def _training(self) -> Examples:
@@ -171,16 +195,10 @@ class Tables(OwnData):
         groups, chosen = self._all.groups or (), set(self._of_splits["train"])
         return self._all.where([i for i, group in enumerate(groups) if group in chosen])
 
-    @property
-    def _scaling(self) -> tuple[float, float]:
-        """Mean and standard deviation of the targets."""
-        targets = self._training.targets
-        return float(targets.mean()), float(targets.std(correction=0)) or 1.0
-
     @cached_property
-    def _drawn(self) -> Grouped:
+    def drawn(self) -> Grouped:
         groups = self._of_splits[self.split]
-        return self._grouped(self._all, groups, f"the {self.split} split of {self.data}")
+        return self._grouped(self._all, groups, f"the {self.split} split of {self.place}")
 
     def _grouped(self, rows: Examples, groups: Sequence[str] | None, what: str) -> Grouped:
         try:

@@ -1,16 +1,18 @@
 """N-way K-shot classification of texts of one's own."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox import checks
+from metaprox.data.contents import checksum
 from metaprox.data.examples import Examples
 from metaprox.data.preprocessing import Preprocessing
 from metaprox.data.sources import Source
@@ -41,7 +43,8 @@ class Text(Labelled):
     adaptation.
 
     Args:
-        data: file with the texts and their labels, in CSV, JSON lines or Parquet, or a folder of such files.
+        data: file with the texts and their labels, in CSV, JSON lines or Parquet, or a folder of such files; or a
+            dataset of HuggingFace, hf:NAME.
         ways: labels of a task.
         shots: support texts of each label.
         queries: query texts of each label.
@@ -89,7 +92,7 @@ class Text(Labelled):
         checks.settle(self, **columns, group_column=checks.optional(checks.text))
         if self.encoder == "frozen" and self.network is None and self.task_head is not None:
             raise InputError(f"encoder='frozen' learns where the head starts, and nothing else: not head={self.head!r}")
-        _ = self.drawn  # whatever can't be is refused here
+        self.look()
 
     def files(self, path: Path) -> tuple[Path, ...]:
         """What is read at a path."""
@@ -97,15 +100,17 @@ class Text(Labelled):
 
     def pool(self, path: Path) -> Pool:
         files, columns = self.files(path), (self.text_column, self.label_column, self.group_column)
-        key = (files, columns, tuple(map(stamp, files)))
+        key = (files, columns, tuple(map(stamp, files)), self.subset, self.data_split)
         found, texts = _distinct(*key), self.preprocessing()
 
         def take(rows: list[int]) -> Any:
             chosen = torch.tensor(rows, device="cpu")
             return pytree.tree_map(lambda leaf: leaf[chosen], _inputs(key, texts))
 
-        names = found.names
-        return Pool(Source(len(found), found.targets.tolist(), take, names.__getitem__), names, class_groups(found))
+        names, groups = found.names, class_groups(found)
+        source = Source(len(found), found.targets.tolist(), take, names.__getitem__)
+        sums = [checksum(text.encode()) for text in found.items]
+        return Pool(source, names, groups, sums, lambda row: f"the text {checks.shown(found.items[row])}")
 
     def preprocessing(self) -> Texts:
         """Tokens, or features with a frozen encoder."""
@@ -113,12 +118,20 @@ class Text(Labelled):
 
     def examples(self, path: str | Path, *, labels: bool = True) -> Examples:
         """Texts, by the columns of the family."""
-        return read_texts(path, self.text_column, self.label_column, self.group_column, labels=labels)
+        columns = (self.text_column, self.label_column, self.group_column)
+        return read_texts(path, *columns, labels=labels, subset=self.subset, split=self.data_split)
+
+    def of_one(self, path: str | Path) -> Self:
+        """As it reads one task, whose labels need no groups."""
+        found = copy.copy(self)
+        object.__setattr__(found, "group_column", None)
+        return found
 
     @classmethod
     def items(cls, path: str | Path, preprocessing: Any, **columns: Any) -> Examples:
         """Texts; of a .txt each line is one."""
-        return read_texts(path, columns.get("text_column") or "text", labels=False)
+        text = columns.get("text_column") or "text"
+        return read_texts(path, text, labels=False, subset=columns.get("subset"), split=columns.get("data_split"))
 
     def model(self) -> nn.Module:
         return self.made(outputs=self.ways)
@@ -159,9 +172,15 @@ class Text(Labelled):
 
 
 @lru_cache(maxsize=4)
-def _distinct(files: tuple[Path, ...], columns: tuple[str, str, str | None], stamps: Any) -> Examples:
+def _distinct(
+    files: tuple[Path, ...],
+    columns: tuple[str, str, str | None],
+    stamps: Any,
+    subset: str | None = None,
+    split: str | None = None,
+) -> Examples:
     """Every text of a label once, whatever its case and spacing, in the order of the files."""
-    found = tell(read_texts(files, *columns))
+    found = tell(read_texts(files, *columns, subset=subset, split=split))
     seen: dict[tuple[int, str], int] = {}
     for row, (text, label) in enumerate(zip(found.items, found.targets.tolist(), strict=True)):
         seen.setdefault((label, " ".join(text.lower().split())), row)

@@ -17,6 +17,7 @@ from metaprox.training import weights
 from metaprox.training.borrowed import generators, set_generators
 from metaprox.training.folder import KEPT, RunFolder
 from metaprox.training.kept import check_generators, check_like
+from metaprox.training.log import state_of, truncate
 from metaprox.training.packed import pack, unpack
 from metaprox.training.standing import Standing
 from metaprox.training.starts import versions
@@ -38,7 +39,7 @@ def save(folder: RunFolder, trainer: "Trainer", at: Standing) -> None:
     tensors |= generators(trainer.device)
     tensors |= {f"best.{name}": tensor for name, tensor in at.best_weights.items()}
     tensors |= {f"health.{name}": tensor for name, tensor in at.health.items()}
-    log, stream = folder.metrics_state(), None
+    log, stream = state_of(folder.metrics), None
     if trainer.stream is not None:
         stream, own = trainer.stream.state()
         tensors |= {f"stream.{name}": tensor for name, tensor in own.items()}
@@ -123,7 +124,7 @@ def _restore(
             trainer.stream.go_to(meta["stream"], under("stream.", tensors))
         there = dict(meta.get("versions", {}))
     _warn_of_versions(path, there)
-    folder.truncate_metrics(log)
+    truncate(folder.metrics, log)
     with damaged(path, WHAT):
         trainer.optimizer.load_state_dict(optimizer)
         if trainer.schedule is not None:

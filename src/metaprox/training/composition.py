@@ -20,7 +20,7 @@ from metaprox.tasks.base import SPLITS
 from metaprox.training.names import FAMILIES, METHODS, OPTIMIZERS, SOLVERS
 from metaprox.training.outer import Outer
 from metaprox.training.pace import Pace
-from metaprox.training.stored import DATA, VERSION, described, flat, made, refused
+from metaprox.training.stored import CONTENTS, DATA, KNOWN, OF_DATA, VERSION, described, flat, made, refused
 from metaprox.training.trainer import Source, Trainer
 
 
@@ -69,9 +69,18 @@ class Composition:
         return replace(self, pace=replace(self.pace, **changes))
 
     @torch.inference_mode(False)
-    def trainer(self) -> Trainer:
-        """Everything that the run needs. Raises InputError for whatever can't be, before any work is done."""
-        family, pace, configuration = self.family, self.pace, self.configuration()
+    def trainer(self, configuration: Mapping[str, Any] | None = None) -> Trainer:
+        """Returns everything that the run needs.
+
+        Args:
+            configuration: that of the run's folder, where it goes by that, and its data need not be read.
+
+        Raises:
+            InputError: something can't be; before any work is done.
+        """
+        family, pace, contents = self.family, self.pace, None
+        if configuration is None:
+            configuration, contents = self.configuration(), self.family.contents()
         tasks: dict[str, Source] = {split: family.of_split(split) for split in SPLITS}
         model = _given(family.model(), nn.Module, family, "model").to(_device(self.device))
         make = partial(ProximalProblem.from_module, model, lam=self.lam, adapt=family.adapts, head=family.task_head)
@@ -94,14 +103,22 @@ class Composition:
             baseline=None if type(family).baseline is Family.baseline else family.baseline,
             picture=family.picture(),
             configuration=configuration,
+            contents=None if contents is None else contents.parts,
         )
 
     def configuration(self) -> dict[str, Any]:
         """The parts as JSON holds them. Raises InputError where a part has a setting that it does not hold."""
-        data = self.family.fingerprint()
+        contents = self.family.contents()
+        data = {
+            DATA: self.family.fingerprint(),
+            CONTENTS: None if contents is None else contents.sha256,
+            KNOWN: self.family.known(),
+        }
+        return {"version": VERSION, **{key: value for key, value in data.items() if value is not None}, **self._parts()}
+
+    def _parts(self) -> dict[str, Any]:
+        """What there is to choose."""
         return {
-            "version": VERSION,
-            **({} if data is None else {DATA: data}),
             "tasks": described(self.family, FAMILIES.name_of, ("seed", "split"), refused),
             "method": described(self.estimator, _name_of, other=refused),
             "lam": self.lam,
@@ -113,15 +130,23 @@ class Composition:
 
     def settings(self) -> dict[str, Any]:
         """The same as options by name."""
-        return flat({name: value for name, value in self.configuration().items() if name != DATA})
+        return flat(self._parts())
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "Composition":
-        """What ``configuration`` gave; classes of one's own are imported. Raises InputError for anything else."""
+    def of(cls, values: Mapping[str, Any], *, remembering: bool = False) -> "Composition":
+        """Returns what ``configuration`` gave; classes of one's own are imported.
+
+        Args:
+            values: a configuration.
+            remembering: whether data are not read, as far as the configuration says what is known of them.
+
+        Raises:
+            InputError: it is anything else, or the data can't be read.
+        """
         if not isinstance(values, Mapping):
             raise InputError(f"not the configuration of a run: {checks.shown(values)}")
         parts = {"tasks", "method", "lam", "inner_batch", "optimizer", "run", "device"}
-        if odd := sorted((values.keys() - {DATA}) ^ (parts | {"version"})):
+        if odd := sorted((values.keys() - OF_DATA) ^ (parts | {"version"})):
             raise InputError(f"not the configuration of a run of this version of metaprox: odd {', '.join(odd)}")
         try:
             pace = made({"class": "run", **values["run"]}, lambda name: Pace)
@@ -129,8 +154,12 @@ class Composition:
             for name in ("solver", "branch_solver"):
                 if method.get(name) is not None:
                     method[name] = made(method[name], SOLVERS.of)
+            tasks = values["tasks"]
+            if remembering and KNOWN in values:
+                family: type[Family] = FAMILIES.of(tasks["class"])
+                tasks = {**tasks, "data": family.remembering(tasks.get("data"), values[KNOWN])}
             return cls(
-                made(values["tasks"], FAMILIES.of, seed=pace.seed),
+                made(tasks, FAMILIES.of, seed=pace.seed),
                 made(method, METHODS.of),
                 values["lam"],
                 made(values["optimizer"], OPTIMIZERS.of),

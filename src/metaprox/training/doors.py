@@ -1,5 +1,6 @@
 """Runs by settings and by folder; a script with objects of its own uses ``Trainer``."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metaprox import checks
+from metaprox.data.contents import told
 from metaprox.errors import InputError, RunFolderError
+from metaprox.readers.hub import on_disk
+from metaprox.tasks import Family
 from metaprox.training import checkpoint, ranks
 from metaprox.training.callbacks import Callback
 from metaprox.training.composition import Composition
@@ -15,7 +19,7 @@ from metaprox.training.folder import RunFolder
 from metaprox.training.loop import Watch, finished_weights
 from metaprox.training.script import SCRIPT
 from metaprox.training.settings import Settings
-from metaprox.training.stored import DATA
+from metaprox.training.stored import CONTENTS, DATA, KNOWN
 from metaprox.training.trainer import Trainer
 
 
@@ -64,8 +68,8 @@ def composition_of(folder: RunFolder, *, other_data: bool = False) -> Compositio
 
     Args:
         folder: of the run.
-        other_data: whether it goes on to data other than its own, so that these may have changed where nothing of them
-            is in what it learned.
+        other_data: whether it goes on to data other than its own, which are not read then, and may be gone, as far as
+            the folder says what is known of them.
 
     Returns:
         Its parts.
@@ -81,31 +85,52 @@ def composition_of(folder: RunFolder, *, other_data: bool = False) -> Compositio
             "report on it there, by its training.Trainer"
         )
     try:
-        found = Composition.of(values) if "version" in values else Settings.of_version_1(values).composition()
+        if "version" in values:
+            found = Composition.of(values, remembering=other_data)
+        else:
+            found = Settings.of_version_1(values).composition()
     except InputError as error:
         raise RunFolderError(f"{place}: {_without_data(values) or error}") from error
-    strict = found.family.scales or not other_data
-    if strict and DATA in values and values[DATA] != found.family.fingerprint():
-        raise RunFolderError(
-            f"{place}: the run's data in {getattr(found.family, 'data', None)} have changed since it began, and with "
-            "them its splits or scales: put them back as they were, with what is new in another place; or train anew"
-        )
+    if not other_data or (KNOWN not in values and found.family.scales):
+        _require_same_data(folder, values, found.family)
     return found
+
+
+def _require_same_data(folder: RunFolder, values: Mapping[str, Any], family: Family) -> None:
+    """Raise RunFolderError, saying what differs, where a run's data are not those that it began with."""
+    same = DATA not in values or values[DATA] == family.fingerprint()
+    there, here = values.get(KNOWN), json.loads(json.dumps(family.known() if KNOWN in values else None))
+    contents = family.contents() if CONTENTS in values else None
+    if same and there == here and (contents is None or contents.sha256 == values[CONTENTS]):
+        return
+    changes = contents.changes(folder.contents()) if contents is not None and folder.data.is_file() else []
+    if isinstance(there, Mapping) and there.get("splits") != here.get("splits"):
+        changes.insert(0, f"the lists in {getattr(family, 'splits', None)} are others")
+    what = f" ({told(changes)})" if changes else ""
+    raise RunFolderError(
+        f"{folder.path / 'config.json'}: the run's data in {getattr(family, 'place', None)} have changed since it "
+        f"began{what}, and with them its tasks, splits or scales: put them back as they were, with what is new in "
+        "another place; or train anew"
+    )
 
 
 def _without_data(values: Mapping[str, Any]) -> str:
     """That the data of a run are gone, and what to do; "" where they are there, or it has none."""
     tasks = values.get("tasks")
     data = tasks.get("data") if isinstance(tasks, Mapping) else None
-    if not isinstance(data, str) or Path(data).exists():
+    place = on_disk(Path(data)) if isinstance(data, str) else None
+    if place is None or place.exists() or not place.is_absolute():  # a name on the hub: its error tells
         return ""
-    return f"the run's data are no longer in {data}, and are read again for its scales and classes: put them back there"
+    return f"the run's data are no longer in {data}, and are read again: put them back there"
 
 
-def of_any_data(trainer: Trainer, folder: RunFolder) -> Trainer:
-    """The trainer of a run by ``composition_of(folder, other_data=True)``, as one of the very data that the run had."""
-    values = folder.configuration()
-    return replace(trainer, configuration=values) if DATA in values else trainer
+def served(folder: RunFolder) -> tuple[Composition, Trainer]:
+    """The parts of a run that goes on to other data, and its trainer, as one of the very data that the run had."""
+    composition, values = composition_of(folder, other_data=True), folder.configuration()
+    if KNOWN in values:
+        return composition, composition.trainer(values)
+    trainer = composition.trainer()  # of a run from before that was kept, or of data of its own
+    return composition, replace(trainer, configuration=values) if DATA in values else trainer
 
 
 def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
@@ -114,18 +139,20 @@ def configuration_of(folder: RunFolder) -> Mapping[str, Any]:
     return values if "version" in values else composition_of(folder).configuration()
 
 
-def trainer_of(folder: RunFolder, data: str | Path | None = None) -> Trainer:
+def trainer_of(folder: RunFolder, data: str | Path | None = None, **columns: str) -> Trainer:
     """Returns the run in a folder, with its initial weights; with test tasks of other ``data``, where some is given.
+
+    ``columns``: by which those are read, in place of the run's.
 
     Raises:
         RunFolderError: as ``composition_of``.
         InputError: the family of the run does not read the data.
     """
-    composition = composition_of(folder, other_data=data is not None)
-    trainer = composition.trainer()
     if data is None:
-        return trainer
-    return replace(of_any_data(trainer, folder), tasks={**trainer.tasks, "test": composition.family.on(data)})
+        return composition_of(folder).trainer()
+    composition, trainer = served(folder)
+    family = composition.family.of_split("test").reading(**columns)
+    return replace(trainer, tasks={**trainer.tasks, "test": family.on(data)})
 
 
 def latest(folder: RunFolder) -> Trainer:

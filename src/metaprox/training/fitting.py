@@ -29,7 +29,7 @@ KINDS: dict[str, type] = {
     "tasks": Mapping,
     "pace": Pace,
 }
-OPTIONAL: dict[str, type] = {"picture": Picture, "configuration": Mapping, "baseline": Callable}  # type: ignore[dict-item]
+OPTIONAL: dict[str, type] = {"picture": Picture, "configuration": Mapping, "contents": Mapping, "baseline": Callable}  # type: ignore[dict-item]
 
 
 def check_parts(trainer: "Trainer") -> None:

@@ -1,8 +1,6 @@
 """The files of a run: configuration, metrics, checkpoints, weights, figures, report."""
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -14,15 +12,13 @@ from metaprox import checks
 from metaprox.errors import DamagedFileError, InputError, MetaproxError, RunFolderError
 from metaprox.evaluation import Statistic
 from metaprox.storage import checksums
-from metaprox.storage.files import damaged, is_leftover, json_of, naming, write_text
+from metaprox.storage.files import damaged, is_leftover, json_of, naming, read_bytes, write_text
 from metaprox.storage.lock import locked
 from metaprox.training import records, weights
 from metaprox.training.stored import different, parsed
 
 KEPT = "configuration"  # where a checkpoint holds it
 CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
-START = {"date": str, "step": int, "command": str, "host": str, "processes": int}
-START |= dict.fromkeys(("metaprox", "torch", "python"), str)
 
 
 @dataclass(frozen=True)
@@ -64,11 +60,24 @@ class RunFolder:
             raise RunFolderError(f"{self.path} can't be made: {error.strerror}; choose another --out") from error
         return self
 
-    def configure(self, configuration: Mapping[str, Any]) -> None:
-        """Write config.json, after its checksum."""
+    def configure(self, configuration: Mapping[str, Any], contents: Mapping[str, str] | None = None) -> None:
+        """Write config.json, after its checksum; and before both, where there are some, ``contents`` as data.json."""
+        if contents is not None:
+            self.write_text(self.data.name, json.dumps(contents, indent=1) + "\n")
         text = json.dumps(configuration, indent=2) + "\n"
-        checksums.write(self.path, {"config.json": checksums.of_bytes(text.encode())})
+        checksums.write(self.path, {"config.json": checksums.of_bytes(text.encode()), **self._sum_of_data()})
         self.write_text("config.json", text)
+
+    def _sum_of_data(self) -> dict[str, str]:
+        return {self.data.name: checksums.of_bytes(read_bytes(self.data))} if self.data.is_file() else {}
+
+    def contents(self) -> dict[str, str]:
+        """What data.json holds; {} where there is none. Raises RunFolderError where it is damaged."""
+        if not self.data.is_file():
+            return {}
+        values = json_of(self.data, checksums.checked(self.data))
+        with damaged(self.data, "the checksums of a run's data"):
+            return {str(name): str(part) for name, part in values.items()}
 
     def locked(self) -> AbstractContextManager[None]:
         """Within, no other process works here. Raises RunFolderError where one does; names it."""
@@ -126,6 +135,10 @@ class RunFolder:
         return [found[step] for step in sorted(found, reverse=True)] + ([before] if before.exists() else [])
 
     @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -136,21 +149,6 @@ class RunFolder:
     @property
     def starts(self) -> Path:
         return self.path / "starts.jsonl"
-
-    def append_start(self, start: Mapping[str, Any]) -> None:
-        """A line for a process that begins the run or goes on with it: see ``training.starts``."""
-        with naming(self.starts, "read"):
-            before = self.starts.read_text(encoding="utf-8", errors="replace") if self.starts.exists() else ""
-        lines = [*before.splitlines(), json.dumps(start)]
-        self.write_text(self.starts.name, "".join(f"{line}\n" for line in lines))
-
-    def read_starts(self) -> list[dict[str, Any]]:
-        """Every line; none of a run from before there were such. Raises RunFolderError where one is damaged."""
-        if not self.starts.exists():
-            return []
-        with damaged(self.starts, "a list of starts of a run, which says no more than where it was: delete it"):
-            found = [json_of(self.starts, line) for line in checksums.checked(self.starts).splitlines()]
-            return [{name: kind(one[name]) for name, kind in START.items()} for one in found]
 
     @property
     def figures(self) -> Path:
@@ -224,41 +222,16 @@ class RunFolder:
         """Keep the checksums of what a finished run leaves, before its weights make it one."""
         files = (self.path / "config.json", self.metrics, self.test_values, self.starts)
         with naming(self.path, "read"):
-            checksums.write(
-                self.path, {path.name: checksums.of_bytes(path.read_bytes()) for path in files if path.exists()}
-            )
+            sums = {path.name: checksums.of_bytes(path.read_bytes()) for path in files if path.exists()}
+            checksums.write(self.path, sums | self._sum_of_data())
 
     def unseal(self) -> None:
-        """Of a run that goes on nothing but the configuration is as it will be."""
-        known = checksums.read(self.path)
-        if known.keys() > {"config.json"}:
-            checksums.write(self.path, {"config.json": known["config.json"]})
-
-    def metrics_state(self) -> dict[str, Any]:
-        """Size and SHA-256 of the log, which is on the disk itself then."""
-        if not self.metrics.exists():
-            return {"size": 0, "sha256": checksums.of_bytes(b"")}
-        with naming(self.metrics), self.metrics.open("rb+") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256")
-            return {"size": file.tell(), "sha256": digest.hexdigest()}
-
-    def truncate_metrics(self, state: Mapping[str, Any]) -> None:
-        """Forget what was logged after a checkpoint: the resumed run logs it again. Raises RunFolderError as needed."""
-        size, remedy = state["size"], "put it back, or delete it to go on without what it says"
-        if not self.metrics.exists():
-            return
-        with naming(self.metrics), self.metrics.open("rb+") as file:
-            there = file.read(size)
-            if len(there) < size:
-                raise RunFolderError(
-                    f"{self.metrics} is shorter than when the checkpoint was written: it was changed since: {remedy}"
-                )
-            if state["sha256"] not in (None, checksums.of_bytes(there)):
-                raise RunFolderError(f"{self.metrics} was changed since the checkpoint was written: {remedy}")
-            file.truncate(size)
+        """Of a run that goes on nothing but the configuration, and what is known of its data, is as it will be."""
+        known, kept = checksums.read(self.path), {"config.json", self.data.name}
+        if known.keys() - kept:
+            checksums.write(self.path, {name: known[name] for name in sorted(kept & known.keys())})
 
 
 def _is_nothing(path: Path) -> bool:
     """Whether it is what a process that ended left before there was a run."""
-    return is_leftover(path) or path.name == checksums.NAME
+    return is_leftover(path) or path.name in (checksums.NAME, "data.json")

@@ -11,14 +11,13 @@ from torch import Tensor
 from metaprox.errors import RunFolderError
 from metaprox.evaluation import Evaluation
 from metaprox.storage.files import damaged
-from metaprox.training import checkpoint, ranks, weights
+from metaprox.training import checkpoint, ranks, starts, weights
 from metaprox.training.borrowed import generators, seed_generators, set_generators
 from metaprox.training.folder import RunFolder
 from metaprox.training.health import Health
 from metaprox.training.records import Progress, evaluation_record, progress, step_record
 from metaprox.training.script import SCRIPT
 from metaprox.training.standing import Standing
-from metaprox.training.starts import start
 from metaprox.training.step import meta_step
 from metaprox.training.stopping import Asked, Stop, Stopped, stoppable
 from metaprox.training.stored import refuse_another
@@ -86,10 +85,10 @@ class Loop:
         if ranks.by_first(lambda: bool(folder.checkpoints()) or folder.metrics.exists()):
             at = ranks.first_then_others(lambda: checkpoint.load(folder, self.trainer))
             self.saved = at.step, at.evaluated
-            folder.append_start(start(at.step))
+            starts.append(folder.starts, at.step)
             self._tell("on_start", folder, at.step)
             return at
-        folder.append_start(start())
+        starts.append(folder.starts)
         seed_generators(self.trainer.pace.seed)
         self._tell("on_start", folder, 0)
         self._save(at := Standing())

@@ -73,6 +73,7 @@ def evaluation_record(step: int, split: str, result: Evaluation) -> dict[str, An
         "step": step,
         "split": split,
         "transductive": result.transductive,
+        **({"transductive_by": result.transductive_by} if result.transductive_by else {}),
         **{name: asdict(statistic) for name, statistic in statistics.items()},
     }
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from metaprox.data.examples import Examples, Problem
-from metaprox.errors import DataWarning, InputError
+from metaprox.errors import InputError, TransductiveWarning
 from metaprox.serving import Adapted, Learner, Prediction
 from metaprox.tasks import families
 from metaprox.tasks.own import tell
 from metaprox.training.composition import Composition
-from metaprox.training.doors import composition_of, of_any_data
+from metaprox.training.doors import served
 from metaprox.training.folder import RunFolder
 from metaprox.training.names import FAMILIES
 
@@ -30,8 +30,8 @@ def learner_of(path: str | Path) -> Learner:
 
 
 def _learner(folder: RunFolder) -> tuple[Learner, Composition]:
-    composition = composition_of(folder, other_data=True)
-    trainer, family = of_any_data(composition.trainer(), folder), composition.family
+    composition, trainer = served(folder)
+    family = composition.family
     trainer.load_weights(folder)
     found = Learner.of(trainer.evaluated or trainer.problem, trainer.estimator)
     return replace(found, preprocessing=family.preprocessing(), blueprint=family.blueprint()), composition
@@ -82,7 +82,7 @@ def items_of(adapted: Adapted, path: str | Path, **columns: str) -> Examples:
             "this adapted model does not say which of metaprox's families reads its files: it was adapted in Python, "
             "or by a family of one's own. Predict there, by mp.load(folder).predict(items)"
         )
-    if odd := sorted(columns.keys() - {*family.reads}):
+    if odd := sorted(columns.keys() - {*family.reads, *family.reads_once}):
         raise InputError(f"{family.__name__} reads files by {', '.join(family.reads) or 'nothing'}, not {odd[0]}")
     return tell(family.items(path, adapted.preprocessing, **{**words, **columns}))
 
@@ -90,7 +90,7 @@ def items_of(adapted: Adapted, path: str | Path, **columns: str) -> Examples:
 def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any], Prediction]]:
     """Yields items and predictions for them, in batches of at most 64, of nearly equal sizes, in their order.
 
-    Where predictions depend on those made with them, batches are of at most 256, and a DataWarning says so. What
+    Where predictions depend on those made with them, batches are of at most 256, and a warning says so. What
     can't be made inputs is left out, with one that names it.
 
     Raises:
@@ -101,21 +101,24 @@ def predictions(adapted: Adapted, examples: Examples) -> Iterator[tuple[list[Any
     if adapted.transductive:
         here = "one alone" if total == 1 else f"{total} together"
         here = f"{total} in {batches} batches, in their order" if batches > 1 else here
+        by = f" (by {adapted.transductive_by})" if adapted.transductive_by else ""
         text = (
-            f"by its batch norms the model predicts for items together; here {here}. Evaluations have as many of each "
-            "class together: of single items, or of one class, expect less than they say. Where each is to be by "
-            "itself, train without: --norm group"
+            f"what the model predicts for an item depends on the others that it is given with{by}; here {here}. "
+            "Evaluations have as many of each class together: of single items, or of one class, expect less than they "
+            "say. Where each is to be by itself, train without batch norms in train mode (images: not --norm batch)"
         )
-        warnings.warn(text, DataWarning, stacklevel=2)
+        warnings.warn(text, TransductiveWarning, stacklevel=2)
     for batch in range(batches):
         some = replace(examples.where(range(batch * total // batches, (batch + 1) * total // batches)), problems=())
-        try:
-            found = adapted.predict(some.items)
-        except InputError:
-            some = _usable(some, adapted.preprocessing)
-            if not len(some):
-                continue
-            found = adapted.predict(some.items)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TransductiveWarning)  # which was said
+            try:
+                found = adapted.predict(some.items)
+            except InputError:
+                some = _usable(some, adapted.preprocessing)
+                if not len(some):
+                    continue
+                found = adapted.predict(some.items)
         count += len(some)
         yield list(some.items), found
     if not count:

@@ -1,5 +1,6 @@
 """When, where and by which command a process began a run or went on with it."""
 
+import json
 import platform
 import re
 import shlex
@@ -14,8 +15,28 @@ import torch.distributed as dist
 
 import metaprox
 from metaprox.distributed.group import Group
+from metaprox.storage import checksums
+from metaprox.storage.files import damaged, json_of, naming, write_text
 
+START = {"date": str, "step": int, "command": str, "host": str, "processes": int}
+START |= dict.fromkeys(("metaprox", "torch", "python"), str)
 SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")  # name and password in a URL
+
+
+def append(place: Path, step: int = 0) -> None:
+    """A line in starts.jsonl for this process, which begins a run or goes on with it after meta-step ``step``."""
+    with naming(place, "read"):
+        before = place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
+    write_text(place, "".join(f"{line}\n" for line in [*before.splitlines(), json.dumps(start(step))]))
+
+
+def read(place: Path) -> list[dict[str, Any]]:
+    """Every line; none of a run from before there were such. Raises RunFolderError where one is damaged."""
+    if not place.exists():
+        return []
+    with damaged(place, "a list of starts of a run, which says no more than where it was: delete it"):
+        found = [json_of(place, line) for line in checksums.checked(place).splitlines()]
+        return [{name: kind(one[name]) for name, kind in START.items()} for one in found]
 
 
 def start(step: int = 0) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from metaprox.training.pace import Pace
 
 VERSION = 2  # of the configurations on disk; those of version 1 had no version, and were options by name
 
-DATA = "data_sha256"
-"""Where a configuration says what data the run has."""
+DATA, CONTENTS, KNOWN = "data_sha256", "contents_sha256", "known"
+"""Where a configuration says what data the run has: their classes, what each example holds, what the model needs."""
+OF_DATA = {DATA, CONTENTS, KNOWN}
 
 
 def described(
@@ -86,7 +87,7 @@ def made(values: Mapping[str, Any], of: Callable[[str], type], **more: Any) -> A
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as options by name, without its version; a part is its name, and its fields come after it."""
-    return _flat({name: value for name, value in values.items() if name != "version"}, "")
+    return _flat({name: value for name, value in values.items() if name not in ("version", KNOWN)}, "")
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def refuse_another(place: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any], remedy: str) -> None:
     """Raise RunFolderError, naming what is not the same, where what is in ``place`` is of other settings."""
-    here = {name: value for name, value in here.items() if name != DATA or name in there}  # of a run from before it
+    here = {name: value for name, value in here.items() if name not in OF_DATA - there.keys()}  # from before
     if odd := different(completed(there), here):
         raise RunFolderError(f"{place} {what} with other settings: {'; '.join(odd)}{remedy}")
 

@@ -55,6 +55,7 @@ class Trainer:
         picture: how a task is drawn in the report.
         callbacks: what is told of the run while it goes on.
         configuration: what config.json holds; of a script's own objects what they say of themselves.
+        contents: what data.json holds: checksums of the examples that tasks are made of, by class or group.
 
     Raises:
         InputError: a part is missing or another thing, before anything is done.
@@ -88,6 +89,7 @@ class Trainer:
     picture: Picture | None = None
     callbacks: Sequence[Callback] = ()
     configuration: Mapping[str, Any] | None = None
+    contents: Mapping[str, str] | None = None
     stream: Stream | None = field(default=None, init=False, repr=False, compare=False)
     _listed: dict[str, Listed] = field(default_factory=dict, init=False, repr=False, compare=False)
     _runs: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -168,7 +170,7 @@ class Trainer:
         configuration = self.configuration
         folder = ranks.made_by_first(lambda: RunFolder.claimed(out))
         with ranks.telling(), ranks.locked(folder):
-            ranks.by_first(lambda: RunFolder.claimed(out).configure(configuration))
+            ranks.by_first(lambda: RunFolder.claimed(out).configure(configuration, self.contents))
             self._runs.append(str(out))
             self._go_on(folder, watch)
         return folder
