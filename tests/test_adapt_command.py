@@ -173,6 +173,11 @@ def test_classes_for_the_rows_of_a_new_group(run_of_tables, tmp_path, capsys):
     assert command(capsys, "predict", tmp_path / "a", new, "--out", out) == ""
     header, rows = read_csv(out.read_text())
     assert header == ["x1", "x2", "label", "probability of ill", "probability of well"]
+    learner, given = mp.load(run_of_tables / "state"), read_csv(new.read_text())[1]
+    items = [{"x1": float(row[0]), "x2": float(row[1])} for row in given]
+    known = learner.adapt((items, [row[3] for row in given]), names=("well", "ill"))
+    assert list(known.predict(items).labels) == [row[2] for row in rows]
+    assert learner.names == known.names == ("ill", "well")
     assert {row[2] for row in rows} <= {"ill", "well"}
     assert "exists" in refused(capsys, 1, "predict", tmp_path / "a", new, "--out", out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "answers.csv"]

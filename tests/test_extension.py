@@ -69,7 +69,8 @@ import torch
 
 from metaprox.models import mean_squared_error
 from metaprox.tasks import Family
-from metaprox.tasks.base import generator, stacked
+from metaprox.tasks.base import stacked
+from metaprox.tasks.draws import generator
 from metaprox.tasks.pictures import curve
 
 

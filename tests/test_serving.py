@@ -159,11 +159,32 @@ def test_labels_by_number_by_name_and_by_examples_are_the_same_task():
     assert torch.equal(outputs.outputs, by_name.outputs)
     assert outputs.labels == by_name.labels == learner.adapt(examples).predict(inputs).labels
     assert learner.adapt((inputs, labels)).names == ("0", "1", "2")
-    assert learner.adapt((inputs.numpy(), labels.tolist()) if False else (inputs, labels.tolist())).names == (
-        "0",
-        "1",
-        "2",
-    )
+    assert learner.adapt((inputs, labels.tolist())).names == ("0", "1", "2")
+
+
+def test_a_support_is_put_in_the_order_of_the_classes_that_the_model_answers_with(tmp_path):
+    """Its own outputs stand for classes: a support that names them in another order, or not all, is the same task."""
+    learner, (inputs, labels) = learner_of(head=None, names=("b", "a", "c")), data()
+    names = [learner.names[i] for i in labels]
+    by_number = learner.adapt((inputs, labels))
+    others = [
+        learner.adapt((inputs, names)),
+        learner.adapt((inputs, names), names=("c", "b", "a")),
+        learner.adapt((inputs, torch.tensor([2, 1, 0])[labels]), names=("c", "a", "b")),
+        learner.adapt(Examples("here", inputs, torch.tensor([2, 1, 0])[labels], ("c", "a", "b"))),
+        mp.Learner.load(learner.save(tmp_path / "kept")).adapt((inputs, names)),
+    ]
+    for other in (by_number, *others):
+        assert other.names == ("b", "a", "c")
+        assert torch.equal(other.predict(inputs).outputs, by_number.predict(inputs).outputs)
+    few = learner.adapt((inputs[:6], names[:6]))  # of two of its classes
+    assert few.names == ("b", "a", "c")
+    with pytest.raises(mp.InputError, match=r"the class 'd', and the model answers with 'b', 'a', 'c' alone"):
+        learner.adapt(Examples("here", inputs, labels, ("a", "b", "d")))
+    with pytest.raises(mp.InputError, match="names are of the model's own outputs, but head is made"):
+        learner_of(names=("a", "b", "c"))
+    of = mp.Learner.of(learner.problem, mp.FOBMAML(SOLVER, 15), names=learner.names)
+    assert torch.equal(of.adapt((inputs, names)).predict(inputs).outputs, by_number.predict(inputs).outputs)
 
 
 def test_regression_gives_numbers():

@@ -26,6 +26,7 @@ from metaprox.serving.parts import (
     loss_json,
     loss_of,
     model_of,
+    names_of,
     preprocessing_from,
     preprocessing_json,
     read_as,
@@ -57,6 +58,8 @@ class Learner:
         max_steps: the most steps that are taken with ``tol``.
         adapts: which parameters adapt, as ``adapt`` of ``ProximalProblem``.
         head: the layer that is made for each task, for any number of classes. None: the model's own.
+        names: of the classes that the model's own outputs stand for, in their order, where all tasks have the same: a
+            support's labels are put in it. None: each support has classes of its own.
         preprocessing: of what a person has, N items, to inputs of the model; kept where it is a ``Preprocessing`` of
             ``metaprox.data.preprocessing``. None: inputs are given.
         blueprint: how the model is made anew when it is loaded; None: ``load`` has to be given one.
@@ -85,6 +88,7 @@ class Learner:
     max_steps: int | None = None
     adapts: str | Sequence[str] | None = None
     head: Head | None = None
+    names: Sequence[str] | None = None
     preprocessing: Callable[[Sequence[Any]], Any] | None = None
     blueprint: Blueprint | None = None
 
@@ -94,12 +98,17 @@ class Learner:
         object.__setattr__(self, "lam", problem.lam)
         object.__setattr__(self, "adapts", problem.adapt)
         check_stable(self.solver, self.lam, self._stopping.max_steps)
+        checks.settle(self, names=checks.optional(names_of))
+        if self.names is not None and self.head is not None:
+            raise InputError("names are of the model's own outputs, but head is made for the classes of each support")
         if self.preprocessing is not None and not callable(self.preprocessing):
             raise InputError(f"preprocessing must be a function of items, got {checks.shown(self.preprocessing)}")
 
     @classmethod
-    def of(cls, problem: ProximalProblem, estimator: Estimator) -> "Learner":
+    def of(cls, problem: ProximalProblem, estimator: Estimator, **more: Any) -> "Learner":
         """Returns the learner of what was meta-learned: as ``problem`` and the ``estimator``'s base solve have it.
+
+        ``more``: names, preprocessing, blueprint.
 
         Raises:
             InputError: the problem is not one of a model.
@@ -117,6 +126,7 @@ class Learner:
             max_steps=estimator.max_steps,
             adapts=problem.adapt,
             head=None if head is None else head.head,
+            **more,
         )
 
     @property
@@ -136,17 +146,19 @@ class Learner:
                 ``Examples`` of a reader; or whatever else the loss takes. Labels are integers 0 to C - 1, names of
                 classes, or for regression numbers.
             names: of the C classes, in the order of their labels; where labels are names, all that there are. None:
-                those of the labels, sorted, or "0", "1", ...; (): integer labels are numbers, and no classes.
+                the learner's, or those of the labels, sorted, or "0", "1", ...; (): integer labels are numbers, and no
+                classes.
 
         Returns:
             The adapted model, a copy.
 
         Raises:
-            InputError: the support is not one for the loss, labels are not among the names, or the model has not as
-                many outputs as there are classes.
+            InputError: the support is not one for the loss, labels are not among the names, these not among the
+                learner's, or the model has not as many outputs as there are classes.
             NonFiniteError: the solve diverged.
         """
-        batch, known = batch_of(support, names, self.preprocessing, needs_classes=self.head is not None)
+        whole = self.head is not None
+        batch, known = batch_of(support, names, self.preprocessing, needs_classes=whole, fixed=self.names)
         batch = on_device(batch, device_of(self.model))
         problem, module = self.problem, copied(self.model)
         if self.head is not None:
@@ -192,6 +204,7 @@ class Learner:
             "max_steps": self.max_steps,
             "adapts": self.adapts if self.adapts is None or isinstance(self.adapts, str) else list(self.adapts),
             "head": None if self.head is None else {"module": self.head.module, "start": self.head.start},
+            "names": self.names if self.names is None else list(self.names),
             "preprocessing": preprocessing_json(self.preprocessing),
             "model": None if self.blueprint is None else self.blueprint.to_json(),
             "training": modes_of(self.model),

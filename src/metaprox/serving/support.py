@@ -18,16 +18,21 @@ def batch_of(
     preprocessing: Callable[[Sequence[Any]], Any] | None,
     *,
     needs_classes: bool,
+    fixed: Sequence[str] | None,
 ) -> tuple[Any, tuple[str, ...]]:
     """Returns the support as the loss takes it, and the names of its classes; () where it has none.
 
+    ``fixed``: the names of the classes that the model answers with, in their order, which labels are put in.
+
     Raises:
-        InputError: it is not (items, labels) where it has to be, or labels are not among the names.
+        InputError: it is not (items, labels) where it has to be, or labels are not among the names, or these not
+            among those that are fixed.
     """
     if isinstance(support, Examples):
         names = support.names if names is None else names
         targets = support.targets  # numbers are a column, as the outputs of a model are
         support = (support.items, targets if support.names or targets.dim() > 1 else targets.unsqueeze(1))
+    names = fixed if names is None else names
     given = None if names is None else names_of("names", names)
     if not isinstance(support, (tuple, list)) or len(support) != 2:
         if given is not None or needs_classes or preprocessing is not None:
@@ -36,6 +41,8 @@ def batch_of(
     items, labels = support
     inputs = items if preprocessing is None else preprocessing(items)
     labels, known = labelled(labels, given, whole=needs_classes)
+    if fixed is not None and known:
+        labels, known = _in_order(labels, known, tuple(fixed))
     if needs_classes and not known:
         raise InputError(f"a head that is made for each task needs labels of classes, got {checks.shown(labels)}")
     if (count := _length(inputs)) is not None and isinstance(labels, Tensor) and labels.dim() and count != len(labels):
@@ -67,6 +74,16 @@ def labelled(labels: Any, names: tuple[str, ...] | None, *, whole: bool) -> tupl
         highest = min(int(labels.max()), len(labels)) if len(labels) else -1  # of which no class can be missing
         known = tuple(map(str, range(highest + 1))) if names is None else names
     return _in_range(labels.long(), known, whole=whole), known
+
+
+def _in_order(labels: Tensor, names: tuple[str, ...], fixed: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
+    """Returns labels, indices into ``names``, as such into ``fixed``. Raises InputError where a name is not in it."""
+    if odd := next((name for name in names if name not in fixed), None):
+        raise InputError(
+            f"the support has the class {odd!r}, and the model answers with {', '.join(map(repr, fixed[:10]))} alone: "
+            "leave it out, or train with a head that is made for the classes of a task, head=mp.Head(...) (--head)"
+        )
+    return torch.tensor([fixed.index(name) for name in names], device=labels.device)[labels], fixed
 
 
 def _tensor(labels: Any) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
-import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -132,6 +131,11 @@ class Family(ABC):
         """The layer of the model that each task has of its own, for its classes. None: all of it is learned."""
         return None
 
+    @property
+    def answers(self) -> tuple[str, ...] | None:
+        """The classes that the model's outputs stand for, by name, if all tasks have the same. None: they have not."""
+        return None
+
     def blueprint(self) -> Blueprint | None:
         """How ``model`` is made, without the data, so that a saved learner needs nothing beside it. None: not said."""
         return None
@@ -216,32 +220,3 @@ def stacked(task: Callable[[int], Task], ids: Sequence[int]) -> Task:
     if min(found) < 0:
         raise InputError(f"task ids must be >= 0, got {min(found)}")
     return Task.stack([task(i) for i in found])
-
-
-def generator(seed: int, split: Split, task_id: int) -> np.random.Generator:
-    """The source of all randomness in task ``task_id`` of a split."""
-    return np.random.default_rng([seed, SPLITS.index(split), task_id])
-
-
-class NumpyDraws:
-    """Choices by a generator of numpy."""
-
-    def __init__(self, rng: np.random.Generator) -> None:
-        self._rng = rng
-
-    def choose(self, count: int, some: int) -> list[int]:
-        """``some`` of range(count), without repetition, in random order."""
-        return self._rng.choice(count, some, replace=False).tolist()
-
-    def order(self, count: int) -> list[int]:
-        """range(count) in random order."""
-        return self._rng.permutation(count).tolist()
-
-    def seed(self) -> int:
-        """For a generator of torch."""
-        return int(self._rng.integers(2**53))
-
-
-def draws_of(seed: int, split: Split, task_id: int) -> NumpyDraws:
-    """The choices that make a task, by ``generator``."""
-    return NumpyDraws(generator(seed, split, task_id))

@@ -17,7 +17,8 @@ from metaprox.errors import InputError
 from metaprox.models import cross_entropy
 from metaprox.modules.head import Head
 from metaprox.readers.hub import Part
-from metaprox.tasks.base import Picture, TaskSource, draws_of, shots_of
+from metaprox.tasks.base import Picture, TaskSource, shots_of
+from metaprox.tasks.draws import draws_of
 from metaprox.tasks.own import OwnData, digest, warn_of
 from metaprox.tasks.pictures import probabilities
 

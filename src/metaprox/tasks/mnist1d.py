@@ -18,7 +18,8 @@ from metaprox.data.task import Task
 from metaprox.errors import InputError, needs_extra
 from metaprox.models import cross_entropy
 from metaprox.serving import Blueprint
-from metaprox.tasks.base import Family, Picture, Split, draws_of, generator, shots_of, stacked
+from metaprox.tasks.base import Family, Picture, Split, shots_of, stacked
+from metaprox.tasks.draws import draws_of, generator
 from metaprox.tasks.pictures import probabilities
 
 CLASSES: dict[Split, int] = {"train": 200, "validation": 20, "test": 10}

@@ -11,7 +11,8 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.problem import ProximalProblem
-from metaprox.tasks.base import SPLITS, Split, generator, stacked
+from metaprox.tasks.base import SPLITS, Split, stacked
+from metaprox.tasks.draws import generator
 from metaprox.types import Params
 
 

@@ -13,7 +13,8 @@ from metaprox import checks
 from metaprox.data.task import Task
 from metaprox.models import mean_squared_error
 from metaprox.serving import Blueprint
-from metaprox.tasks.base import Family, Picture, generator, shots_of, stacked
+from metaprox.tasks.base import Family, Picture, shots_of, stacked
+from metaprox.tasks.draws import generator
 from metaprox.tasks.pictures import curve
 
 

@@ -175,6 +175,10 @@ class Tables(OwnData):
         errors = [(query - support.mean(0)).square().mean().sqrt() for support, query in pairs]
         return {"error of the support's mean": torch.stack(errors)}
 
+    @property
+    def answers(self) -> tuple[str, ...] | None:
+        return self.facts.names or None
+
     def picture(self) -> Picture | None:
         return probabilities("Classes in an unseen group, after adaptation") if self.facts.names else None
 

@@ -33,8 +33,8 @@ def _learner(folder: RunFolder) -> tuple[Learner, Composition]:
     composition, trainer = served(folder)
     family = composition.family
     trainer.load_weights(folder)
-    found = Learner.of(trainer.evaluated or trainer.problem, trainer.estimator)
-    return replace(found, preprocessing=family.preprocessing(), blueprint=family.blueprint()), composition
+    more = {"names": family.answers, "preprocessing": family.preprocessing(), "blueprint": family.blueprint()}
+    return Learner.of(trainer.evaluated or trainer.problem, trainer.estimator, **more), composition
 
 
 def adapt_run(run: str | Path, support: str | Path, **columns: str) -> tuple[Adapted, Examples]:
