@@ -40,7 +40,7 @@ test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 distributed: $(READY)  ## what several processes promise: equal results, compiled too, deaths, stops, restarts; some minutes
-	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_reduce.py
+	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_sharded.py tests/test_reduce.py
 
 bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
 	$(BIN)/python tests/bad_inputs

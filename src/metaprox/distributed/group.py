@@ -23,15 +23,16 @@ LOST = "lost "  # what a process says that ends since another one did: which one
 class Group:
     """The processes of a process group of torch; ``Group.of`` gives one for each.
 
-    rank: of this process, of ``size``. patience: seconds of silence after which a process is given up.
+    rank: of this process, of ``size``; ranks: of all, among those of the default group. patience: seconds of silence
+    after which a process is given up.
     """
 
     def __init__(self, group: Any, patience: float) -> None:
         self._group, self.patience = group, patience
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._global = dist.get_process_group_ranks(group)
+        self.ranks: list[int] = dist.get_process_group_ranks(group)
         store = dist.distributed_c10d._get_default_store()
-        self._pulse = Pulse(store, self._global[self.rank], self._global, patience)
+        self._pulse = Pulse(store, self.ranks[self.rank], self.ranks, patience)
         backend = str(dist.get_backend_config(group))
         self._by_cpu = "gloo" in backend or "mpi" in backend
         self._by_device = "nccl" in backend
@@ -163,7 +164,7 @@ class Group:
 
     def _stay(self) -> None:
         """Where the store ends with this process, which it does not where torchrun holds it, others may still read."""
-        if self._global[self.rank] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if self.ranks[self.rank] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(3 * LOOK)
 
     def _storeless(self) -> PeerError:

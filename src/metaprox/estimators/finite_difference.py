@@ -107,6 +107,7 @@ class FOBMAML(Branched):
     rtol: float | None = None
     estimate_truncation: bool = False
 
+    _takes_shards: ClassVar[bool] = True
     step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}  # where each of the two has a meaning
 
     def __post_init__(self) -> None:

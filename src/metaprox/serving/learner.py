@@ -36,6 +36,7 @@ from metaprox.serving.state import device_of, freeze, frozen_in, kept, load_into
 from metaprox.serving.support import batch_of
 from metaprox.solvers.protocol import InnerSolver, check_solver
 from metaprox.solvers.stability import check_stable
+from metaprox.vectors.shards import refuse_shards
 
 NAME = "learner"
 
@@ -92,6 +93,7 @@ class Learner:
         problem = self.problem
         object.__setattr__(self, "lam", problem.lam)
         object.__setattr__(self, "adapts", problem.adapt)
+        refuse_shards(self.model.parameters(), "mp.Learner")
         check_stable(self.solver, self.lam, self._stopping.max_steps)
         if self.preprocessing is not None and not callable(self.preprocessing):
             raise InputError(f"preprocessing must be a function of items, got {checks.shown(self.preprocessing)}")
