@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metaprox.distributed.meeting import outlives_processes
 from metaprox.distributed.pulse import GONE, Pulse
 from metaprox.errors import InputError, PeerError
 
@@ -164,7 +165,7 @@ class Group:
 
     def _stay(self) -> None:
         """Where the store ends with this process, which it does not where torchrun holds it, others may still read."""
-        if self.ranks[self.rank] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if self.ranks[self.rank] == 0 and not outlives_processes():
             time.sleep(3 * LOOK)
 
     def _storeless(self) -> PeerError:

@@ -186,6 +186,9 @@ class _Alone(Reduce):
 
     takes_shards = True
 
+    def __init__(self) -> None:
+        self.takes_no_tasks = _processes() > 1  # which ``start`` refuses before all else
+
     def start(self, start: Start) -> Start:
         """Raises InputError where there are other processes, which would go apart."""
         shards = start.parameters.shards
