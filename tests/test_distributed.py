@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -299,6 +300,59 @@ def test_a_stopped_rank_ends_torchrun_and_other_commands_are_refused(tmp_path):
     code, said = ended(start("evaluate", str(out), several=("--nproc-per-node", "2")))
     assert code != 0
     assert "which train and resume alone are for" in said
+
+
+OWN = """
+import os, signal, sys
+import metaprox as mp
+from metaprox.models import mean_squared_error, mlp
+from metaprox.tasks import Sinusoid
+
+with mp.distributed.processes() as rank:
+    problem = mp.ProximalProblem.from_module(mlp([1, 8, 1], seed=0), mean_squared_error, lam=0.5)
+    meta = mp.FOBMAML(mp.GradientDescent(lr=0.01), steps=2, reduce=mp.distributed.AllReduce())
+    for step in range(6):
+        if [rank, step] == [int(word) for word in sys.argv[1:]]:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        meta.backward(problem, Sinusoid().batch(mp.distributed.shard(range(4))))
+    print("all steps", flush=True)
+    if rank == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("stopped", "step", "said"), [(1, 3, "rank 1 (process"), (1, 9, "rank 1 (process"), (0, 3, "store")]
+)
+def test_a_script_of_ones_own_ends_by_itself_where_another_process_is_stopped(stopped, step, said):
+    """In a call, and after the last one, where all wait for each other; torch would wait for half an hour at exit."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    env = ALONE | {"OMP_NUM_THREADS": "1", "METAPROX_PATIENCE": "3", "WORLD_SIZE": "2", "MASTER_PORT": port}
+    env["MASTER_ADDR"] = "127.0.0.1"
+    command = [sys.executable, "-c", OWN, str(stopped), str(step)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = [subprocess.Popen(command, env=env | {"RANK": str(rank)}, **pipes) for rank in range(2)]
+    try:
+        wait_for(lambda: stat(running[stopped]) == "T", running[stopped])
+        began = time.time()
+        told, _ = running[1 - stopped].communicate(timeout=60)
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+    assert time.time() - began < 30  # 3 seconds of patience
+    assert running[1 - stopped].returncode == 1
+    assert "PeerError" in told
+    assert said in told
+    assert ("all steps" in told) == (step == 9)
+
+
+def stat(process):
+    """T where it is stopped."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def steps(folder):

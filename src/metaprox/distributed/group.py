@@ -1,8 +1,12 @@
 """Collective operations that end: where a process of the group is dead, stopped or cut off, an error names it."""
 
+import atexit
+import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -88,6 +92,10 @@ class Group:
         if not direct:
             bucket.copy_(there)
 
+    def together(self) -> None:
+        """Returns once all have come here. Raises PeerError where a process will not."""
+        self.gather(torch.zeros(1))
+
     def tell(self, what: str, *, stay: bool = False) -> None:
         """Leave a word for the others about why this process stops; ``stay``: until those that wait have read it."""
         self._pulse.tell(what)
@@ -112,7 +120,11 @@ class Group:
             except RuntimeError as error:
                 if work.is_completed():
                     raise self._lost(error) from error
-            self._look()
+            try:
+                self._look()
+            except PeerError:
+                _UNFINISHED.append(work)
+                raise
 
     def _look(self) -> None:
         try:
@@ -175,6 +187,21 @@ class Group:
 
 
 _KNOWN: WeakKeyDictionary[Any, Group] = WeakKeyDictionary()
+_UNFINISHED: list[Any] = []  # operations in which a process will not take part
+
+
+@atexit.register
+def _leave() -> None:
+    """At the end of this process, which torch would keep until an operation that another one is missing in times out.
+
+    What was registered after the import of metaprox is done by then; the status is 1.
+    """
+    if any(not work.is_completed() for work in _UNFINISHED):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(1)
 
 
 def joined() -> bool:

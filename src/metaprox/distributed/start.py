@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from metaprox.distributed.group import Group
 from metaprox.distributed.meeting import fresh_store, outlives_processes
 
 
@@ -47,5 +48,6 @@ def processes() -> Iterator[int]:
     else:
         dist.init_process_group(backend)
     yield dist.get_rank()
-    dist.barrier()  # what is left of the last operations is done in all
+    if own := Group.of():
+        own.together()  # what is left of the last operations is done in all
     dist.destroy_process_group()  # not where something was raised: the others may be gone
