@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import metaprox as mp
 from metaprox.training import Pace, Trainer
+from metaprox.vectors.norms import joint_norm, largest_of
 
 STEPS = 3
 
@@ -131,12 +133,26 @@ def equal(rank, argument):
     return found
 
 
-def made(sharder=in_shards, lam=0.5, **settings):
+def made(sharder=in_shards, lam=0.5, loss=loss, **settings):
     """A model, the problem of it, and its parameters as they are now."""
     model = net()
     sharder(model)
     problem = mp.ProximalProblem.from_module(model, loss, lam=lam, **settings)
     return model, problem, flat(model.parameters())
+
+
+@torch.no_grad()
+def clip(module, given):
+    module.weight.clamp_(-0.1, 0.1)
+
+
+def writing(model, batch):
+    """Clips weights as it goes, after they are gathered."""
+    hook = model[3].register_forward_pre_hook(clip)
+    try:
+        return loss(model, batch)
+    finally:
+        hook.remove()
 
 
 def said(act):
@@ -186,6 +202,7 @@ def refused(rank, argument):
     of("check", lambda problem: mp.check(problem, tasks([0, 1]), GD, 2))
     of("suggest", lambda problem: mp.suggest(problem, tasks([0, 1]), steps=2))
     of("learner", lambda problem: mp.Learner.of(problem, meta))
+    of("writes", lambda problem: meta.backward(problem, tasks([0, 1])), loss=writing)
     of("head", lambda problem: meta.backward(problem, tasks([0, 1])), head=mp.Head("6"))
     of("whole", lambda problem: meta(problem, dict(net().named_parameters()), tasks([0, 1])))
     optimizer = lambda problem: mp.optim.NormalizedSGD(problem.live_parameters().values(), 0.1)  # noqa: E731
@@ -300,7 +317,20 @@ def grid(rank, argument):
     torch.manual_seed(6)
     one = mp.evaluate(problem, tasks, range(5), GD, 2, backend="loop")
     apart = [several - alone, *(judged.values[name] - one.values[name] for name in one.values)]
-    return [max(float(each.abs().max()) for each in apart), float(alone.norm()), lone]
+    return [max(float(each.abs().max()) for each in apart), float(alone.norm()), lone, lengths(mesh)]
+
+
+def lengths(mesh):
+    """Of a vector placed over two dimensions in every way, and a huge one: its norm and largest, by what is here."""
+    source = torch.Generator().manual_seed(0)
+    one, found = torch.randn(5, 3, generator=source, dtype=torch.float64), []
+    for size in (1.0, 1e200):
+        for placed in ((Replicate(), Shard(0)), (Shard(0), Shard(1)), (Shard(1), Replicate()), (Replicate(),) * 2):
+            tensors = [distribute_tensor(one * size, mesh, placed), one[0] * size]
+            scale, rest = joint_norm(tensors)
+            found.append([scale / size * rest, *(value / size for value in largest_of(tensors))])
+    whole = [float(torch.cat([one.flatten(), one[0]]).norm()), float(one.abs().max()), float(one[0].abs().max())]
+    return [found, whole]
 
 
 SHARDED = {"equal": equal, "refused": refused, "failing": failing, "memory": memory, "grid": grid}

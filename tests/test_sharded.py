@@ -50,10 +50,13 @@ def test_every_method_and_solver_in_shards_is_that_of_the_whole_model(cases):
 def test_groups_of_ranks_share_tasks_out_and_shards_within():
     (found,) = outcomes("sharded:4:grid").values()
     for rank in found["ranks"]:
-        apart, size, (error, message) = rank["found"]
+        apart, size, (error, message), (lengths, whole) = rank["found"]
         assert apart < 1e-12 < size
         assert error == "InputError"
         assert "reduce is None in 2, which share a model's shards, of 4 processes" in message
+        assert len(lengths) == 8
+        for each in lengths:
+            assert each == pytest.approx(whole, rel=1e-12)
 
 
 def test_each_rank_holds_half_of_every_vector(quick):
@@ -96,6 +99,7 @@ SAID = {
     "learner": r"mp.Learner does not take a model in shards",
     "trainer": "training.Trainer, whose checkpoints are of whole parameters, does not take a model in shards",
     "head": "per_task= or head= does not take a model in shards",
+    "writes": "writes on parameters of a model in shards",
     "own solver": "or takes its sums over all ranks, says so: takes_shards = True",
     "shaped solver": "mp.TorchOptimizer(..., elementwise=True)",
     "own reduce": "Clipping does not say that it takes the gradients of a model in shards",

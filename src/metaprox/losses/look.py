@@ -143,13 +143,20 @@ def _look_in_shards(loss: CheckedLoss, model: ShardedLoss, parameters: Parameter
             before = noise.state()
             first = loss(params, batch)[0]
             draws = not all(map(torch.equal, before, noise.state()))
-        known = {id(tensor) for tensor in (*model.whole_parameters(), *params.values(), *pytree.tree_leaves(batch))}
+        gathered = model.whole_parameters()
+        versions = [tensor._version for tensor in gathered]
+        known = {id(tensor) for tensor in (*gathered, *params.values(), *pytree.tree_leaves(batch))}
         strange = _strange_leaves(first, known)
         first = first.detach()
         model.renew()
         with noise.of(LOOK_NOISE), torch.enable_grad():
             again = loss(params, batch)[0]
         _refuse_lasting(loss, strange, _strange_leaves(again, known) if strange else [])
+        if versions != [tensor._version for tensor in gathered]:
+            raise InputError(
+                f"{loss.role} writes on parameters of a model in shards, whose hooks drop that before the backward "
+                "pass: write on a copy in the loss"
+            )
     return Look(draws, _repeats(loss, first, again.detach()), writes=False, written=frozenset())
 
 

@@ -24,9 +24,13 @@ ONE_DIMENSION = (
 )
 
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def is_sharded(value: object) -> bool:
     """Whether it is a DTensor of torch."""
-    return any(kind.__name__ == "DTensor" for kind in type(value).__mro__)
+    kind = type(value)
+    return kind not in _PLAIN and any(base.__name__ == "DTensor" for base in kind.__mro__)
 
 
 def refuse_shards(params: Iterable[object], what: str) -> None:
