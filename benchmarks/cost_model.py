@@ -3,8 +3,8 @@
     python benchmarks/cost_model.py --out results/cost-model
 
 Counted, on two ranks: the bytes that a rank gives to collective operations in a meta-step, against the formulas of
-docs/scaling.md. Timed, all in one run: gradients of a net of P parameters by one process; sums of P numbers over 2 and
-4 ranks; meta-steps of the same tasks for each process. The last part is the formulas at other sizes.
+docs/scaling.md. Timed, in turn in each round: a meta-step by 1, 2 and 4 processes of one thread with as many tasks
+each, and a sum of P numbers. The last part is the formulas at other sizes.
 """
 
 import argparse
@@ -106,40 +106,43 @@ def bytes_moved(width, ranks):
     }
 
 
-def together(act, repeats):
-    """Seconds of one call, in which all ranks begin and end together; of several the median."""
-    found = []
-    for _ in range(repeats):
-        dist.barrier()
-        began = time.perf_counter()
-        act()
-        dist.barrier()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
-
-
-def timed(width, ranks, repeats):
+def timed(width, rank, groups, rounds):
+    """In each round a meta-step by 1, 2 and 4 ranks with as many tasks each, the others waiting, and a sum alone."""
     size, problem = LAYERS * width**2, mp.ProximalProblem.from_module(net(width), loss, lam=0.5)
-    whole = data(width, TASKS * ranks)
-    own, vector = mp.distributed.shard(whole), torch.zeros(size)
-    meta = estimator(reduce=mp.distributed.AllReduce())
-    meta.backward(problem, own)
-    return {
-        "parameters": size,
-        "ranks": ranks,
-        "step": together(lambda: meta.backward(problem, own), repeats),
-        "sum": together(lambda: dist.all_reduce(vector), 4 * repeats),
-        "barrier": together(lambda: None, 4 * repeats),
-    }
+    own, vector, found = data(width, TASKS), torch.zeros(size), {ranks: [] for ranks in groups}
+    for number in range(rounds + 1):
+        for ranks, group in groups.items():
+            reduce = mp.Reduce() if ranks == 1 else mp.distributed.AllReduce(group=group)
+            meta = estimator(reduce=reduce)
+            step = together(lambda: meta.backward(problem, own) if rank < ranks else None)  # noqa: B023
+            alone = together(lambda: dist.all_reduce(vector, group=group) if rank < ranks > 1 else None)  # noqa: B023
+            if number:  # the first one has a look at the loss
+                found[ranks].append((step, alone))
+    rows = []
+    for ranks, both in found.items():
+        steps, sums = zip(*both, strict=True)
+        rows.append({"parameters": size, "ranks": ranks, "steps": steps, "sums": sums})
+    return rows
 
 
-def rank_of(rank, ranks, port, repeats, folder):
+def together(act):
+    """Seconds of one call, in which all ranks begin and end together."""
+    dist.barrier()
+    began = time.perf_counter()
+    act()
+    dist.barrier()
+    return time.perf_counter() - began
+
+
+def rank_of(rank, ranks, port, rounds, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    found = {"timed": [timed(width, ranks, repeats) for width in WIDTHS]}
     if ranks == 2:
-        found["moved"] = [bytes_moved(width, ranks) for width in WIDTHS[:2]]
+        found = [bytes_moved(width, ranks) for width in WIDTHS[:2]]
+    else:
+        groups = {1: None, 2: dist.new_group([0, 1]), 4: dist.group.WORLD}
+        found = [row for width in WIDTHS for row in timed(width, rank, groups, rounds)]
     if rank == 0:
         Path(folder, f"ranks-{ranks}.json").write_text(json.dumps(found, indent=1) + "\n")
     dist.barrier()
@@ -147,23 +150,25 @@ def rank_of(rank, ranks, port, repeats, folder):
 
 
 def fitted(rows, cores):
-    """Seconds a gradient per parameter and a gradient, from one process; of a sum per byte and per call, from several.
+    """Seconds of a task, from one process; of a sum by byte and by call, from several, none below 0.
 
     Steps of several are then predicted: that of one, times how many processes share a core, and a sum.
     """
-    one = [row for row in rows if row["ranks"] == 1]
-    per_task = {row["parameters"]: row["step"] / TASKS for row in one}
+    for row in rows:
+        row["step"], row["sum"] = (statistics.median(row[name]) for name in ("steps", "sums"))
+    barrier = statistics.median(row["sum"] for row in rows if row["ranks"] == 1)
+    alone = {row["parameters"]: row["step"] for row in rows if row["ranks"] == 1}
     some = [row for row in rows if row["ranks"] > 1]
     moved = [2 * (row["ranks"] - 1) / row["ranks"] * 4 * row["parameters"] for row in some]
-    line = torch.linalg.lstsq(
-        torch.tensor([[each, 1.0] for each in moved], dtype=torch.float64),
-        torch.tensor([[row["sum"] - row["barrier"]] for row in some], dtype=torch.float64),
-    ).solution.flatten()
-    per_byte, per_call = line.tolist()
+    taken = [row["sum"] - barrier for row in some]
+    by_byte, by_call = statistics.linear_regression(moved, taken)
+    if by_call < 0:
+        by_byte, by_call = sum(a * b for a, b in zip(moved, taken, strict=True)) / sum(a * a for a in moved), 0.0
     for row, each in zip(some, moved, strict=True):
-        crowd = max(1.0, row["ranks"] / cores)
-        row["predicted"] = crowd * TASKS * per_task[row["parameters"]] + per_byte * each + per_call
-    return {"seconds_a_byte": per_byte, "seconds_a_sum": per_call, "seconds_a_task": per_task}
+        row["predicted"] = max(1.0, row["ranks"] / cores) * alone[row["parameters"]] + by_byte * each + by_call
+        one = next(other for other in rows if other["ranks"] == 1 and other["parameters"] == row["parameters"])
+        row["efficiencies"] = [a / b for a, b in zip(one["steps"], row["steps"], strict=True)]
+    return {"seconds_a_byte": by_byte, "seconds_a_sum": by_call, "seconds_of_one": alone, "barrier": barrier}
 
 
 # What is assumed elsewhere: of a GPU, its links to those of its machine, and to other machines.
@@ -234,15 +239,20 @@ def tables(found):
                 )
     fit = found["fit"]
     speed = f"{1e-9 / fit['seconds_a_byte']:.2f} GB/s, {1e3 * fit['seconds_a_sum']:.2f} ms a sum"
-    lines += ["", f"Sums on this machine: {speed}.", ""]
-    lines += ["| P | ranks | step, ms | predicted | of it the sum | efficiency |", "|---|---|---|---|---|---|"]
+    load = f"{found['load'][0]:.1f} on {found['cores']} cores"
+    lines += ["", f"Sums on this machine: {speed}. Its load when the times were taken: {load}.", ""]
+    lines += ["| P | ranks | step, ms | predicted | of it the sum | speed-up, median | range |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for row in found["timed"]:
-        alone = TASKS * fit["seconds_a_task"][row["parameters"]]
-        predicted = f"{1e3 * row['predicted']:.0f}" if "predicted" in row else ""
-        share = f"{max(0.0, row['sum'] - row['barrier']) / row['step']:.1%}" if row["ranks"] > 1 else ""
+        start = f"| {row['parameters']:,} | {row['ranks']} | {1e3 * row['step']:.0f} |"
+        if row["ranks"] == 1:
+            lines.append(f"{start} | | | |")
+            continue
+        share = max(0.0, row["sum"] - fit["barrier"]) / row["step"]
+        ratios = sorted(row["ranks"] * each for each in row["efficiencies"])
         lines.append(
-            f"| {row['parameters']:,} | {row['ranks']} | {1e3 * row['step']:.0f} | {predicted} | {share} "
-            f"| {alone / row['step']:.2f} |"
+            f"{start} {1e3 * row['predicted']:.0f} | {share:.1%} | {statistics.median(ratios):.2f} "
+            f"| {ratios[0]:.2f} to {ratios[-1]:.2f} |"
         )
     lines += ["", "| P | GPUs | shards | tasks | tokens | step, s | compute | gathers | sum | held, GB | of use |"]
     lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
@@ -259,24 +269,24 @@ def tables(found):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for ranks in (1, 2, 4):
+    parts, load = {}, os.getloadavg()
+    for ranks in (2, 4):
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))
             port = one.getsockname()[1]
-        torch.multiprocessing.spawn(rank_of, (ranks, port, given.repeats, str(given.out)), nprocs=ranks)
+        torch.multiprocessing.spawn(rank_of, (ranks, port, given.rounds, str(given.out)), nprocs=ranks)
         place = given.out / f"ranks-{ranks}.json"
-        parts.append(json.loads(place.read_text()))
+        parts[ranks] = json.loads(place.read_text())
         place.unlink()
-    timed_rows = [row for part in parts for row in part["timed"]]
+    timed_rows = parts[4]
     found = {
         "cores": os.cpu_count(),
-        "load": os.getloadavg(),
+        "load": load,
         "torch": torch.__version__,
-        "moved": [row for part in parts for row in part.get("moved", ())],
+        "moved": parts[2],
         "fit": fitted(timed_rows, os.cpu_count() or 1),
         "timed": timed_rows,
         "assumed": GPU | {"vectors": VECTORS, "K": K, "J": J, "branches": BRANCHES},
