@@ -4,9 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.distributed.fsdp
 
+from metaprox.modules.sharded import AGAIN
 from test_distributed import outcomes
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.distributed.fsdp.FSDPModule, AGAIN), reason=f"this torch has no FSDPModule.{AGAIN}"
+)
 QUICK = ("sharded:2:equal-quick", "sharded:2:refused", "sharded:2:failing", "sharded:2:memory")
 
 

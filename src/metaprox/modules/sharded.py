@@ -77,13 +77,13 @@ class ShardedLoss:
             for param in self._params.values():
                 param.grad = None
             yield self._params
-        finally:
-            self._reset()
+        finally:  # x first: where another rank is gone the hooks' state can't be mended
             for name, own in here.items():
                 own.copy_(kept[name])
             for name, param in self._params.items():
                 param.grad = grads[name]
             self._put_back()
+            self._reset()
 
     def renew(self) -> None:
         """Between two evaluations in one ``held``: what the first has left on the model goes."""
