@@ -10,7 +10,7 @@ DEMO := runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods omniglot banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
-  bench-sampling bench-norms bench-suggest bench-processes examples five-cases clean
+  bench-sampling bench-norms bench-suggest bench-processes bench-cost-model examples five-cases clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -40,7 +40,7 @@ test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
 
 distributed: $(READY)  ## what several processes promise: equal results, compiled too, deaths, stops, restarts; some minutes
-	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_reduce.py \
+	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_sharded.py tests/test_reduce.py \
 	  tests/test_recipes.py
 
 bad-inputs: $(READY)  ## count what becomes of thousands of bad, odd and unusual inputs
@@ -120,6 +120,9 @@ bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on netwo
 
 bench-processes: $(READY)  ## throughput of two processes against one, on two idle cores, two minutes: results/processes
 	$(BIN)/python benchmarks/processes.py --out results/processes
+
+bench-cost-model: $(READY)  ## bytes moved and numbers held on several processes, times of 1, 2 and 4, on idle cores, two minutes: results/cost-model
+	$(BIN)/python benchmarks/cost_model.py --out results/cost-model
 
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 import metaprox as mp
+import processes_sharded
 from metaprox import training as runs
 from metaprox.storage.lock import locked
 from metaprox.training import weights
@@ -262,7 +263,13 @@ def stopped(rank, folder, calls):
             stops.append([error.code, error.where.split(",")[0], left(folder)["last"] if rank == 0 else ""])
 
 
-SCENARIOS = {"training": training, "failing": failing, "halting": halting, "running": running}
+SCENARIOS = {
+    "training": training,
+    "failing": failing,
+    "halting": halting,
+    "running": running,
+    "sharded": processes_sharded.sharded,
+}
 
 
 def run_rank(rank, world, name, argument, folder, port):

@@ -21,6 +21,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 from metaprox.vectors.layout import Layout
 from metaprox.vectors.parameters import SMALL, Parameters
+from metaprox.vectors.shards import Shards, over, refuse_shards
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,21 @@ class Place:
     def after(self, count: int) -> "Place":
         """So many tasks later."""
         return Place(self.seed, self.first + count)
+
+    def shared(
+        self, problem: ProximalProblem, params: Params, batch: TaskBatch | None, weights: Tensor | None = None
+    ) -> "Place":
+        """Returns the same with the seed of the first of the ranks that share the shards of ``params``.
+
+        Raises:
+            InputError: these are not what the model is in; or, on all ranks, one has other tasks, or weights of them.
+        """
+        shards = Shards.of(params)
+        problem.check_shards(shards is not None)
+        if shards is None:
+            return self
+        given = () if batch is None else (batch.stacked, batch.singles, weights)
+        return Place(shards.same(self.seed, given), self.first)
 
 
 @dataclass(frozen=True)
@@ -82,13 +98,13 @@ class Call(Setting):
 
     def named(self, learned: Tensor) -> dict[str, Tensor]:
         """A vector [N] of what is learned, by name."""
-        return self.parameters.unflatten(learned) if self.made is None else self.made.learned.unflatten(learned)
+        return self.parameters.named(learned) if self.made is None else self.made.learned.unflatten(learned)
 
     def adapted(self, chunks: Sequence[Tensor]) -> dict[str, Tensor] | None:
         """y [T, P] of all tasks by name; None where they have parameters of their own of unequal shapes."""
         if self.made is not None and not self.made.alike:
             return None
-        return self.parameters.adapted.unflatten(torch.cat(list(chunks)))
+        return self.parameters.named_adapted(torch.cat(list(chunks)))
 
     def x(self, task: int) -> Tensor:
         """x [P], with what the task has of its own."""
@@ -121,12 +137,14 @@ def begun(
     at_once: int = 1,
     twice: bool = False,
     place: Place | None = None,
+    takes_shards: bool = False,
 ) -> Iterator[Call]:
     """Yields a call in which nothing of the user's is written on, whatever the caller's grad mode.
 
     ``query``: what is asked of the outer loss. ``at_once``: the evaluations whose memory a task takes at once.
     ``twice``: whether the inner loss is differentiated twice. ``place``: of the batch among the tasks that are called
-    tasks 0, 1, ... and share a seed; None: they are the batch, and the seed is a fresh one.
+    tasks 0, 1, ... and share a seed; None: they are the batch, and the seed is a fresh one. ``takes_shards``: whether
+    parameters may be in shards, over which norms are then.
 
     Raises:
         InputError: what ``Parameters.of`` and ``look_at`` refuse.
@@ -134,6 +152,8 @@ def begun(
     """
     with torch.inference_mode(False), torch.no_grad():
         own = problem.per_task is not None
+        if own or not takes_shards:
+            refuse_shards(params.values(), "per_task= or head=" if own else "this")
         parameters = None if own else Parameters.of(params, problem.adapted_names)
         private = problem.private()
         seed, first = (place.seed, place.first) if place else (None, 0)
@@ -146,7 +166,8 @@ def begun(
             backend, _ = choice.backend_for(setting, at_once, twice=twice)
             flat = parameters.flat(up_to=SMALL if backend.sequential else None)
             try:
-                yield Call(private, flat, batch, noise, look, first, backend, made=made)
+                with over(parameters.shards):
+                    yield Call(private, flat, batch, noise, look, first, backend, made=made)
             except NonFiniteError as error:
                 hint = "" if error.task is None else batch.non_finite(error.task - first)
                 if not hint:

@@ -16,7 +16,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
-from metaprox.vectors.norms import joint_norm
+from metaprox.vectors.norms import joint_norm, largest_of
+from metaprox.vectors.shards import part_here
 
 
 class NormalizedSGD(Optimizer):
@@ -83,7 +84,7 @@ class NormalizedSGD(Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in params]
-        torch._foreach_lerp_(buffers, _gradients(params), 1 - float(group["momentum"]))
+        torch._foreach_lerp_(_here(buffers), _here(_gradients(params)), 1 - float(group["momentum"]))
         return buffers
 
 
@@ -137,9 +138,15 @@ def _parameters(params: Any) -> list[Any]:
 
 def _move(params: list[Tensor], directions: list[Tensor], size: float, scale: float) -> None:
     """Add ``size`` / ``scale`` times the directions; where scale is not 1, the quotient alone might overflow."""
+    params, directions = _here(params), _here(directions)
     if scale != 1:
         directions = list(torch._foreach_div(directions, scale))
     torch._foreach_add_(params, directions, alpha=size)
+
+
+def _here(tensors: list[Tensor]) -> list[Tensor]:
+    """What this rank holds of those in shards, in the same memory."""
+    return [part_here(tensor) for tensor in tensors]
 
 
 def _of_group(optimizer: Optimizer, index: int, name: str) -> str:
@@ -177,8 +184,7 @@ def _require_finite(optimizer: Optimizer, what: str, remedy: str, of: Callable[[
     ]
     if not named:
         return
-    norms = torch._foreach_norm([tensor for _, tensor in named], math.inf)
-    largest = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).tolist()
+    largest = largest_of([tensor for _, tensor in named])
     for value, (name, tensor) in zip(largest, named, strict=True):
         if not value <= torch.finfo(tensor.dtype).max / 2:
             raise NonFiniteError(f"the {what} of {name} has an entry of {value}; no parameter was changed. {remedy}")

@@ -15,9 +15,11 @@ from metaprox.errors import InputError
 from metaprox.modules.head import Head, ModuleHead
 from metaprox.modules.loss import ModelLoss, ModuleLoss, PrivateLoss
 from metaprox.modules.replica import Replica
+from metaprox.modules.sharded import ShardedLoss, is_fully_sharded, resharded
 from metaprox.types import Loss, Params
 
 PerTask = Callable[[Params, Any], Params]
+OF_MODULES = (ModuleLoss, PrivateLoss, ShardedLoss)
 
 
 def _cache() -> BoundedCache[Any, Any]:
@@ -102,10 +104,14 @@ class ProximalProblem:
         signatures.loss_of_model("loss", loss)
         signatures.loss_of_model("outer_loss", loss if outer_loss is None else outer_loss)
         inner = ModuleLoss(model, loss)
-        Replica(model)  # refuses what can't be given other weights
+        if is_fully_sharded(model):
+            ShardedLoss(inner)  # refuses shards of other kinds
+        else:
+            Replica(model)  # refuses what can't be given other weights
         per_task = None if head is None else ModuleHead(checks.instance_of(Head)("head", head), model, loss)
 
         def parameters() -> dict[str, Tensor]:
+            resharded(model)
             own = () if per_task is None else per_task.names
             found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad and n not in own}
             if not found and not own:
@@ -129,7 +135,20 @@ class ProximalProblem:
     def modes(self) -> tuple[bool, ...]:
         """Which modules of the losses' models are in train mode: what was seen of a loss holds for them."""
         losses = (self.inner_loss, self.outer_loss)
-        return tuple(mode for loss in losses if isinstance(loss, (ModuleLoss, PrivateLoss)) for mode in loss.modes())
+        return tuple(mode for loss in losses if isinstance(loss, OF_MODULES) for mode in loss.modes())
+
+    def check_shards(self, given: bool) -> None:
+        """Raise InputError unless parameters are ``given`` in shards where, and only where, the losses' model is."""
+        for loss in (self.inner_loss, self.outer_loss):
+            if given == (isinstance(loss, ModuleLoss) and is_fully_sharded(loss.model)):
+                continue
+            raise InputError(
+                "params are DTensors, but the losses are not those of a model in shards: make the problem by "
+                "ProximalProblem.from_module(model, ...)"
+                if given
+                else "the model is in shards, but params are whole: give those of model.named_parameters(), after "
+                "model.reshard()"
+            )
 
     def adapted_names(self, names: Sequence[str], own: Collection[str] = ()) -> tuple[str, ...]:
         """Returns those of ``names`` that adapt; ``own``, those of them that are a task's own, do so always.
@@ -138,7 +157,7 @@ class ProximalProblem:
             InputError: a pattern fits none of them, or the model has no parameter of a name.
         """
         for loss in (self.inner_loss, self.outer_loss):
-            if isinstance(loss, (ModuleLoss, PrivateLoss)):
+            if isinstance(loss, OF_MODULES):
                 loss.check_names(names)
         if self.adapt is None:
             return tuple(names)

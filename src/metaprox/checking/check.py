@@ -21,6 +21,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.types import Params
 from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.shards import refuse_shards
 
 
 def check(
@@ -87,6 +88,7 @@ def check(
     checks.count("count", count)
     estimator = _estimator(solver, steps, tol, max_steps)
     x = problem.live_parameters() if params is None else params
+    refuse_shards(x.values(), "mp.check")
     if problem.per_task is None:
         Parameters.of(x, problem.adapted_names)
     batch = TaskBatch.of(tasks)

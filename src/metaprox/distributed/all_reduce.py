@@ -17,6 +17,7 @@ from metaprox.distributed.packing import joined_results, packed_results
 from metaprox.errors import InputError
 from metaprox.estimators.reduce import Reduce, Start, Total
 from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.shards import ONE_DIMENSION
 
 ALIKE = 1e-4  # relative: how far parameters may be apart that were moved by equal gradients on unequal machines
 
@@ -48,6 +49,7 @@ class AllReduce(Reduce):
     patience: float | None = None
 
     takes_no_tasks = True
+    takes_shards = True
 
     def __post_init__(self) -> None:
         checks.settle(self, patience=checks.optional(checks.positive))
@@ -72,11 +74,13 @@ class _OneCall(Reduce):
     """``AllReduce`` in a call."""
 
     takes_no_tasks = True
+    takes_shards = True
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
 
     def start(self, start: Start) -> Start:
+        _check_group(self._exchange.group, start.parameters)
         digest = _digest(start.parameters)
         rows = self._exchange.begin([start.count, start.place.seed, _structure(start.parameters), *map(_bits, digest)])
         self._exchange.vector = start.parameters.zeros
@@ -106,6 +110,17 @@ class _OneCall(Reduce):
         return InputError(why)
 
 
+def _check_group(group: Group, parameters: Parameters) -> None:
+    """Raise InputError where the sum would be over ranks that hold other parts of a vector."""
+    shards = parameters.shards
+    if shards is not None and len(set(shards.ranks) & set(group.ranks)) > 1:
+        raise InputError(
+            f"AllReduce is over ranks {group.ranks}, of which several share the model's shards, {shards.ranks}, and "
+            "hold parts of one gradient: without other ranks leave reduce out; for groups of ranks with tasks of their "
+            f"own, {ONE_DIMENSION}"
+        )
+
+
 def _structure(parameters: Parameters) -> int:
     """A number that parameters of other names, shapes or dtypes do not have."""
     layout = parameters.structure
@@ -115,7 +130,9 @@ def _structure(parameters: Parameters) -> int:
 
 def _digest(parameters: Parameters) -> list[float]:
     """Two numbers that other values hardly have, and their scale: of the norms of x's parts and of first entries."""
-    pieces = [*parameters.pieces, parameters.w] if len(parameters.w) else list(parameters.pieces)
+    pieces = [piece for piece in (*parameters.pieces, parameters.w) if len(piece)]
+    if not pieces:
+        return [0.0] * 3
     norms = torch.stack(torch._foreach_norm(pieces)).double()
     firsts = torch.stack([piece[0] for piece in pieces]).double()
     mixed = torch.cos(torch.arange(len(pieces), dtype=torch.float64, device=norms.device))

@@ -1,8 +1,12 @@
 """Collective operations that end: where a process of the group is dead, stopped or cut off, an error names it."""
 
+import atexit
+import logging
 import os
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from metaprox.distributed.meeting import outlives_processes
 from metaprox.distributed.pulse import GONE, Pulse
 from metaprox.errors import InputError, PeerError
 
@@ -23,15 +28,16 @@ LOST = "lost "  # what a process says that ends since another one did: which one
 class Group:
     """The processes of a process group of torch; ``Group.of`` gives one for each.
 
-    rank: of this process, of ``size``. patience: seconds of silence after which a process is given up.
+    rank: of this process, of ``size``; ranks: of all, among those of the default group. patience: seconds of silence
+    after which a process is given up.
     """
 
     def __init__(self, group: Any, patience: float) -> None:
         self._group, self.patience = group, patience
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._global = dist.get_process_group_ranks(group)
+        self.ranks: list[int] = dist.get_process_group_ranks(group)
         store = dist.distributed_c10d._get_default_store()
-        self._pulse = Pulse(store, self._global[self.rank], self._global, patience)
+        self._pulse = Pulse(store, self.ranks[self.rank], self.ranks, patience)
         backend = str(dist.get_backend_config(group))
         self._by_cpu = "gloo" in backend or "mpi" in backend
         self._by_device = "nccl" in backend
@@ -86,6 +92,10 @@ class Group:
         if not direct:
             bucket.copy_(there)
 
+    def together(self) -> None:
+        """Returns once all have come here. Raises PeerError where a process will not."""
+        self.gather(torch.zeros(1))
+
     def tell(self, what: str, *, stay: bool = False) -> None:
         """Leave a word for the others about why this process stops; ``stay``: until those that wait have read it."""
         self._pulse.tell(what)
@@ -110,7 +120,11 @@ class Group:
             except RuntimeError as error:
                 if work.is_completed():
                     raise self._lost(error) from error
-            self._look()
+            try:
+                self._look()
+            except PeerError:
+                _UNFINISHED.append(work)
+                raise
 
     def _look(self) -> None:
         try:
@@ -163,7 +177,7 @@ class Group:
 
     def _stay(self) -> None:
         """Where the store ends with this process, which it does not where torchrun holds it, others may still read."""
-        if self._global[self.rank] == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if self.ranks[self.rank] == 0 and not outlives_processes():
             time.sleep(3 * LOOK)
 
     def _storeless(self) -> PeerError:
@@ -173,6 +187,21 @@ class Group:
 
 
 _KNOWN: WeakKeyDictionary[Any, Group] = WeakKeyDictionary()
+_UNFINISHED: list[Any] = []  # operations in which a process will not take part
+
+
+@atexit.register
+def _leave() -> None:
+    """At the end of this process, which torch would keep until an operation that another one is missing in times out.
+
+    What was registered after the import of metaprox is done by then; the status is 1.
+    """
+    if any(not work.is_completed() for work in _UNFINISHED):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(1)
 
 
 def joined() -> bool:

@@ -4,9 +4,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from queue import Empty, Queue
+from typing import Any, TypeVar
+
+Answer = TypeVar("Answer")
 
 BEAT = 0.5  # seconds between two signs of life
 GONE = 6 * BEAT  # of silence, after which a process whose connection broke is taken for dead
@@ -19,7 +22,7 @@ class Pulse:
     """
 
     def __init__(self, store: Any, rank: int, ranks: Sequence[int], patience: float) -> None:
-        self._rank, self._ranks = rank, ranks
+        self._rank, self._ranks, self._patience = rank, ranks, patience
         self._store = _own_connection(store, patience)
         self._store.set(f"metaprox/{rank}/who", f"process {os.getpid()} on {socket.gethostname()}")
         self._heard = {other: (-1, time.monotonic()) for other in ranks}
@@ -29,10 +32,10 @@ class Pulse:
     def silence(self) -> dict[int, float]:
         """Seconds since each other process was last seen to live. Costs a message to the store for each."""
         now = time.monotonic()
+        counts = self._answer(lambda: {rank: self._store.add(f"metaprox/{rank}/beats", 0) for rank in self._heard})
         for rank, (count, _) in self._heard.items():
-            new = self._store.add(f"metaprox/{rank}/beats", 0)
-            if new != count:
-                self._heard[rank] = (new, now)
+            if counts[rank] != count:
+                self._heard[rank] = (counts[rank], now)
         return {rank: now - since for rank, (_, since) in self._heard.items() if rank != self._rank}
 
     def tell(self, what: str) -> None:
@@ -41,11 +44,33 @@ class Pulse:
 
     def told(self) -> dict[int, str]:
         """What others have told."""
+        return self._answer(self._told)
+
+    def _told(self) -> dict[int, str]:
         found = {}
         for rank in self._ranks:
             key = f"metaprox/{rank}/failed"
             if rank != self._rank and self._store.check([key]) and (what := self._store.get(key).decode()):
                 found[rank] = what
+        return found
+
+    def _answer(self, ask: Callable[[], Answer]) -> Answer:
+        """What the store says. Raises RuntimeError where it says nothing for ``patience`` seconds, as a stopped one."""
+        answers: Queue[Answer | Exception] = Queue()
+
+        def wait() -> None:
+            try:
+                answers.put(ask())
+            except Exception as error:
+                answers.put(error)
+
+        threading.Thread(target=wait, daemon=True).start()
+        try:
+            found = answers.get(timeout=self._patience)
+        except Empty:
+            raise RuntimeError(f"the store does not answer for {self._patience:.0f} s") from None
+        if isinstance(found, Exception):
+            raise found
         return found
 
     def name(self, rank: int) -> str:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from metaprox.distributed.group import Group
+from metaprox.distributed.meeting import fresh_store, outlives_processes
+
 
 def several() -> bool:
     """Whether torchrun has started more processes than this one."""
@@ -24,6 +27,7 @@ def processes() -> Iterator[int]:
 
     In a single process it is 0, and nothing is done. They communicate by gloo and, on GPUs, nccl. With GPUs each
     process has the one of its local rank, on which the device "cuda" is. A process group that there is already is used.
+    After a restart (``--max-restarts``) they find each other whatever those before them have left in torchrun's store.
 
     Example:
         >>> import metaprox as mp
@@ -34,11 +38,16 @@ def processes() -> Iterator[int]:
     if not dist.is_available() or dist.is_initialized() or not several():
         yield dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         return
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        backend = "cpu:gloo,cuda:nccl"
+    if outlives_processes():
+        rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
+        dist.init_process_group(backend, store=fresh_store(rank, size), rank=rank, world_size=size)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group(backend)
     yield dist.get_rank()
-    dist.barrier()  # what is left of the last operations is done in all
+    if own := Group.of():
+        own.together()  # what is left of the last operations is done in all
     dist.destroy_process_group()  # not where something was raised: the others may be gone

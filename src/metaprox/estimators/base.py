@@ -26,6 +26,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, check_solver
 from metaprox.solvers.stability import check_stable
 from metaprox.types import Params
+from metaprox.vectors.shards import refuse_shards
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Estimator(ABC):
 
     _query: ClassVar[Query] = "gradient"
     _differentiates_twice: ClassVar[bool] = False
+    _takes_shards: ClassVar[bool] = False  # of vectors it takes norms and sums by metaprox.vectors alone
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""
@@ -192,6 +194,8 @@ class Estimator(ABC):
     ) -> MetaGradient:
         self.check(problem)
         checks.switch("per_task", per_task)
+        if not self._takes_shards:
+            refuse_shards(params.values(), type(self).__name__)
         batch = None if reduce.takes_no_tasks and has_no_task(tasks) else TaskBatch.of(tasks)
         sums = Sums.begun(reduce, problem, params, batch, weights, keep_adapted=keep_adapted, keep_tasks=per_task)
         if batch is not None:
@@ -204,6 +208,7 @@ class Estimator(ABC):
                 at_once=self._evaluations_at_once(),
                 twice=self._differentiates_twice,
                 place=sums.place,
+                takes_shards=self._takes_shards,
             ) as call:
                 for span in call.chunks():
                     gradients = call.gradients(span)

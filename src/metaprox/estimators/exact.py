@@ -20,6 +20,7 @@ from metaprox.types import Params
 from metaprox.vectors.layout import Layout
 from metaprox.vectors.norms import norm
 from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.shards import refuse_shards
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def exact_meta_gradient(
         MetaproxError: Newton's method did not converge, so that there is no reference.
     """
     check_estimate(problem, params)
+    refuse_shards(params.values(), "exact_meta_gradient")
     tol, max_steps = checks.positive("tol", tol), checks.count("max_steps", max_steps)
     checks.positive("lam", problem.lam, "the inner problem is a proximal solve")
     batch = TaskBatch.of(tasks)

@@ -106,7 +106,7 @@ class FOBMAML(Branched):
     estimate_error: bool = True
     rtol: float | None = None
     estimate_truncation: bool = False
-
+    _takes_shards: ClassVar[bool] = True
     step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}  # where each of the two has a meaning
 
     def __post_init__(self) -> None:

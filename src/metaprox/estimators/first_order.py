@@ -27,6 +27,8 @@ class FOMAML(Estimator):
     Source: Finn, Abbeel & Levine, arXiv 1703.03400, section 5.2.
     """
 
+    _takes_shards: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         self._check_base()
 
@@ -55,6 +57,7 @@ class Reptile(Estimator):
     """
 
     _query: ClassVar[Query] = "value"
+    _takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._check_base()

@@ -107,6 +107,9 @@ class Reduce:
 
     takes_no_tasks: bool = False
     """Whether a process may have no task at all, as others have some."""
+    takes_shards: bool = False
+    """Whether its methods do for a model in shards, where each rank sees the N numbers that it holds. A promise of the
+    class that makes it alone; norms over all ranks are those of ``metaprox.vectors.norms``."""
 
     def call(self) -> "AbstractContextManager[Reduce]":
         """Around one call of an estimator; its errors pass through. Yields what its other methods are called on."""
@@ -136,6 +139,7 @@ class _Several(Reduce):
     def __init__(self, parts: Sequence[Reduce]) -> None:
         self._parts = parts
         self.takes_no_tasks = any(part.takes_no_tasks for part in parts)
+        self.takes_shards = all(map(_takes_shards, parts))
 
     @contextmanager
     def call(self) -> Iterator[Reduce]:
@@ -171,17 +175,49 @@ def check_reduce(name: str, value: Any) -> ReduceSetting:
 
 
 def reduction(setting: ReduceSetting) -> Reduce:
-    """What is called. Raises InputError where there are several processes, which would go apart, and none is given."""
+    """What is called."""
     if setting is None:
-        processes = _processes()
-        if processes > 1:
-            raise InputError(
-                f"reduce is None in one of {processes} processes of torch.distributed, each of which would keep the "
-                "gradient of its own tasks: give reduce=mp.distributed.AllReduce(), or, where that is meant, "
-                "reduce=mp.Reduce()"
-            )
-        return Reduce()
+        return _Alone()
     return setting if isinstance(setting, Reduce) else _Several(setting)
+
+
+class _Alone(Reduce):
+    """None is given: there is nobody to sum with."""
+
+    takes_shards = True
+
+    def __init__(self) -> None:
+        self.takes_no_tasks = _processes() > 1  # which ``start`` refuses before all else
+
+    def start(self, start: Start) -> Start:
+        """Raises InputError where there are other processes, which would go apart."""
+        shards = start.parameters.shards
+        processes, own = _processes(), 1 if shards is None else shards.size
+        if processes > own:
+            who = "one" if shards is None else f"{own}, which share a model's shards,"
+            group = "" if shards is None else "group=...), of the ranks that hold the same shard"
+            raise InputError(
+                f"reduce is None in {who} of {processes} processes of torch.distributed, each of which would keep the "
+                f"gradient of its own tasks: give reduce=mp.distributed.AllReduce({group or ')'}, or, where that is "
+                "meant, reduce=mp.Reduce()"
+            )
+        return start
+
+
+def check_shards(reduce: Reduce, parameters: Parameters) -> None:
+    """Raise InputError where ``parameters`` are in shards and ``reduce`` does not say that it takes them."""
+    if parameters.shards is not None and not _takes_shards(reduce):
+        raise InputError(
+            f"{type(reduce).__name__} does not say that it takes the gradients of a model in shards, of which each "
+            "rank sees its own numbers alone: with norms of metaprox.vectors.norms, or none, say takes_shards = True"
+        )
+
+
+def _takes_shards(reduce: Reduce) -> bool:
+    """What its class itself says."""
+    if type(reduce) is Reduce:
+        return True
+    return reduce.takes_shards and (isinstance(reduce, _Several) or "takes_shards" in vars(type(reduce)))
 
 
 def _processes() -> int:

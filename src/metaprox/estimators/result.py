@@ -14,6 +14,7 @@ from metaprox.losses.backend import Evaluation
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.types import Metrics
 from metaprox.vectors.norms import norm
+from metaprox.vectors.shards import everywhere
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Estimate:
     def finite(self) -> Tensor:
         """Whether all of it is [T]."""
         parts = [finite_rows(self.grad), self.query.value.isfinite().all(1), *(solve.finite for solve in self.solves)]
-        return torch.stack(parts).all(0)
+        return everywhere(torch.stack(parts).all(0))
 
     def where(self, here: Tensor, other: "Estimate") -> "Estimate":
         """This one for the tasks ``here`` [T], the ``other`` one for the rest; y_i is the same in both."""
@@ -121,4 +122,6 @@ def ratio(vector: Tensor, reference: Tensor) -> Tensor:
 
 def finite_rows(tensor: Tensor) -> Tensor:
     """Whether all of [T, 1, ...] is finite [T]; needs no memory of that size."""
+    if not tensor.shape[-1]:  # of a rank that holds none of the numbers
+        return torch.ones(len(tensor), dtype=torch.bool, device=tensor.device)
     return torch.linalg.vector_norm(tensor, torch.inf, dim=-1).isfinite().all(1)

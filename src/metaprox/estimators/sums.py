@@ -13,13 +13,14 @@ from metaprox.data.batch import TaskBatch
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.estimators.error import sampling_error
 from metaprox.estimators.info import Info
-from metaprox.estimators.reduce import Reduce, Start, TaskGradients, TaskResults, Total
+from metaprox.estimators.reduce import Reduce, Start, TaskGradients, TaskResults, Total, check_shards
 from metaprox.estimators.result import ChunkResult, MetaGradient
 from metaprox.losses.checked import joined
 from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 from metaprox.vectors.norms import norm
 from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.shards import over
 
 
 class Sums:
@@ -61,7 +62,9 @@ class Sums:
             parameters = Parameters.of(params, (lambda names: names) if everything else problem.adapted_names)
             count = batch.size if batch else 0
             given = _checked_weights(weights, count, parameters.pieces[0])
-            start = reduce.start(Start(count, Place.alone(), parameters))
+            check_shards(reduce, parameters)
+            place = Place.alone().shared(problem, params, batch, given)
+            start = reduce.start(Start(count, place, parameters))
         return cls(reduce, start, given, keep_adapted=keep_adapted, keep_tasks=keep_tasks)
 
     @property
@@ -105,14 +108,15 @@ class Sums:
             raise _nothing_left(tasks)
         mean = total.grad.div_(total.weight)
         weights = None if bool((tasks.weights == tasks.weights[0]).all()) else tasks.weights[tasks.kept]
-        spread = sampling_error(tasks.length[tasks.kept], mean, weights)
+        with over(parameters.shards):
+            spread = sampling_error(tasks.length[tasks.kept], mean, weights)
         return MetaGradient(
-            grad=parameters.unflatten(mean),
+            grad=parameters.named(mean),
             query_loss=tasks.query_loss,
             metrics=tasks.metrics,
             adapted=(self._named or self._of_none)(self._adapted) if self._keep_adapted else None,
             info=replace(tasks.info, sampling_error=spread),
-            per_task=parameters.unflatten(self._rows(self._tasks)) if self._keep_tasks else None,
+            per_task=parameters.named(self._rows(self._tasks)) if self._keep_tasks else None,
         )
 
     def _own_results(self) -> TaskResults | None:
@@ -135,7 +139,7 @@ class Sums:
     def _of_none(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
         """y_i where this process has no task."""
         size = self._start.parameters.adapted.size
-        return self._start.parameters.adapted.unflatten(self._rows(parts)[:, :size])
+        return self._start.parameters.named_adapted(self._rows(parts)[:, :size])
 
     def _rows(self, parts: Sequence[Tensor]) -> Tensor:
         """[T, N] of this process's tasks."""

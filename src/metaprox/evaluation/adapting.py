@@ -17,6 +17,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.solvers.stability import check_stable
 from metaprox.types import Params
+from metaprox.vectors.shards import refuse_shards
 
 
 def adapt(
@@ -73,6 +74,7 @@ def solved(
     """
     x = parameters_of(problem, params)
     check_adapt(support, solver)
+    refuse_shards(x.values(), "mp.adapt")
     check_stable(solver, problem.lam, stopping.max_steps)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])

@@ -139,8 +139,8 @@ class Judge:
         return joined(columns)
 
     def _values(self, batch: TaskBatch, place: Place) -> Metrics:
-        results, adapted = [], None
-        with begun(self.problem, self.x, batch, self.choice, query="value", place=place) as call:
+        results, adapted, place = [], None, place.shared(self.problem, self.x, batch)
+        with begun(self.problem, self.x, batch, self.choice, query="value", place=place, takes_shards=True) as call:
             for span in call.chunks():
                 gradients = call.gradients(span)
                 try:

@@ -88,6 +88,8 @@ class Choice:
         """
         parameters, batch, look = setting.parameters, setting.batch, setting.look
         asked = f"backend={self.backend!r} was asked for"
+        if parameters.shards is not None:
+            return self._loop_of_shards(), "the model is in shards"
         if self.backend == "loop":
             return LoopBackend(), asked
         if not setting.stackable:  # refused where they are stacked
@@ -130,6 +132,14 @@ class Choice:
         if self.compile:
             why = "these losses, or these tasks, can't be vmapped"
             warnings.warn(f"metaprox goes on without compile=True: {why}", stacklevel=2)
+        return LoopBackend()
+
+    def _loop_of_shards(self) -> Backend:
+        if self.backend == "vmap" or self.compile:
+            raise InputError(
+                "backend='vmap' and compile=True are not for a model in shards, whose hooks gather whole parameters "
+                "one evaluation at a time: use backend='loop', or 'auto', without compile"
+            )
         return LoopBackend()
 
     def _chunk(self, cost: Cost | None, parameters: Parameters, at_once: int) -> int | None:

@@ -17,7 +17,7 @@ from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compil
 from metaprox.losses.noise import padded_to
 from metaprox.losses.origin import describe, origin
 from metaprox.losses.vmapped import evaluate_all
-from metaprox.vectors.norms import norm
+from metaprox.vectors.norms import norm_here
 from metaprox.vectors.parameters import Structure
 
 # Up to how many losses have graphs, the latest used; for how many shapes of tasks each loss; and how many graphs each
@@ -228,7 +228,7 @@ def _step(structure: Structure) -> Callable[..., Any]:
         only_compiled()
         gradient, _ = evaluate_all(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)
         gradient = gradient + lam * (y - x) + shift
-        return y - size * gradient, gradient, norm(gradient).squeeze(-1)
+        return y - size * gradient, gradient, norm_here(gradient).squeeze(-1)
 
     return step
 

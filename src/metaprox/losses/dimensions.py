@@ -14,6 +14,7 @@ from metaprox.checks.trees import TreeKey, flattened
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.modules.loss import PrivateLoss
+from metaprox.modules.sharded import ShardedLoss
 from metaprox.problem import ProximalProblem
 
 # Layers, and the dimensions of an input that holds one example and no batch of them.
@@ -113,7 +114,7 @@ def batches_told_of(loss: Any, task: Task) -> Iterator[None]:
     alike = (
         len({leaf.shape[:2] for leaf in leaves}) == 1 and all(leaf.dim() >= 2 for leaf in leaves) and len(leaves) > 1
     )
-    if not isinstance(loss, PrivateLoss) or not alike:
+    if not isinstance(loss, (PrivateLoss, ShardedLoss)) or not alike:
         yield
         return
     shapes, seen = {leaf.shape for leaf in leaves if leaf.dim() == 3}, []
@@ -136,7 +137,7 @@ def batches_told_of(loss: Any, task: Task) -> Iterator[None]:
 @contextmanager
 def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task, count: int) -> Iterator[None]:
     """Around an evaluation on ``task``, one of ``count``: InputError where a layer gets a tensor of it alone."""
-    if not isinstance(loss, PrivateLoss):
+    if not isinstance(loss, (PrivateLoss, ShardedLoss)):
         yield
         return
     shapes = {leaf.shape for leaf in pytree.tree_leaves(task.support) if isinstance(leaf, Tensor)}
@@ -159,10 +160,13 @@ def single_examples_refused(problem: ProximalProblem, loss: Any, task: Task, cou
 
 @contextmanager
 def _hooked(
-    loss: PrivateLoss, kinds: tuple[type[nn.Module], ...], see: Callable[[nn.Module, tuple[Any, ...]], None]
+    loss: PrivateLoss | ShardedLoss,
+    kinds: tuple[type[nn.Module], ...],
+    see: Callable[[nn.Module, tuple[Any, ...]], None],
 ) -> Iterator[None]:
     """``see`` is called with each layer of these kinds, and its inputs, before it is."""
-    watched = [module for module in loss.replica.module.modules() if isinstance(module, kinds)]
+    evaluated = loss.module if isinstance(loss, ShardedLoss) else loss.replica.module
+    watched = [module for module in evaluated.modules() if isinstance(module, kinds)]
     hooks = [
         module.register_forward_pre_hook(see) for module in watched if not isinstance(module, torch.jit.ScriptModule)
     ]

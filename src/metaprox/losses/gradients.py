@@ -14,9 +14,10 @@ from metaprox.losses.adapted import AdaptedLoss, apart
 from metaprox.losses.backend import Backend, Evaluation, Seed, Step
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.noise import Noise
+from metaprox.losses.sharded import LossInShards
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.problem import ProximalProblem
-from metaprox.solvers.protocol import InnerSolver, for_parameters, relative_step
+from metaprox.solvers.protocol import InnerSolver, check_takes_shards, for_parameters, relative_step
 from metaprox.types import Metrics
 from metaprox.vectors.parameters import Parameters
 from metaprox.vectors.terms import LinearTerm, ProximalTerm
@@ -71,14 +72,15 @@ class Gradients:
         self.draws = draws
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
-        at_w = (parameters.structure, parameters.w)
-        self.adapted_inner = AdaptedLoss(self.inner, *at_w, writes)
-        self._outer = AdaptedLoss(self.outer, *at_w, writes)
-        self._values = AdaptedLoss(replace(self.outer, differentiable=False), *at_w, writes)
+        self.adapted_inner = self._adapted(self.inner)
+        self._outer = self._adapted(self.outer)
+        self._values = self._adapted(replace(self.outer, differentiable=False))
         self._version = parameters.w._version
 
     def for_parameters(self, solver: InnerSolver) -> InnerSolver:
-        """``solver``, told of the parameters' shapes if it wants to know."""
+        """``solver``, told of the parameters' shapes if it wants to know. Refuses one that can't step shards."""
+        if self.parameters.shards is not None:
+            check_takes_shards(solver)
         return for_parameters(solver, self.parameters.adapted.views)
 
     def per_task(self, value: float) -> Tensor:
@@ -154,7 +156,7 @@ class Gradients:
         if not self.shares:
             return self.query(y, step), self.nothing(y)
         self.counts.query_gradients += y.shape[0] * y.shape[1]
-        loss, seed = flat_loss(self.outer, self.parameters, writes=self.writes), self.seed(1, BRANCH_NOISE, step)
+        loss, seed = self._flat(self.outer), self.seed(1, BRANCH_NOISE, step)
         with self.evaluation("query"):
             out = self.backend.evaluate(loss, self.parameters.at(y), self.data.query, seed)
         size = y.shape[-1]
@@ -165,15 +167,15 @@ class Gradients:
         if not self.shares:
             return self.nothing(y)
         self.counts.support_gradients += y.shape[0] * y.shape[1]
-        size = y.shape[-1]
-        inner = flat_loss(self.inner, self.parameters, writes=self.writes)
+        size, inner = y.shape[-1], self._flat(self.inner)
 
         def at_fixed_y(z: Tensor, data: Any) -> tuple[Tensor, Metrics]:
             return inner(torch.cat([z[:size].detach(), z[size:]]), data)
 
+        loss = inner if self.parameters.shards is not None else at_fixed_y
         z, seed = self.parameters.at(y), self.seed(0, BRANCH_NOISE, step)
         with self.evaluation("support"):
-            return self.backend.evaluate(at_fixed_y, z, self.data.support, seed).grad[..., size:]
+            return self.backend.evaluate(loss, z, self.data.support, seed).grad[..., size:]
 
     def query_values(self, y: Tensor, step: int) -> tuple[Tensor, Metrics]:
         """f and its metrics [T] at y [T, P], without a gradient (and so not counted as one)."""
@@ -221,6 +223,17 @@ class Gradients:
                 "a loss wrote on parameters that do not adapt, which it did not when it was first looked at; let them "
                 "adapt, or write on a copy"
             )
+
+    def _adapted(self, loss: CheckedLoss) -> FlatLoss:
+        """``loss`` of y [P]."""
+        at_w = (self.parameters.structure, self.parameters.w)
+        return AdaptedLoss(loss, *at_w, self.writes) if self.parameters.shards is None else LossInShards(loss, *at_w)
+
+    def _flat(self, loss: CheckedLoss) -> FlatLoss:
+        """``loss`` of z [P + W]."""
+        if self.parameters.shards is None:
+            return flat_loss(loss, self.parameters, writes=self.writes)
+        return self._adapted(loss)
 
     def _term(self, branches: slice, linear: LinearTerm | None) -> ProximalTerm:
         return ProximalTerm(self.parameters, self.lam, None if linear is None else linear.of(branches))

@@ -29,7 +29,9 @@ from metaprox.losses.dimensions import (
 from metaprox.losses.graph import nodes
 from metaprox.losses.loop import REENTRANT
 from metaprox.losses.noise import Noise
+from metaprox.losses.sharded import LossInShards
 from metaprox.modules.loss import PrivateLoss
+from metaprox.modules.sharded import ShardedLoss
 from metaprox.problem import ProximalProblem
 from metaprox.vectors.parameters import Parameters
 
@@ -102,6 +104,8 @@ def _kinds(task: Task) -> tuple[Any, ...]:
 
 def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) -> Look:
     batch = normal_tree(next(iter(data))[1]) if isinstance(data, MicroBatches) else data
+    if isinstance(loss.loss, ShardedLoss):
+        return _look_in_shards(loss, loss.loss, parameters, batch, noise)
     x, structure = torch.cat(parameters.pieces), parameters.structure
     leaves = AdaptedLoss(loss, structure, parameters.w).leaves(x)
     w = parameters.w.clone()
@@ -132,6 +136,30 @@ def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) ->
     return Look(draws, _repeats(loss, first, again), writes, frozenset(written))
 
 
+def _look_in_shards(loss: CheckedLoss, model: ShardedLoss, parameters: Parameters, batch: Any, noise: Noise) -> Look:
+    """The same on all ranks. Buffers and attributes are always put back."""
+    with LossInShards(loss, parameters.structure, parameters.w).held(parameters.x) as params:
+        with noise.of(LOOK_NOISE), torch.enable_grad():
+            before = noise.state()
+            first = loss(params, batch)[0]
+            draws = not all(map(torch.equal, before, noise.state()))
+        gathered = model.whole_parameters()
+        versions = [tensor._version for tensor in gathered]
+        known = {id(tensor) for tensor in (*gathered, *params.values(), *pytree.tree_leaves(batch))}
+        strange = _strange_leaves(first, known)
+        first = first.detach()
+        model.renew()
+        with noise.of(LOOK_NOISE), torch.enable_grad():
+            again = loss(params, batch)[0]
+        _refuse_lasting(loss, strange, _strange_leaves(again, known) if strange else [])
+        if versions != [tensor._version for tensor in gathered]:
+            raise InputError(
+                f"{loss.role} writes on parameters of a model in shards, whose hooks drop that before the backward "
+                "pass: write on a copy in the loss"
+            )
+    return Look(draws, _repeats(loss, first, again.detach()), writes=False, written=frozenset())
+
+
 def _repeats(loss: CheckedLoss, first: Tensor, again: Tensor) -> bool:
     """Whether two values are equal up to what sums in another order do; warns where not."""
     close = torch.allclose(first, again, rtol=torch.finfo(first.dtype).eps ** 0.5, equal_nan=True)
@@ -158,7 +186,7 @@ def _refuse_lasting(loss: CheckedLoss, strange: list[Tensor], again: list[Tensor
     for leaf in strange:
         if id(leaf) not in lasting:
             continue
-        live = loss.loss.source.state() if isinstance(loss.loss, PrivateLoss) else {}
+        live = loss.loss.source.state() if isinstance(loss.loss, (PrivateLoss, ShardedLoss)) else {}
         name = next((name for name, tensor in live.items() if tensor is leaf), None)
         what = f"{name!r} of the live model" if name else f"a tensor of shape {tuple(leaf.shape)}"
         remedy = (

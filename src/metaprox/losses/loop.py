@@ -16,6 +16,7 @@ from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Seed, Step
 from metaprox.losses.graph import nodes
+from metaprox.losses.sharded import LossInShards, add_product
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.types import Metrics
 from metaprox.vectors.terms import ProximalTerm
@@ -143,6 +144,8 @@ def _differentiate(
     starts from 1 whatever the weight: a small one would be rounded, or lost, in narrow models, and clipped otherwise
     where they clip gradients.
     """
+    if isinstance(loss, LossInShards):
+        return loss.differentiate(point, batch, gradient, weight)
     if isinstance(loss, AdaptedLoss):
         leaves = loss.leaves(point)
         value, metrics = loss.checked(loss.all_from(dict(leaves)), batch)
@@ -155,7 +158,7 @@ def _differentiate(
         value, metrics = loss(leaf, batch)
         if value.requires_grad:
             (found,) = torch.autograd.grad(value, leaf)
-            _add(gradient, found, weight)
+            add_product(gradient, found, weight)
     return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics) if metrics else metrics
 
 
@@ -184,20 +187,13 @@ def _aim(leaves: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dtyp
 def _move(place: Tensor, weight: Tensor | None, leaf: Tensor) -> None:
     """The gradient of ``leaf`` to where it is added up."""
     assert leaf.grad is not None
-    _add(place, leaf.grad, weight)
+    add_product(place, leaf.grad, weight)
     leaf.grad = None
 
 
-def _add(total: Tensor, gradient: Tensor, weight: Tensor | None) -> None:
-    if weight is None:
-        total.add_(gradient)
-    elif gradient.layout == torch.strided:
-        total.addcmul_(gradient.to(total.dtype), weight)
-    else:
-        total.add_(gradient * weight)
-
-
 def _value(loss: FlatLoss, point: Tensor, batch: Any) -> tuple[Tensor, Metrics]:
+    if isinstance(loss, LossInShards):
+        return loss.value(point, batch)
     if isinstance(loss, AdaptedLoss):
         return loss.checked(loss.all_from(loss.leaves(point)), batch)
     return loss(guarded(point), batch)

@@ -16,7 +16,7 @@ from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Seed, Step
 from metaprox.losses.vmapped import FlatLoss, evaluate_all
 from metaprox.types import Metrics
-from metaprox.vectors.norms import norm
+from metaprox.vectors.norms import norm_here
 from metaprox.vectors.terms import ProximalTerm
 
 
@@ -72,7 +72,7 @@ class VmapBackend:
         if found is not None:
             return Step(*found)
         gradient = term.gradient(y).add_(self._eagerly(loss, y, data, seed)[0])
-        return Step(y.add(gradient, alpha=-size), gradient, norm(gradient).squeeze(-1))
+        return Step(y.add(gradient, alpha=-size), gradient, norm_here(gradient).squeeze(-1))
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         def one(point: Tensor, of_task: Any) -> tuple[Tensor, Metrics]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metaprox.modules.loss import ModuleLoss
+from metaprox.modules.sharded import ShardedLoss
 from metaprox.types import Params
 
 
@@ -30,14 +31,16 @@ def company(loss: ModuleLoss, params: Params, batch: Any) -> Company:
     """Returns what the answers for the first and the last example of a batch depend on.
 
     They are asked for together with all others, and alone. Where that can't be (the loss does not call its model on N
-    examples, their number is 1, the model draws random numbers, or takes no single example), or would compile
-    ``torch.compile(model)`` for other shapes, it goes by batch norms alone. Costs a few forward passes; nothing is
-    written on.
+    examples, their number is 1, the model draws random numbers, takes no single example, or lies in shards), or would
+    compile ``torch.compile(model)`` for other shapes, it goes by batch norms alone. Costs a few forward passes, and
+    writes on nothing.
     """
     by_norms = Company(loss.uses_batch_statistics(), _batch_norm(loss.model))
     if any(type(module).__name__ == "OptimizedModule" for module in loss.model.modules()):
         return by_norms
     own = loss.private()
+    if isinstance(own, ShardedLoss):  # whose ranks would have to ask together
+        return by_norms
     calls: list[_Call] = []
     try:
         with (

@@ -91,7 +91,7 @@ class ModuleHead:
     def private(self) -> "ModuleHead":
         """The same on a replica of the model as it is now."""
         own = ModuleHead(self.head, self.model, self.loss)
-        own._own = own._seen.private()
+        own._own = PrivateLoss(own._seen)
         return own
 
     def __call__(self, params: Params, support: Any) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class ModuleHead:
 
     def _features(self, params: Params, head: Params, support: Any) -> Tensor:
         """What the layer gets of the support [N, width]."""
-        own = self._seen.private() if self._own is None else self._own
+        own = PrivateLoss(self._seen) if self._own is None else self._own
         given = {**params, **head}
         if not self._read:
             own.watched(lambda: own(given, support), given)

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from metaprox.data.inference import normal
 from metaprox.errors import InputError, MetaproxError
 from metaprox.modules.replica import Replica, places
+from metaprox.modules.sharded import ShardedLoss, is_fully_sharded
 from metaprox.modules.watch import Unwritten, WouldWriteError
 from metaprox.types import LossValue, Params
 
@@ -46,9 +47,9 @@ class ModuleLoss:
         buffers = {name: _copy(buffer, like) for name, buffer in self._wrapped.named_buffers()}
         return functional_call(self._wrapped, {**buffers, **{f"model.{n}": p for n, p in params.items()}}, (batch,))
 
-    def private(self) -> "PrivateLoss":
-        """The same function, as the model is now, on a replica: for one evaluation at a time."""
-        return PrivateLoss(self)
+    def private(self) -> "PrivateLoss | ShardedLoss":
+        """The same function, as the model is now (in shards, or on a replica): for one evaluation at a time."""
+        return ShardedLoss(self) if is_fully_sharded(self.model) else PrivateLoss(self)
 
     def state(self) -> dict[str, Tensor]:
         """All parameters and buffers of the live model, tied ones under the first of their names."""

@@ -24,8 +24,11 @@ _WRAPPERS = {
     "module inside, model.module, and the estimator reduce=mp.distributed.AllReduce(), which averages meta-gradients",
     "DataParallel": "it replicates its own weights, not those of a task; give the module inside, model.module",
     "FullyShardedDataParallel": "its shards would overwrite those of a task; give the module before it is sharded",
-    "FSDPModule": "its hooks would overwrite a task's weights by its shards; give the module before fully_shard",
+    "FSDPModule": "here a copy of the module is wanted, and shards have none: FOBMAML, FOMAML, Reptile and mp.evaluate "
+    "take a module in shards; else give it before fully_shard",
 }
+
+_WITH_SHARDS = {"OptimizedModule": "compiled modules in shards have not been tried; give the one inside, _orig_mod"}
 
 
 class Replica:
@@ -115,7 +118,7 @@ def _fill(new: Any, old: Any, convert: Callable[[Any], Any]) -> Any:
 
 
 def _replicate_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    _refuse_wrappers(module)
+    _refuse(module, _WRAPPERS)
     if isinstance(module, torch.jit.ScriptModule):
         return _remember(copy.deepcopy(module), module, memo)
     if type(module).__name__ == "OptimizedModule":  # of torch.compile(module), whose forward calls the live module
@@ -134,10 +137,35 @@ def _remember(new: nn.Module, module: nn.Module, memo: dict[int, Any]) -> nn.Mod
     return new
 
 
-def _refuse_wrappers(module: nn.Module) -> None:
+def refuse_wrappers(model: nn.Module) -> None:
+    """Raise InputError where a module in it can't be given other weights; by ``fully_shard`` it may be wrapped."""
+    known = {name: why for name, why in _WRAPPERS.items() if name != "FSDPModule"}
+    for module in model.modules():
+        _refuse(module, known | _WITH_SHARDS)
+
+
+def _refuse(module: nn.Module, known: Mapping[str, str]) -> None:
     for name in (base.__name__ for base in type(module).__mro__):
-        if name in _WRAPPERS:
-            raise InputError(f"the model is, or has in it, a {name}: {_WRAPPERS[name]}")
+        if name in known:
+            raise InputError(f"the model is, or has in it, a {name}: {known[name]}")
+
+
+def containers_of(model: nn.Module) -> list[tuple[Any, Any]]:
+    """Each plain container among the attributes of its modules, and in these, with a copy of it as it is now."""
+    found: dict[int, tuple[Any, Any]] = {}
+
+    def collect(value: Any) -> None:
+        if type(value) not in _CONTAINERS or id(value) in found:
+            return
+        found[id(value)] = (value, value.copy())
+        for item in value.values() if isinstance(value, dict) else value:
+            collect(item)
+
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if name not in _OF_EVERY_MODULE:
+                collect(value)
+    return list(found.values())
 
 
 def _containers(module: nn.Module) -> list[tuple[str, Any]]:

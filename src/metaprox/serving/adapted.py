@@ -17,7 +17,7 @@ from metaprox import checks
 from metaprox.checks.trees import describe, kind, on_device
 from metaprox.errors import InputError, MetaproxError, TransductiveWarning
 from metaprox.modules.head import Head
-from metaprox.modules.loss import ModuleLoss
+from metaprox.modules.loss import ModuleLoss, PrivateLoss
 from metaprox.serving import disk
 from metaprox.serving.blueprint import Blueprint
 from metaprox.serving.copies import copied, in_modes, modes_of, with_head
@@ -207,7 +207,7 @@ def evaluated(module: nn.Module, inputs: Any, seen: dict[str, Collection[str]]) 
         InputError: the module does not take such inputs.
         MetaproxError: it wrote on what it did not before.
     """
-    loss = ModuleLoss(module, lambda model, batch: model(batch)).private()
+    loss = PrivateLoss(ModuleLoss(module, lambda model, batch: model(batch)))
     given = {name: tensor.detach().clone() for name, tensor in islice(state_of(module).items(), 1)}
     try:
         if "written" in seen:

@@ -38,6 +38,7 @@ from metaprox.serving.state import device_of, freeze, frozen_in, kept, load_into
 from metaprox.serving.support import batch_of
 from metaprox.solvers.protocol import InnerSolver, check_solver
 from metaprox.solvers.stability import check_stable
+from metaprox.vectors.shards import refuse_shards
 
 NAME = "learner"
 
@@ -58,8 +59,8 @@ class Learner:
         max_steps: the most steps that are taken with ``tol``.
         adapts: which parameters adapt, as ``adapt`` of ``ProximalProblem``.
         head: the layer that is made for each task, for any number of classes. None: the model's own.
-        names: of the classes that the model's own outputs stand for, in their order, where all tasks have the same: a
-            support's labels are put in it. None: each support has classes of its own.
+        names: of the classes that the model's own outputs stand for, in their order, which labels are put in. None:
+            each support has classes of its own.
         preprocessing: of what a person has, N items, to inputs of the model; kept where it is a ``Preprocessing`` of
             ``metaprox.data.preprocessing``. None: inputs are given.
         blueprint: how the model is made anew when it is loaded; None: ``load`` has to be given one.
@@ -97,6 +98,7 @@ class Learner:
         problem = self.problem
         object.__setattr__(self, "lam", problem.lam)
         object.__setattr__(self, "adapts", problem.adapt)
+        refuse_shards(self.model.parameters(), "mp.Learner")
         check_stable(self.solver, self.lam, self._stopping.max_steps)
         checks.settle(self, names=checks.optional(names_of))
         if self.names is not None and self.head is not None:

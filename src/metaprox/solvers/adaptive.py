@@ -1,6 +1,7 @@
 """Gradient descent with a step of its own for each task, from differences of gradients."""
 
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch.autograd import forward_ad
 
 from metaprox import checks
 from metaprox.vectors.norms import norm
+from metaprox.vectors.shards import total
 
 GROWTH = 1.5  # by which a step is longer than the one before at most
 ALONG = 1 / 4  # of L is counted at least, where the curvature along a step is less
@@ -71,6 +73,7 @@ class AdaptiveGradientDescent:
 
     lr: float | None = None
     probe: float = 0.01
+    takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.settle(self, lr=checks.optional(checks.positive), probe=checks.positive)
@@ -121,7 +124,7 @@ class AdaptiveGradientDescent:
         A branch that did not move says nothing about the curvature; where none did, the task keeps its step.
         """
         change = norm(turned)
-        along = ((moved / length) * turned).sum(-1, keepdim=True) / change
+        along = total(((moved / length) * turned).sum(-1, keepdim=True)) / change
         size = length / change / along.clamp(ALONG, 1.0).sqrt()
         size = torch.where((length > 0) & (change > 0), size, torch.inf).amin(1, keepdim=True)
         bounded = torch.where(state.adapted | size.isinf(), torch.minimum(size, GROWTH * state.lr), size)
@@ -133,7 +136,7 @@ def _went(way: Way, y: Tensor, grad: Tensor, moved: Tensor, length: Tensor) -> t
 
     ``moved``: the step, of ``length`` [T, B, 1], by which it is divided before it is summed, lest that overflows.
     """
-    rise = length * ((moved / length) * (grad + way.grad)).sum(-1, keepdim=True) / 2
+    rise = length * total(((moved / length) * (grad + way.grad)).sum(-1, keepdim=True)) / 2
     loss = way.loss + torch.where(length > 0, rise, 0.0)
     too_far = (loss > way.total / way.points).any(1, keepdim=True)
     there = Way(y, grad, loss, way.total + loss, way.points + 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.vectors.norms import norm
+from metaprox.vectors.shards import total
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Anderson:
     lr: float
     memory: int = 5
     separate_branches: ClassVar[bool] = True
+    takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.settle(self, lr=checks.positive, memory=checks.count)
@@ -71,8 +73,8 @@ def _least_squares(rows: Tensor, target: Tensor) -> Tensor:
     """
     norms = norm(rows)
     unit = rows / torch.where(norms > 0, norms, 1)
-    gram = (unit @ unit.mT).double()
-    right = (unit @ target.unsqueeze(-1)).double()
+    gram = total((unit @ unit.mT).double())
+    right = total((unit @ target.unsqueeze(-1)).double())
     damping = 10 * torch.finfo(rows.dtype).eps
     gram.diagonal(dim1=-2, dim2=-1).add_(damping)
     solution: Tensor

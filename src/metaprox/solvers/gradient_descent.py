@@ -21,6 +21,7 @@ class GradientDescent:
 
     lr: float
     separate_branches: ClassVar[bool] = True
+    takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.settle(self, lr=checks.positive)

@@ -35,6 +35,7 @@ class Nesterov:
     lr: float
     momentum: float | None = None
     separate_branches: ClassVar[bool] = True
+    takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.settle(self, lr=checks.positive, momentum=checks.optional(checks.fraction))

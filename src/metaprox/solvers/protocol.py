@@ -34,11 +34,13 @@ class InnerSolver(Protocol):
     - ``resume(y, step_sizes)``: the state before the first step of branches from ``y``, in place of ``init``, where
       their base was solved by an equal solver, in steps of these sizes [T, K] (NaN after a task's last).
     - ``step_size(state)``: of the last step, for each task [T], where it is not ||step|| / ||grad||.
+    - ``takes_shards = True``: of a vector that ranks hold parts of, it steps each number by itself, or takes norms and
+      sums over all ranks (``metaprox.vectors.norms.norm``, ``metaprox.vectors.shards.total``).
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
 
-    The first three, ``resume`` and ``step_size`` are promises, and hold for the class that makes them alone: a
-    subclass, which may step otherwise, makes them anew or goes without, and so does whatever has its ``step`` replaced,
-    or wrapped by a decorator.
+    The first three, ``resume``, ``step_size`` and ``takes_shards`` are promises, and hold for the class that makes them
+    alone: a subclass, which may step otherwise, makes them anew or goes without, and so does whatever has its ``step``
+    replaced, or wrapped by a decorator.
     """
 
     def init(self, y: Tensor) -> Any:
@@ -136,6 +138,16 @@ def resumed(solver: InnerSolver, base: InnerSolver, step_sizes: Tensor) -> Calla
     if resume is None or type(base) is not type(solver) or base != solver:
         return None
     return lambda y: resume(y, step_sizes)
+
+
+def check_takes_shards(solver: InnerSolver) -> None:
+    """Raise InputError unless the class of ``solver`` promises that it can step vectors that ranks hold parts of."""
+    if not promised(solver, "takes_shards"):
+        raise InputError(
+            f"{solver!r} does not say that it can step a model in shards, of which each rank sees its own numbers: "
+            "take a solver of metaprox, or mp.TorchOptimizer(..., elementwise=True); one of your own that steps each "
+            "number by itself, or takes its sums over all ranks, says so: takes_shards = True"
+        )
 
 
 def check_differentiable(solver: InnerSolver, method: str) -> None:

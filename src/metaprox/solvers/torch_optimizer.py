@@ -57,6 +57,10 @@ class TorchOptimizer:
         signatures.function("factory", self.factory, "params", remedy, classes=True)
         checks.settle(self, elementwise=checks.switch)
 
+    @property
+    def takes_shards(self) -> bool:
+        return self.elementwise
+
     def for_parameters(self, views: Views) -> InnerSolver:
         shaped = copy.copy(self)
         object.__setattr__(shaped, "_views", views)

@@ -17,6 +17,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.suggesting.curvature import Valley
 from metaprox.suggesting.suggestion import Suggestion, Tried
 from metaprox.types import Params
+from metaprox.vectors.shards import refuse_shards
 
 HELD = 0.25  # lr lam K: the proximal term takes back up to 1 - exp(-HELD) = 22 % of what K free steps reach
 STEPS = (5, 10, 20)  # that are tried
@@ -76,6 +77,7 @@ def suggest(
     steps = steps if steps is None else checks.count("steps", steps)
     checks.count("count", count)
     x = parameters_of(problem, params)
+    refuse_shards(x.values(), "mp.suggest")
     for name, value in x.items():
         if value.is_floating_point() and value.dtype not in (torch.float32, torch.float64):
             raise InputError(f"parameter {name!r} is {value.dtype}, too coarse for differences: give params in float32")

@@ -18,6 +18,7 @@ from metaprox.tasks import Picture
 from metaprox.training.callbacks import Callback
 from metaprox.training.pace import Pace
 from metaprox.training.packed import pack
+from metaprox.vectors.shards import refuse_shards
 
 if TYPE_CHECKING:
     from metaprox.training.trainer import Trainer
@@ -52,6 +53,7 @@ def check_parts(trainer: "Trainer") -> None:
     for name, parameter in trainer.model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise InputError(f"parameter {name!r} of the model has no values yet: call the model once, on a batch")
+    refuse_shards(trainer.model.parameters(), "training.Trainer, whose checkpoints are of whole parameters,")
     _check_callbacks(trainer.callbacks)
     _check_belonging(trainer)
     trainer.estimator.check(trainer.problem)

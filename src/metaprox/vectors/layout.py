@@ -1,5 +1,6 @@
 """Named parameters as one flat vector, and back."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -9,6 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from metaprox.data.inference import normal
 from metaprox.errors import InputError
+from metaprox.vectors.norms import largest_of
+from metaprox.vectors.shards import Shards, is_sharded, part_here
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ class Layout:
         object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
 
     @classmethod
-    def of(cls, params: Mapping[str, Tensor]) -> "Layout":
-        """Returns the layout of ``params``, as a vector of the widest of their dtypes.
+    def of(cls, params: Mapping[str, Tensor], shards: Shards | None = None) -> "Layout":
+        """Returns the layout of ``params``, as a vector of the widest of their dtypes; in ``shards`` of the part here.
 
         Raises:
             InputError: there are none, or not all are real, finite, at least float32 and on one device.
@@ -38,11 +41,12 @@ class Layout:
         if not params:
             raise InputError("there are no parameters to adapt: the dictionary of parameters is empty")
         for name, value in params.items():
-            _check_kind(name, value)
+            _check_kind(name, value, sharded=shards is not None)
+        _check_finite(params)
+        params = {name: part_here(value) for name, value in params.items()}
         devices = {value.device for value in params.values()}
         if len(devices) > 1:
             raise InputError(f"parameters lie on several devices {sorted(map(str, devices))}; move them to one")
-        _check_finite(params)
         dtypes = tuple(value.dtype for value in params.values())
         widest = torch.float64 if torch.float64 in dtypes else torch.float32
         shapes = tuple(value.shape for value in params.values())
@@ -67,7 +71,7 @@ class Layout:
 
     def pieces(self, params: Mapping[str, Tensor]) -> list[Tensor]:
         """dict of parameters -> each as a vector, a view where memory layout and dtype allow."""
-        return [normal(params[name].detach()).reshape(-1).to(self.dtype) for name in self.names]
+        return [normal(part_here(params[name]).detach()).reshape(-1).to(self.dtype) for name in self.names]
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """dict of parameters -> a new vector [P]."""
@@ -88,13 +92,13 @@ class Layout:
         return parts
 
 
-def _check_kind(name: str, value: Tensor) -> None:
+def _check_kind(name: str, value: Tensor, *, sharded: bool) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"parameter {name!r} must be a tensor, got {type(value).__name__}")
-    if any(base.__name__ == "DTensor" for base in type(value).__mro__):
+    if is_sharded(value) and not sharded:
         raise InputError(
-            f"parameter {name!r} is a DTensor: a task's weights can't be put into shards; give the model before it is "
-            "sharded"
+            f"parameter {name!r} is a DTensor, of which this rank has a part: FOBMAML, FOMAML, Reptile and mp.evaluate "
+            "take a model in shards; else give it before it is sharded"
         )
     for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         if getattr(value, hooks, None):
@@ -126,8 +130,7 @@ def _check_kind(name: str, value: Tensor) -> None:
 
 def _check_finite(params: Mapping[str, Tensor]) -> None:
     """One look from the host, however many parameters there are."""
-    filled = [name for name, value in params.items() if value.numel()]
-    largest = torch._foreach_norm([params[name].detach() for name in filled], torch.inf) if filled else ()
-    if filled and not bool(torch.stack(largest).isfinite().all()):
-        name = next(name for name, norm in zip(filled, largest, strict=True) if not norm.isfinite())
-        raise InputError(f"parameter {name!r} has non-finite values")
+    filled = {name: value.detach() for name, value in params.items() if value.numel()}
+    for name, largest in zip(filled, largest_of(list(filled.values())), strict=True):
+        if not math.isfinite(largest):
+            raise InputError(f"parameter {name!r} has non-finite values")

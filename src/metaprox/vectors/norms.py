@@ -1,10 +1,16 @@
-"""Euclidean norms whose squares neither overflow nor vanish: plain ones in float32 are inf from 2e19, 0 below 1e-23."""
+"""Euclidean norms whose squares neither overflow nor vanish: plain ones in float32 are inf from 2e19, 0 below 1e-23.
+
+Those of vectors in shards are over the numbers of all ranks, and the same on all of them.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, part_here, total
 
 BLOCK = 2**18  # numbers that are scaled at a time, so that no second vector of P numbers is ever there
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
@@ -12,6 +18,15 @@ DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32
 
 def norm(vectors: Tensor) -> Tensor:
     """|| . || over the last dimension, which stays: [..., P] -> [..., 1]. NaN or inf where an entry is."""
+    shards = current()
+    if shards is None:
+        return norm_here(vectors)
+    own = norm_here(vectors) if vectors.shape[-1] else vectors.new_zeros(*vectors.shape[:-1], 1)
+    return norm_here(torch.cat(shards.gathered(own), -1))
+
+
+def norm_here(vectors: Tensor) -> Tensor:
+    """The same of the numbers that this rank has."""
     if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE and vectors.numel() <= BLOCK:
         return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64).to(torch.float32)
     largest = torch.linalg.vector_norm(vectors, torch.inf, dim=-1, keepdim=True)
@@ -28,28 +43,59 @@ def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
     """
     scale = lengths.reshape(-1, 1, 1)
     if vectors.numel() <= BLOCK:
-        return ((directions / scale) * vectors).sum((1, 2))
+        return total(((directions / scale) * vectors).sum((1, 2)))
     width = max(1, BLOCK * vectors.shape[-1] // vectors.numel())
     pieces = zip(directions.split(width, -1), vectors.split(width, -1), strict=True)
-    return torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0)
+    return total(torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0))
 
 
 def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:
-    """Returns (s, n) with s n = || . || of all tensors together, which may lie on several devices.
+    """Returns (s, n) with s n = || . || of all tensors together, which may lie on several devices, or in shards.
 
     s is 1 where the plain norm will do, and else the largest absolute value, or what is not finite.
     """
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled:
         return 1.0, 0.0
-    plain = math.hypot(*_numbers(torch._foreach_norm(filled)))
+    plain = _joined(filled, lambda parts: _numbers(torch._foreach_norm(parts)))
     if max(_least_safe(tensor.dtype) for tensor in filled) < plain < math.inf:
         return 1.0, plain
-    largest = _numbers(torch._foreach_norm(filled, torch.inf))
+    largest = largest_of(filled)
     scale = math.nan if any(map(math.isnan, largest)) else max(largest)
     if scale == 0 or not math.isfinite(scale):
         return 1.0, scale
-    return scale, math.hypot(*(float(norm((tensor / scale).flatten())) for tensor in filled))
+    return scale, _joined(filled, lambda parts: [float(norm_here((part / scale).flatten())) for part in parts])
+
+
+def largest_of(tensors: Sequence[Tensor]) -> list[float]:
+    """The largest absolute value of each of ``tensors``, of all ranks if it is in shards; NaN where an entry is."""
+    values = torch.zeros(len(tensors), dtype=torch.float64)
+    for groups, places in _by_groups(tensors).items():
+        parts = [part_here(tensors[place]) for place in places]
+        filled = [index for index, part in enumerate(parts) if part.numel()]
+        own = torch.zeros(len(parts), dtype=torch.float64, device=parts[0].device)
+        if filled:
+            found = torch._foreach_norm([parts[index] for index in filled], math.inf)
+            own[filled] = torch.stack([value.to(own) for value in found])
+        values[list(places)] = torch.stack(gathered(own, groups)).amax(0).cpu()
+    return values.tolist()
+
+
+def _joined(tensors: Sequence[Tensor], lengths: Callable[[list[Tensor]], list[float]]) -> float:
+    """|| . || of all together, by the ``lengths`` of their parts here."""
+    found = []
+    for groups, places in _by_groups(tensors).items():
+        parts = [part for place in places if (part := part_here(tensors[place])).numel()]
+        found.append(hypot_of(lengths(parts) if parts else [], groups, part_here(tensors[places[0]]).device))
+    return math.hypot(*found)
+
+
+def _by_groups(tensors: Sequence[Tensor]) -> dict[tuple[Any, ...], list[int]]:
+    """The positions of those whose numbers are spread over the same ranks, in the same order on all of these."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        found.setdefault(groups_of(tensor), []).append(place)
+    return found
 
 
 def _numbers(values: Sequence[Tensor]) -> list[float]:

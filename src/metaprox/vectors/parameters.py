@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metaprox.types import Params
 from metaprox.vectors.layout import Layout
+from metaprox.vectors.shards import Shards
 
 # In bytes: up to here a copy of x costs less memory than it saves time.
 SMALL = 2**20
@@ -39,11 +40,13 @@ class Parameters:
 
     A point z is the vector (y, w) [P + W]. ``pieces`` of x, one after another, are x: one vector, or views of the
     parameters themselves, which take no memory. Where tasks have parameters of their own, x is each task's: [T, 1, P].
+    ``shards``: where the numbers of vectors lie, of which this rank has P and W; None: they are all here.
     """
 
     structure: Structure
     pieces: tuple[Tensor, ...]
     w: Tensor
+    shards: Shards | None = None
 
     @classmethod
     def of(cls, params: Params, adapted_names: Callable[[Sequence[str]], Sequence[str]]) -> "Parameters":
@@ -52,13 +55,14 @@ class Parameters:
         Raises:
             InputError: the parameters are not ones that can be adapted, or none of them is to be.
         """
-        everything = Layout.of(params)
+        shards = Shards.of(params)
+        everything = Layout.of(params, shards)
         names = adapted_names(everything.names)
         adapted, shared = everything.only(names), everything.only(set(everything.names).difference(names))
         assert adapted is not None  # patterns that fit nothing were refused
         pieces = tuple(adapted.pieces(params))
         w = shared.flatten(params) if shared else pieces[0].new_empty(0)
-        return cls(Structure(everything.names, adapted, shared), pieces, w)
+        return cls(Structure(everything.names, adapted, shared), pieces, w, shards)
 
     def flat(self, *, up_to: int | None = None) -> "Parameters":
         """The same with x as one vector of its own; only if it takes ``up_to`` so many bytes, where that is given."""
@@ -119,6 +123,16 @@ class Parameters:
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
         """(y, w) [..., P + W] -> dict of all parameters [..., *shape], in the order they were given in."""
         return self.structure.unflatten(z[..., : self.adapted.size], z[..., self.adapted.size :])
+
+    def named(self, z: Tensor) -> dict[str, Tensor]:
+        """The same for those who gave the parameters: where these are in shards, DTensors on their mesh."""
+        found = self.unflatten(z)
+        return found if self.shards is None else self.shards.named(found)
+
+    def named_adapted(self, y: Tensor) -> dict[str, Tensor]:
+        """The same of y [..., P] alone."""
+        found = self.adapted.unflatten(y)
+        return found if self.shards is None else self.shards.named(found)
 
     def at(self, y: Tensor) -> Tensor:
         """y [..., P] -> z = (y, w) [..., P + W]; y itself where everything adapts."""
