@@ -148,7 +148,7 @@ class Learner:
                 ``Examples`` of a reader; or whatever else the loss takes. Labels are integers 0 to C - 1, names of
                 classes, or for regression numbers.
             names: of the C classes, in the order of their labels; where labels are names, all that there are. None:
-                the learner's, those of the labels, sorted, or "0", "1", ...; (): integer labels are numbers, not classes.
+                the learner's, those of the labels, sorted, or "0", "1", ...; (): labels are numbers.
 
         Returns:
             The adapted model, a copy.
