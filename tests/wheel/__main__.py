@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_PAGES = ("README.md", "docs/quickstart.md")
 FAST = ("test_contract.py", "test_oracle.py", "test_estimators.py", "test_usage.py", "test_citation.py")
-SMALL = "--meta-steps 6 --meta-batch 2 --eval-every 3 --eval-tasks 4 --test-tasks 5 --hidden 8".split()
+SMALL = ["--hidden", "8", "--meta-steps", "6", "--meta-batch", "2", "--eval-tasks", "4", "--test-tasks", "5"]
 BLOCKS = """
 import re, sys, metaprox
 assert "site-packages" in metaprox.__file__, metaprox.__file__
@@ -87,21 +87,17 @@ def try_core(python: str, wheel: Path, place: Path) -> None:
     """The wheel and what it needs alone."""
     say(f"core alone: {python}")
     scripts = environment(python, place, str(wheel))
-    metaprox, work = str(scripts / "metaprox"), place / "work"
+    program, python, work = str(scripts / "metaprox"), str(scripts / "python"), place / "work"
     work.mkdir()
-    print(call([metaprox, "env"], work))
-    call([str(scripts / "python"), "-c", BLOCKS, *(str(ROOT / page) for page in FIRST_PAGES)], work)
-    call([metaprox, "train", "mnist1d", "--out", "run", *SMALL], work)
-    assert "query accuracy" in call(
-        [str(scripts / "python"), "-m", "metaprox", "evaluate", "run", "--count", "5"], work
-    )
+    print(call([program, "env"], work))
+    call([python, "-c", BLOCKS, *(str(ROOT / page) for page in FIRST_PAGES)], work)
+    call([program, "train", "mnist1d", "--out", "run", *SMALL], work)
+    assert "query accuracy" in call([python, "-m", "metaprox", "evaluate", "run", "--count", "5"], work)
     for name in ("one", "two", "three", "four", "five", "six"):
         (work / "pictures" / name).mkdir(parents=True)
         for i in range(8):
             (work / "pictures" / name / f"{i}.png").touch()
-    refused = call(
-        [metaprox, "train", "images", "--data", "pictures", "--ways", "2", "--out", "images"], work, status=1
-    )
+    refused = call([program, "train", "images", "--data", "pictures", "--ways", "2", "--out", "images"], work, status=1)
     assert refused.count("\n") == 1, refused
     assert "pip install 'metaprox[data]'" in refused, refused
 
