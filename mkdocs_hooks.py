@@ -30,7 +30,7 @@ NOT_SEARCHED = "---\nsearch:\n  exclude: true\nhide: [navigation]\n---\n"
 
 
 class Examples(griffe.Extension):
-    """A section "Example:" of a docstring is shown as the session that it is, as one by the name "Examples:" would be."""
+    """A section "Example:" of a docstring is shown as the session that it is, as "Examples:" would be."""
 
     def on_object(self, *, obj: griffe.Object, **more: Any) -> None:
         """Before its docstring is parsed."""
@@ -126,7 +126,9 @@ def shown(target: str) -> str:
     """A page for a file or folder of the repository."""
     path = ROOT / target
     if path.is_dir():
-        names = sorted(f"{one.name}/" if one.is_dir() else one.name for one in path.iterdir() if one.name[0] not in "._")
+        names = sorted(
+            f"{one.name}/" if one.is_dir() else one.name for one in path.iterdir() if one.name[0] not in "._"
+        )
         return f"{NOT_SEARCHED}# {target}\n\n" + "\n".join(f"- `{name}`" for name in names)
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":

@@ -31,7 +31,7 @@ LAYERS = (
     {"arguments", "call"},
     {"estimators", "evaluation"},
     {"checking", "distributed"},
-    {"suggesting", "citation"},
+    {"suggesting", "citing"},
     {"serving"},
     {"__init__"},
     {"models"},

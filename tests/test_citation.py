@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.citation import SOURCES
+from metaprox.citing import SOURCES
 from metaprox.estimators import __all__ as estimators
 from metaprox.references import BIBTEX
 from metaprox.solvers import __all__ as solvers

@@ -2,7 +2,7 @@
 
 from metaprox import distributed, optim
 from metaprox.checking import Check, Finding, check
-from metaprox.citation import citation
+from metaprox.citing import citation
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.task import Task
 from metaprox.errors import (
