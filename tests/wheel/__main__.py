@@ -116,9 +116,9 @@ def try_tests(python: str, sdist: Path, wheel: Path, place: Path, *, full: bool)
 
 
 def call(command: list[str], folder: Path, status: int = 0) -> str:
-    """What a command prints, run in ``folder`` with nothing of the checkout on its path."""
+    """What a command prints, run in ``folder`` with nothing of the checkout on its path, on one thread of torch."""
     folder.mkdir(parents=True, exist_ok=True)
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=False)
     if done.returncode != status:
         sys.exit(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}\n{done.stderr}")

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from metaprox import __version__
+import metaprox
 from metaprox.errors import InputError, needs_extra
 
 with needs_extra("the command line"):
@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str]) -> Command:
         print(overview({group: {one: COMMANDS[one] for one in those} for group, those in GROUPS.items()}))
         sys.exit(0)
     if name == "--version":
-        print(f"metaprox {__version__}")
+        print(f"metaprox {metaprox.__version__}")
         sys.exit(0)
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS, "metaprox --help") if name else _no_command()
