@@ -38,7 +38,7 @@ $(BETTY_READY): $(PEERS_READY)
 	touch $@
 
 docs: $(DOCS_READY)  ## build the documentation, in which every warning is an error, two minutes: site/index.html
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: $(DOCS_READY)  ## the documentation in a browser, at http://127.0.0.1:8000, anew as its files change
 	$(BIN)/mkdocs serve

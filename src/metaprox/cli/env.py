@@ -56,8 +56,9 @@ def _packages() -> dict[str, list[str]]:
     for requirement in requirements:
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", requirement)
-        if name not in ("metaprox", "torch"):
-            found.setdefault(extra[1] if extra else "needed", []).append(name)
+        group = extra[1] if extra else "needed"
+        if name not in ("metaprox", "torch") and group != "all":
+            found.setdefault(group, []).append(name)
     return found
 
 
