@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS_READY := $(VENV)/.peers
+DOCS_READY := $(VENV)/.docs
 BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d mnist1d-methods omniglot banking77 \
+.PHONY: help demo docs docs-serve test wheel-test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d \
+  mnist1d-methods omniglot banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
   bench-sampling bench-norms bench-suggest bench-processes bench-cost-model examples five-cases clean
 
@@ -25,6 +27,10 @@ $(PEERS_READY): $(READY)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev,peers]'
 	touch $@
 
+$(DOCS_READY): $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev,docs]'
+	touch $@
+
 # Betty's metadata is such that pip 24.1 and newer refuse it, and so would every extra with it in. It needs torch alone.
 $(BETTY_READY): $(PEERS_READY)
 	$(PYTHON) -m venv $(VENV)/pip-23
@@ -32,12 +38,21 @@ $(BETTY_READY): $(PEERS_READY)
 	$(VENV)/pip-23/bin/python -m pip --python $(BIN)/python install --quiet --disable-pip-version-check --no-deps betty-ml==0.1.1
 	touch $@
 
+docs: $(DOCS_READY)  ## build the documentation, in which every warning is an error, two minutes: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(DOCS_READY)  ## the documentation in a browser, at http://127.0.0.1:8000, anew as its files change
+	$(BIN)/mkdocs serve
+
 demo: $(READY)  ## meta-train on MNIST-1D and evaluate on unseen digits: figures and a report in runs/demo
 	rm -rf $(DEMO)
 	$(BIN)/metaprox train mnist1d --out $(DEMO)
 
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest -n 2
+
+wheel-test: $(READY)  ## build sdist and wheel, try both outside the checkout on each Python there is; FULL=1 runs all tests: ten minutes
+	$(BIN)/python tests/wheel $(if $(FULL),--full) $(if $(PYTHONS),--pythons $(PYTHONS))
 
 distributed: $(READY)  ## what several processes promise: equal results, compiled too, deaths, stops, restarts; some minutes
 	$(BIN)/python -m pytest -m "distributed or not distributed" tests/test_distributed.py tests/test_sharded.py tests/test_reduce.py \
@@ -144,4 +159,4 @@ five-cases: $(READY)  ## the blocks of docs/five_cases.md, with accuracies and s
 	$(BIN)/python benchmarks/five_cases.py --out results/five-cases
 
 clean:  ## remove the environment and caches, not runs or results
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .mutants
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .mutants

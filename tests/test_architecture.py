@@ -20,7 +20,7 @@ from metaprox.training.options import help_of
 ROOT = Path(metaprox.__file__).parent
 # A module may import its own part, a file or a folder, and the parts of the lines above.
 LAYERS = (
-    {"errors", "types"},
+    {"errors", "types", "references"},
     {"checks"},
     {"cache", "data", "storage"},
     {"vectors"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"arguments", "call"},
     {"estimators", "evaluation"},
     {"checking", "distributed"},
-    {"suggesting"},
+    {"suggesting", "citing"},
     {"serving"},
     {"__init__"},
     {"models"},

@@ -124,12 +124,11 @@ def test_check_ends_with_status_1_and_the_options_where_something_is_wrong(capsy
 
 def test_every_option_has_help(capsys):
     commands = [[command, family] for command in ("train", "check", "compare") for family in FAMILIES.names()]
-    commands += [[command] for command in ("resume", "evaluate", "report", "recount", "reproduce")] + [
-        ["check", "a/folder"]
-    ]
+    others = ("resume", "evaluate", "report", "recount", "reproduce", "adapt", "predict", "env")
+    commands += [*([command] for command in others), ["check", "a/folder"]]
     for command in commands:
         with pytest.raises(SystemExit) as caught:
-            main([*command, "--help"])
+            main([*command, "--help-all" if command[-1] in FAMILIES.names() else "--help"])
         assert caught.value.code == 0
         text = capsys.readouterr().out
         options = re.split(r"\n(?:│|  ?) ?(?=--[a-z]|-h)", text)[1:]  # with lines around them, or without

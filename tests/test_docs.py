@@ -11,7 +11,7 @@ import torch
 from metaprox import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {"recipes.md": ("lightning", "accelerate")}
 WARNINGS_OF_OTHERS = (
     "ignore:.isinstance.treespec, LeafSpec:FutureWarning",  # Lightning calls torch so
@@ -70,8 +70,22 @@ def others(test):
     return test
 
 
+def test_the_example_of_the_readme_prints_before_and_after_and_learns(capsys):
+    names = run_blocks.__wrapped__(ROOT / "README.md")
+    before, after = names["before"], names["after"]
+    assert after.mean > before.mean + 0.15  # 31.7 to about 56 %
+    assert f"{before} before, {after} after" in capsys.readouterr().out
+    assert len(names["answers"]) == 395
+
+
+def test_the_readme_is_a_page_and_a_half():
+    assert len((ROOT / "README.md").read_text()) <= 6500
+
+
 @others
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "five_cases.md"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "five_cases.md"], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(page)

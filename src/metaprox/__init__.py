@@ -2,6 +2,7 @@
 
 from metaprox import distributed, optim
 from metaprox.checking import Check, Finding, check
+from metaprox.citing import citation
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.task import Task
 from metaprox.errors import (
@@ -106,6 +107,7 @@ __all__ = [
     "UnstableError",
     "adapt",
     "check",
+    "citation",
     "distributed",
     "evaluate",
     "exact_meta_gradient",

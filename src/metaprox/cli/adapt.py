@@ -24,7 +24,10 @@ from metaprox.storage.files import write_whole
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt(Reads):
-    """Adapt what a finished run has learned to a few examples of new classes, or of a new group."""
+    """Adapt what a finished run has learned to a few examples of new classes, or of a new group.
+
+    Example: metaprox adapt runs/topics --support new_topics.csv --out topics
+    """
 
     run_folder: tyro.conf.Positional[Path]
     """Run folder, as given to metaprox train --out."""
@@ -48,7 +51,10 @@ class Adapt(Reads):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Reads):
-    """Predict by an adapted model: for each item its label, and the probability of each class."""
+    """Predict by an adapted model: for each item its label, and the probability of each class.
+
+    Example: metaprox predict topics questions.csv
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder, as given to metaprox adapt --out."""

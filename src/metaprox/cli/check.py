@@ -22,6 +22,8 @@ class Check(WithSettings):
     """Look for what is wrong with settings, on a few training tasks: losses, steps, solves, meta-gradient.
 
     With a run folder in place of the family: with the settings of the run, at its latest weights.
+
+    Example: metaprox check sinusoid --inner-lr 0.05
     """
 
     ids: tuple[int, ...] = (0, 1, 2)
@@ -34,7 +36,10 @@ class Check(WithSettings):
 
 @dataclass(frozen=True)
 class CheckRun:
-    """Look for what is wrong with a run, at its latest weights, on a few training tasks."""
+    """Look for what is wrong with a run, at its latest weights, on a few training tasks.
+
+    Example: metaprox check runs/digits
+    """
 
     run_folder: tyro.conf.Positional[Path]
     """Run folder."""

@@ -21,6 +21,8 @@ class Compare(WithSettings):
     """Meta-train several methods on the same tasks from the same initial points: table, paired differences, figure.
 
     Settings are shared by all methods. A comparison that was stopped goes on where it was when given again.
+
+    Example: metaprox compare mnist1d --methods fobmaml maml --out runs/methods
     """
 
     out: Path
@@ -54,7 +56,10 @@ class Compare(WithSettings):
 
 @dataclass(frozen=True)
 class Recount:
-    """Take the table, the figure and the page of a finished comparison anew from what its runs left; nothing runs."""
+    """Take the table, the figure and the page of a finished comparison anew from what its runs left; nothing runs.
+
+    Example: metaprox recount runs/methods
+    """
 
     out: tyro.conf.Positional[Path]
     """Folder of the comparison: comparison.json, and test_tasks.json of every run that finished."""

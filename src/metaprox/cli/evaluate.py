@@ -17,7 +17,10 @@ from metaprox.tasks import Split
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Reads):
-    """Evaluate the meta-learned weights of a finished run, on a split of its data or on other data."""
+    """Evaluate the meta-learned weights of a finished run, on a split of its data or on other data.
+
+    Example: metaprox evaluate runs/digits --split validation
+    """
 
     run_folder: tyro.conf.Positional[Path]
     """Run folder, as given to metaprox train --out."""

@@ -1,6 +1,7 @@
 """Options of a run on the command line: those of the family, method and other parts that are named, and no others."""
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ from metaprox.training import Settings
 from metaprox.training.names import FAMILIES
 from metaprox.training.options import CHOICES, GROUPS, Option
 from metaprox.training.settings import owner
+
+# What --help leaves to --help-all.
+SELDOM = {"train_shots", "tol", "max_steps", "branch_steps", "branch_solver", "residual_correction", "start", "eps"}
+SELDOM |= {"estimate_error", "estimate_truncation", "rtol", "inner_batch", "backend", "chunk_size", "on_nonfinite"}
+SELDOM |= {"eval_split", "checkpoint_every", "keep_checkpoints", "keep_weights", "patience", "clip", "accumulate"}
+SELDOM |= {"momentum", "validation_share", "test_share", "splits"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,13 @@ def is_family(word: str) -> bool:
     return word in FAMILIES.names() or (":" in word and "/" not in word)
 
 
-def with_options(command: type, arguments: Sequence[str], without: Mapping[str, str], **shown: Any) -> type:
+def with_options(
+    command: type, arguments: Sequence[str], without: Mapping[str, str], full: bool = True, **shown: Any
+) -> type:
     """Returns ``command`` with the options of what ``arguments`` name: a family first, then perhaps other parts.
 
-    ``without``: options that it does not have, and what to do instead; ``shown``: defaults of its own.
+    ``without``: options that it does not have, and what to do instead; ``full``: whether the help says all of each, or
+    its first sentence; ``shown``: defaults of its own.
 
     Raises:
         InputError: an argument is an option of another part, or a part has one that the command has.
@@ -58,13 +68,19 @@ def with_options(command: type, arguments: Sequence[str], without: Mapping[str, 
     groups: list[Any] = []
     without_prefix: Any = tyro.conf.OmitArgPrefixes
     for group in GROUPS:
-        kind: Any = _group(group, options, defaults)
+        kind: Any = _group(group, options, defaults, full)
         hint: Any = Annotated[without_prefix[kind], tyro.conf.arg(name=group.replace(" ", "-"))]
         groups.append((_field(group), hint, field(default_factory=kind)))
     made = make_dataclass(command.__name__, groups, bases=(command,), frozen=True, kw_only=True)
     made.__doc__ = command.__doc__
     made.family, made.given = family, [name for name in given if name in options]  # type: ignore[attr-defined]
     return made
+
+
+def _in_short(text: str) -> str:
+    """The first sentence, and what stands in for a value that is not given."""
+    first, *others = re.split(r"(?<=\.) (?=[A-Z\"])", text)
+    return " ".join([first, *(one for one in others if one.startswith("Default"))])
 
 
 def _field(group: str) -> str:
@@ -93,11 +109,11 @@ def _given(arguments: Sequence[str], options: Mapping[str, Option]) -> dict[str,
     }
 
 
-def _group(group: str, options: Mapping[str, Option], defaults: Mapping[str, Any]) -> type:
-    """The options of one group as a dataclass."""
+def _group(group: str, options: Mapping[str, Option], defaults: Mapping[str, Any], full: bool) -> type:
+    """The options of one group as a dataclass. In short, without ``full``, those that are seldom given are left out."""
     fields = []
     for name, option in options.items():
-        if option.group != group:
+        if option.group != group or (not full and (name in SELDOM or option.part == "branch_solver")):
             continue
         hint, default = option.hint, None
         if hint is bool:
@@ -105,12 +121,12 @@ def _group(group: str, options: Mapping[str, Option], defaults: Mapping[str, Any
         elif name in CHOICES:
             hint = str
         about = tyro.conf.arg(
-            help=option.help or f"Setting {option.field} of the {option.part}.",
+            help=(option.help if full else _in_short(option.help)) or f"Setting {option.field} of the {option.part}.",
             metavar=None if hint is bool else _metavar(name, hint),
             help_behavior_hint=_shown(defaults.get(name)),
         )
-        kind = hint if hint is bool else hint | None
-        fields.append((name, Annotated[kind, about], field(default=default)))
+        kind: Any = Annotated[hint if hint is bool else hint | None, about]
+        fields.append((name, kind, field(default=default)))
     return make_dataclass(group.title().replace(" ", ""), fields, frozen=True)
 
 

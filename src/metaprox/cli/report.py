@@ -19,6 +19,8 @@ class Report:
 
     Side by side: settings that differ, training and validation against meta-steps, gradient evaluations and time,
     results with intervals, health, where and when. Nothing runs.
+
+    Example: metaprox report runs/first runs/second
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]

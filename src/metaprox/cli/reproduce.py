@@ -6,15 +6,20 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from metaprox.errors import MetaproxError
+from metaprox.errors import InputError, MetaproxError
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run an experiment of the documentation again: raw numbers, a figure, and checks against what is expected."""
+    """Run an experiment of the documentation again: raw numbers, a figure, and checks against what is expected.
 
-    name: tyro.conf.Positional[str] = "all"
-    """Experiment, or all, or one of your own, package.module:EXPERIMENT. --list shows them."""
+    Without a name, list the experiments.
+
+    Example: metaprox reproduce bias --quick --out results
+    """
+
+    name: tyro.conf.Positional[str] = ""
+    """Experiment, or all, or one of your own, package.module:EXPERIMENT."""
     list: bool = False
     """List the experiments and what they show."""
     quick: bool = False
@@ -28,7 +33,9 @@ class Reproduce:
         """Print pass or fail for each check; status 1 if one failed."""
         from metaprox.experiments import experiment_of, experiments, has_results, judge, reproduce, write_summary
 
-        if self.list:
+        if not self.name and self != Reproduce(list=self.list):
+            raise InputError(f"name an experiment, or all: {', '.join(experiments())}")
+        if self.list or not self.name:
             for name, experiment in experiments().items():
                 console.print(f"{name:22} {experiment.claim}", highlight=False, soft_wrap=True)
             return

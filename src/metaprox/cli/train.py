@@ -21,7 +21,10 @@ from metaprox.errors import HealthWarning
 
 @dataclass(frozen=True, kw_only=True)
 class Train(WithSettings):
-    """Meta-train on a family of tasks, evaluate on unseen ones, write figures and a report."""
+    """Meta-train on a family of tasks, evaluate on unseen ones, write figures and a report.
+
+    Example: metaprox train mnist1d --out runs/digits
+    """
 
     in_processes: ClassVar[bool] = True
 
@@ -46,7 +49,10 @@ class Train(WithSettings):
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run that was stopped, from its last checkpoint, as if it had never stopped."""
+    """Go on with a run that was stopped, from its last checkpoint, as if it had never stopped.
+
+    Example: metaprox resume runs/digits
+    """
 
     in_processes: ClassVar[bool] = True
 

@@ -19,6 +19,8 @@ class Tune(WithSettings):
 
     Settings that are given are kept, and the others searched. Given again, a search that was stopped goes on; given
     several times at once, on several machines too, it is shared.
+
+    Example: metaprox tune mnist1d --ways 3 --out runs/search
     """
 
     out: Path

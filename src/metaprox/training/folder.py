@@ -134,6 +134,16 @@ class RunFolder:
         before = self.path / "checkpoint.safetensors"
         return [found[step] for step in sorted(found, reverse=True)] + ([before] if before.exists() else [])
 
+    def unfinished(self, lacking: Path) -> RunFolderError:
+        """What to raise where a file of a finished run is missing: how far the run is."""
+        saved = CHECKPOINT.fullmatch(self.checkpoint.name)
+        steps = int(saved[1]) if saved and self.checkpoint.exists() else 0
+        whole = ""
+        with suppress(MetaproxError, LookupError, TypeError):
+            whole = f" of {self.configuration()['run']['meta_steps']}"
+        far = f"{steps}{whole} meta-steps are saved"
+        return RunFolderError(f"{lacking} is missing: the run in {self.path} has not finished; resume it ({far})")
+
     @property
     def data(self) -> Path:
         return self.path / "data.json"
@@ -213,7 +223,7 @@ class RunFolder:
     def read_test_values(self) -> dict[str, list[float]]:
         """What ``write_test_values`` wrote. Raises RunFolderError where the run has not finished, or it is damaged."""
         if not self.test_values.is_file():
-            raise RunFolderError(f"{self.test_values} is missing: the run in {self.path} has not finished; resume it")
+            raise self.unfinished(self.test_values)
         values = json_of(self.test_values, checksums.checked(self.test_values))
         with damaged(self.test_values, "the results of a run, a list of numbers for each quantity"):
             return {str(name): [float(number) for number in column] for name, column in values.items()}

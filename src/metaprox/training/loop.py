@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from metaprox.errors import RunFolderError
 from metaprox.evaluation import Evaluation
 from metaprox.storage.files import damaged
 from metaprox.training import checkpoint, ranks, starts, weights
@@ -31,7 +30,7 @@ Watch = Callable[[Progress], None]
 def finished_weights(folder: RunFolder, configuration: Mapping[str, Any]) -> dict[str, Tensor]:
     """Those that a run ended with. Raises RunFolderError where it has none, or they are of other settings."""
     if not folder.weights.exists():
-        raise RunFolderError(f"{folder.weights} is missing: the run in {folder.path} has not finished; resume it")
+        raise folder.unfinished(folder.weights)
     tensors, meta = weights.load(folder.weights, weights.WEIGHTS)
     with damaged(folder.weights, "the weights of a run"):
         there = meta.get("config", {})

@@ -185,8 +185,8 @@ class Trainer:
             The folder.
 
         Raises:
-            RunFolderError: there is no run, or one of another configuration, or its checkpoint is missing or corrupt.
-            And what ``train`` raises.
+            RunFolderError: there is no run, or one of another configuration, or its checkpoint is missing or corrupt;
+                and what ``train`` raises.
         """
         folder = ranks.made_by_first(lambda: RunFolder.open(checks.path("out", out)))
         with ranks.telling(), ranks.locked(folder):

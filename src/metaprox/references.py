@@ -1,0 +1,90 @@
+"""The entries that ``citation`` prints."""
+
+BIBTEX = {
+    "chayti2024fobmaml": """@article{chayti2024fobmaml,
+  title = {A New First-Order Meta-Learning Algorithm with Convergence Guarantees},
+  author = {Chayti, El Mahdi and Jaggi, Martin},
+  journal = {arXiv preprint arXiv:2409.03682},
+  year = {2024}
+}""",
+    "chen2026faster": """@inproceedings{chen2026faster,
+  title = {Faster Gradient Methods for Highly-Smooth Stochastic Bilevel Optimization},
+  author = {Chen, Lesi and Li, Junru and Chayti, El Mahdi and Zhang, Jingzhao},
+  booktitle = {International Conference on Learning Representations},
+  year = {2026},
+  note = {arXiv:2509.02937}
+}""",
+    "finn2017maml": """@inproceedings{finn2017maml,
+  title = {Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks},
+  author = {Finn, Chelsea and Abbeel, Pieter and Levine, Sergey},
+  booktitle = {International Conference on Machine Learning},
+  year = {2017},
+  note = {arXiv:1703.03400}
+}""",
+    "rajeswaran2019imaml": """@inproceedings{rajeswaran2019imaml,
+  title = {Meta-Learning with Implicit Gradients},
+  author = {Rajeswaran, Aravind and Finn, Chelsea and Kakade, Sham M. and Levine, Sergey},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year = {2019},
+  note = {arXiv:1909.04630}
+}""",
+    "nichol2018reptile": """@article{nichol2018reptile,
+  title = {On First-Order Meta-Learning Algorithms},
+  author = {Nichol, Alex and Achiam, Joshua and Schulman, John},
+  journal = {arXiv preprint arXiv:1803.02999},
+  year = {2018}
+}""",
+    "nesterov2004lectures": """@book{nesterov2004lectures,
+  title = {Introductory Lectures on Convex Optimization: A Basic Course},
+  author = {Nesterov, Yurii},
+  publisher = {Springer},
+  year = {2004}
+}""",
+    "kingma2015adam": """@inproceedings{kingma2015adam,
+  title = {Adam: A Method for Stochastic Optimization},
+  author = {Kingma, Diederik P. and Ba, Jimmy},
+  booktitle = {International Conference on Learning Representations},
+  year = {2015},
+  note = {arXiv:1412.6980}
+}""",
+    "walker2011anderson": """@article{walker2011anderson,
+  title = {Anderson Acceleration for Fixed-Point Iterations},
+  author = {Walker, Homer F. and Ni, Peng},
+  journal = {SIAM Journal on Numerical Analysis},
+  volume = {49},
+  year = {2011}
+}""",
+    "malitsky2020adaptive": """@inproceedings{malitsky2020adaptive,
+  title = {Adaptive Gradient Descent without Descent},
+  author = {Malitsky, Yura and Mishchenko, Konstantin},
+  booktitle = {International Conference on Machine Learning},
+  year = {2020},
+  note = {arXiv:1910.09529}
+}""",
+    "barzilai1988twopoint": """@article{barzilai1988twopoint,
+  title = {Two-Point Step Size Gradient Methods},
+  author = {Barzilai, Jonathan and Borwein, Jonathan M.},
+  journal = {IMA Journal of Numerical Analysis},
+  volume = {8},
+  year = {1988}
+}""",
+    "cutkosky2020momentum": """@inproceedings{cutkosky2020momentum,
+  title = {Momentum Improves Normalized {SGD}},
+  author = {Cutkosky, Ashok and Mehta, Harsh},
+  booktitle = {International Conference on Machine Learning},
+  year = {2020},
+  note = {arXiv:2002.03305}
+}""",
+    "zhang2020clipping": """@inproceedings{zhang2020clipping,
+  title = {Why Gradient Clipping Accelerates Training: A Theoretical Justification for Adaptivity},
+  author = {Zhang, Jingzhao and He, Tianxing and Sra, Suvrit and Jadbabaie, Ali},
+  booktitle = {International Conference on Learning Representations},
+  year = {2020},
+  note = {arXiv:1905.11881}
+}""",
+    "metaprox": """@software{metaprox,
+  title = {metaprox},
+  author = {{The metaprox authors}},
+  note = {Meta-learning of the parameters of any PyTorch model with first derivatives only}
+}""",
+}
