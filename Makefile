@@ -79,11 +79,11 @@ experiments-quick: $(READY)  ## every experiment at small size, ten minutes: run
 	rm -rf runs/quick
 	$(BIN)/metaprox reproduce all --quick --out runs/quick
 
-mnist1d: $(READY)  ## the run behind the README's figures, as demo but kept: results/mnist1d
+mnist1d: $(READY)  ## the run behind docs/evidence/few-shot.md, as demo but kept: results/mnist1d
 	rm -rf results/mnist1d
 	$(BIN)/metaprox train mnist1d --out results/mnist1d
 
-banking77: $(READY)  ## the run on BANKING77 behind the README's figures; METAPROX_DATA holds the data: results/banking77
+banking77: $(READY)  ## the run on BANKING77 behind the figures of docs/text.md; METAPROX_DATA holds the data: results/banking77
 	rm -rf results/banking77
 	$(BIN)/metaprox train banking77 --perturb center --scheme forward --residual-correction \
 	  --eval-every 25 --eval-tasks 40 --test-tasks 150 --checkpoint-every 5 --out results/banking77

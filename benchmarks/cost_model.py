@@ -10,19 +10,17 @@ each, and a sum of P numbers. The last part is the formulas at other sizes.
 import argparse
 import json
 import os
-import socket
 import statistics
-import time
 from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import metaprox as mp
+from measures import in_ranks, provenance, together
 
 K, J, BRANCHES = 5, 5, 2
 SUPPORT = K + 1 + BRANCHES * (J - 1)  # gradients of a task, symmetric, "loss"
@@ -125,19 +123,7 @@ def timed(width, rank, groups, rounds):
     return rows
 
 
-def together(act):
-    """Seconds of one call, in which all ranks begin and end together."""
-    dist.barrier()
-    began = time.perf_counter()
-    act()
-    dist.barrier()
-    return time.perf_counter() - began
-
-
-def rank_of(rank, ranks, port, rounds, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+def rank_of(rank, ranks, rounds, folder):
     if ranks == 2:
         found = [bytes_moved(width, ranks) for width in WIDTHS[:2]]
     else:
@@ -145,8 +131,6 @@ def rank_of(rank, ranks, port, rounds, folder):
         found = [row for width in WIDTHS for row in timed(width, rank, groups, rounds)]
     if rank == 0:
         Path(folder, f"ranks-{ranks}.json").write_text(json.dumps(found, indent=1) + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def fitted(rows, cores):
@@ -274,10 +258,7 @@ def main():
     given.out.mkdir(parents=True, exist_ok=True)
     parts, load = {}, os.getloadavg()
     for ranks in (2, 4):
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-        torch.multiprocessing.spawn(rank_of, (ranks, port, given.rounds, str(given.out)), nprocs=ranks)
+        in_ranks(ranks, rank_of, ranks, given.rounds, given.out)
         place = given.out / f"ranks-{ranks}.json"
         parts[ranks] = json.loads(place.read_text())
         place.unlink()
@@ -285,7 +266,7 @@ def main():
     found = {
         "cores": os.cpu_count(),
         "load": load,
-        "torch": torch.__version__,
+        **provenance(),
         "moved": parts[2],
         "fit": fitted(timed_rows, os.cpu_count() or 1),
         "timed": timed_rows,

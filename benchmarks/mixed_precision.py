@@ -17,13 +17,13 @@ import functools
 import json
 import math
 import statistics
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import metaprox as mp
+from measures import provenance
 from metaprox.estimators.stencil import stencil
 from metaprox.losses.choose import BackendName
 from metaprox.models import mean_squared_error
@@ -135,9 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = measure(seeds)
     table = markdown(rows)
     print(table)
-    versions = {name: version(name) for name in ("metaprox", "torch")}
     options.out.mkdir(parents=True, exist_ok=True)
-    record = {"seeds": seeds, "versions": versions, "rows": [finite(row) for row in rows]}
+    record = {"seeds": seeds, **provenance(), "rows": [finite(row) for row in rows]}
     (options.out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     (options.out / "table.md").write_text(table + "\n")
 

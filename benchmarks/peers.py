@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import few_shot
 import metaprox as mp
 import peer_methods
+from measures import provenance
 from metaprox.losses.choose import BackendName
 from peer_methods import Inner
 
@@ -154,9 +155,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def write(out: Path, seed: int, rows: list[Row], table: str) -> None:
-    versions = {name: version(name) for name in ("metaprox", "torch", "higher", "torchopt")}
     results = [asdict(row) | {"agrees": row.agrees} for row in rows]
-    record = {"seed": seed, "limit": LIMIT, "versions": versions, "rows": results}
+    record = {"seed": seed, "limit": LIMIT, **provenance("higher", "torchopt"), "rows": results}
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / "table.md").write_text(table + "\n")

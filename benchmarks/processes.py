@@ -8,18 +8,14 @@ and then half of them each. The ratio of the times of a round is the speed-up; t
 
 import argparse
 import json
-import os
-import socket
 import statistics
-import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 
 import metaprox as mp
+from measures import in_ranks, together
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 
@@ -45,10 +41,7 @@ def sinusoid():
 CASES = {"conv": conv, "sinusoid": sinusoid}
 
 
-def rank_of(rank, port, rounds, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def rank_of(rank, rounds, folder):
     found = {}
     for name, case in CASES.items():
         problem, settings, tasks = case()
@@ -58,24 +51,12 @@ def rank_of(rank, port, rounds, folder):
         own = mp.distributed.shard(tasks)
         found[name] = []
         for number in range(rounds + 1):
-            one = measured(lambda: alone.backward(problem, tasks), rank == 0)  # noqa: B023
-            two = measured(lambda: several.backward(problem, own), True)  # noqa: B023
+            one = together(lambda: alone.backward(problem, tasks) if rank == 0 else None, repeats=5)  # noqa: B023
+            two = together(lambda: several.backward(problem, own), repeats=5)  # noqa: B023
             if number:  # the first one compiles
                 found[name].append([one, two])
     if rank == 0:
         Path(folder, "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def measured(act, active, repeats=5):
-    """Seconds of one call, in which all processes begin and end together."""
-    dist.barrier()
-    began = time.perf_counter()
-    for _ in range(repeats if active else 0):
-        act()
-    dist.barrier()
-    return (time.perf_counter() - began) / repeats
 
 
 def table(found):
@@ -95,10 +76,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    torch.multiprocessing.spawn(rank_of, (port, given.rounds, str(given.out)), nprocs=2)
+    in_ranks(2, rank_of, given.rounds, given.out)
     text = table(json.loads((given.out / "results.json").read_text()))
     (given.out / "table.md").write_text(text)
     print(text)

@@ -8,6 +8,7 @@ from metaprox import checks
 from metaprox.checks import signatures
 from metaprox.data.task import Task
 from metaprox.errors import InputError
+from metaprox.modules.head import nearest_mean
 from metaprox.text.encoder import Inputs, mean_pooled
 
 
@@ -31,8 +32,9 @@ def nearest_mean_accuracy(encoder: nn.Module, tasks: Task) -> Tensor:
 def _nearest_mean(encoder: nn.Module, support: tuple[Inputs, Tensor], query: tuple[Inputs, Tensor]) -> Tensor:
     (texts, labels), (query_texts, query_labels) = support, query
     features, query_features = (nn.functional.normalize(mean_pooled(encoder, t)) for t in (texts, query_texts))
-    means = torch.stack([features[labels == label].mean(0) for label in labels.unique()])
-    found = labels.unique()[torch.cdist(query_features, means).argmin(1)]
+    classes, places = labels.unique(return_inverse=True)
+    weight, bias = nearest_mean(features, places)
+    found = classes[(query_features @ weight.T + bias).argmax(1)]
     return (found == query_labels).to(features.dtype).mean()
 
 
