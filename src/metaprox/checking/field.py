@@ -71,7 +71,7 @@ def length_of(y: Tensor, moved: Tensor) -> float:
 def _random_directions(y: Tensor) -> list[Tensor]:
     """Unit vectors [P], the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(len(y), generator=generator, dtype=y.dtype) for _ in range(RANDOM)]
+    drawn = [torch.randn(len(y), generator=generator, dtype=y.dtype, device="cpu") for _ in range(RANDOM)]
     return [(d / d.norm()).to(y.device) for d in drawn]
 
 

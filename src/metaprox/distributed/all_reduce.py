@@ -96,7 +96,7 @@ class _OneCall(Reduce):
         return replace(start, place=Place(rows[0][1], before + start.place.first))
 
     def of_sum(self, total: Total) -> Total:
-        own = torch.empty(0, dtype=torch.uint8) if total.tasks is None else packed_results(total.tasks)
+        own = torch.empty(0, dtype=torch.uint8, device="cpu") if total.tasks is None else packed_results(total.tasks)
         parts = [part for part in self._exchange.end(own, total.grad) if len(part)]
         if not parts:
             return total

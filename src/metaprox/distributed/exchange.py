@@ -45,7 +45,7 @@ class Exchange:
         self._expected = "end"
         if any(row[0] for row in rows):
             self._expected = "nothing"
-            self._raise([row[0] for row in rows], torch.empty(0, dtype=torch.uint8))
+            self._raise([row[0] for row in rows], torch.empty(0, dtype=torch.uint8, device="cpu"))
         return [row[1:] for row in rows]
 
     def end(self, message: Tensor, vector: Tensor | None = None) -> list[Tensor]:
@@ -59,7 +59,7 @@ class Exchange:
         """The sizes of all messages, below 0 for a failure."""
         self._expected = "nothing"
         units = -(-len(message) // UNIT)
-        own = torch.zeros(self.group.size)
+        own = torch.zeros(self.group.size, device="cpu")
         own[self.group.rank] = sign * units
         all_units = self.group.gather(own).sum(0) if vector is None else self.group.sum_with(vector, own)
         return [UNIT * int(unit) for unit in all_units.tolist()]
@@ -82,8 +82,8 @@ class Exchange:
             self.group.gather_bytes(message, [abs(size) for size in sizes])
 
     def _gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        row = torch.zeros(NUMBERS, dtype=torch.int64)
-        row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        row = torch.zeros(NUMBERS, dtype=torch.int64, device="cpu")
+        row[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         return self.group.gather(row).tolist()
 
 

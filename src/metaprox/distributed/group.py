@@ -94,7 +94,7 @@ class Group:
 
     def together(self) -> None:
         """Returns once all have come here. Raises PeerError where a process will not."""
-        self.gather(torch.zeros(1))
+        self.gather(torch.zeros(1, device="cpu"))
 
     def tell(self, what: str, *, stay: bool = False) -> None:
         """Leave a word for the others about why this process stops; ``stay``: until those that wait have read it."""

@@ -151,7 +151,7 @@ class Monitor:
         if not state:
             return
         columns = dict(state)
-        steps, lam, loss = (columns.pop(name, torch.empty(0, 0)) for name in ("steps", "lam", "loss"))
+        steps, lam, loss = (columns.pop(name, torch.empty(0, 0, device="cpu")) for name in ("steps", "lam", "loss"))
         if steps.dim() or lam.dim() or loss.dim() != 1 or not 0 < int(steps) < WINDOW:
             raise InputError(f"a monitor of {WINDOW} meta-steps has no such state")
         check_columns(columns, len(loss))
@@ -162,8 +162,8 @@ class Monitor:
             return {}
         info = Info.join([out.info for out in self._window])
         loss = torch.cat([out.query_loss for out in self._window])
-        lam = torch.tensor(info.seen.lam, dtype=torch.float64)
-        return {"steps": torch.tensor(self._count), "lam": lam, "loss": loss, **info.columns()}
+        lam = torch.tensor(info.seen.lam, dtype=torch.float64, device="cpu")
+        return {"steps": torch.tensor(self._count, device="cpu"), "lam": lam, "loss": loss, **info.columns()}
 
     def see(self, out: MetaGradient) -> None:
         """Of one meta-step. Warns, where it is the last of a window and something is wrong, once of each thing."""

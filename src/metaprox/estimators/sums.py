@@ -98,7 +98,7 @@ class Sums:
         """The meta-gradient. Raises NonFiniteError where all tasks are skipped."""
         parameters, own = self._start.parameters, self._own_results()
         grad = parameters.zeros() if self._total is None else self._total
-        kept = torch.empty(0) if own is None else own.weights[own.kept]
+        kept = torch.empty(0, device="cpu") if own is None else own.weights[own.kept]
         total = self._reduce.of_sum(Total(grad, float(kept.sum()), len(kept), own, self._start.place.seed))
         _check_gradients(total.grad, grad)
         tasks = total.tasks
@@ -153,7 +153,7 @@ def _checked_weights(weights: Any, count: int, like: Tensor) -> Tensor | None:
     if not isinstance(weights, (Tensor, Sequence)) or isinstance(weights, str):
         raise InputError(f"weights must be a tensor or a list of a number for each task, got {shown(weights)}")
     try:
-        found = torch.as_tensor(weights).detach().to(like)
+        found = (weights if isinstance(weights, Tensor) else torch.as_tensor(weights, device="cpu")).detach().to(like)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"weights must be numbers, got {shown(weights)}") from error
     if found.shape != (count,):

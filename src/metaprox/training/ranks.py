@@ -58,7 +58,9 @@ def agreed(number: int | None) -> int | None:
     group = Group.of()
     if group is None:
         return number
-    found = max(int(one) for one in group.gather(torch.tensor([number or 0], dtype=torch.int64)).flatten())
+    found = max(
+        int(one) for one in group.gather(torch.tensor([number or 0], dtype=torch.int64, device="cpu")).flatten()
+    )
     return found or None
 
 

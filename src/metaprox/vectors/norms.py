@@ -69,7 +69,7 @@ def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:
 
 def largest_of(tensors: Sequence[Tensor]) -> list[float]:
     """The largest absolute value of each of ``tensors``, of all ranks if it is in shards; NaN where an entry is."""
-    values = torch.zeros(len(tensors), dtype=torch.float64)
+    values = torch.zeros(len(tensors), dtype=torch.float64, device="cpu")
     for groups, places in _by_groups(tensors).items():
         parts = [part_here(tensors[place]) for place in places]
         filled = [index for index, part in enumerate(parts) if part.numel()]

@@ -155,8 +155,8 @@ class Shards:
         Raises:
             InputError: on all ranks, where those of one are other ones.
         """
-        own = torch.tensor(_digest(given), dtype=torch.float64).view(torch.int64)
-        row = torch.cat([torch.tensor([seed], dtype=torch.int64), own])
+        own = torch.tensor(_digest(given), dtype=torch.float64, device="cpu").view(torch.int64)
+        row = torch.cat([torch.tensor([seed], dtype=torch.int64, device="cpu"), own])
         rows = [found.cpu() for found in self.gathered(row.to(self.mesh.device_type))]
         first = rows[0][1:].view(torch.float64)
         for rank, other in enumerate(rows):
@@ -176,7 +176,7 @@ def _digest(given: Any) -> list[float]:
         if isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested:
             sample = leaf.detach().flatten()[:: max(1, leaf.numel() // SAMPLE)]
             sample = (sample.abs() if sample.is_complex() else sample).double().nan_to_num().cpu()
-            mixed = torch.cos(torch.arange(len(sample), dtype=torch.float64))
+            mixed = torch.cos(torch.arange(len(sample), dtype=torch.float64, device="cpu"))
             numbers = (float(sample @ mixed), float(sample.norm()) + leaf.numel())
         elif isinstance(leaf, str):
             numbers = (zlib.crc32(leaf.encode(errors="replace")), len(leaf))
