@@ -117,11 +117,9 @@ def _of_examples(data: Examples) -> Source:
     names: Callable[[Any], str] = (lambda label: data.names[label]) if data.names else str
 
     def take(rows: list[int]) -> Any:
-        return (
-            data.items[torch.tensor(rows, device="cpu")]
-            if isinstance(data.items, Tensor)
-            else [data.items[i] for i in rows]
-        )
+        if isinstance(data.items, Tensor):
+            return data.items[torch.tensor(rows, device="cpu")]
+        return [data.items[i] for i in rows]
 
     return Source(len(data), labels, take, names)
 

@@ -58,10 +58,8 @@ def agreed(number: int | None) -> int | None:
     group = Group.of()
     if group is None:
         return number
-    found = max(
-        int(one) for one in group.gather(torch.tensor([number or 0], dtype=torch.int64, device="cpu")).flatten()
-    )
-    return found or None
+    own = torch.tensor([number or 0], dtype=torch.int64, device="cpu")
+    return max(int(one) for one in group.gather(own).flatten()) or None
 
 
 @contextmanager
