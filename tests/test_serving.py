@@ -587,3 +587,10 @@ def test_importing_metaprox_loads_no_other_package_and_saving_is_lazy():
     code += "print(sorted({'safetensors', 'transformers', 'metaprox.models', 'metaprox.training'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "c", "d")])
+def test_names_that_are_not_as_many_as_outputs_are_refused_as_the_learners(names):
+    learner = mp.Learner(mlp([2, 3]), cross_entropy, lam=0.1, solver=mp.GradientDescent(0.5), steps=1, names=names)
+    with pytest.raises(mp.InputError, match=rf"the learner has {len(names)} names, and its model 3 outputs"):
+        learner.adapt((torch.zeros(2, 2), ["a", "b"]))

@@ -228,12 +228,20 @@ def evaluated(module: nn.Module, inputs: Any, seen: dict[str, Collection[str]]) 
 
 
 @torch.no_grad()
-def check_outputs(module: nn.Module, inputs: Any, classes: int) -> None:
-    """Raise InputError where a model has another number of outputs than there are classes; else its loss will tell."""
+def check_outputs(module: nn.Module, inputs: Any, classes: int, *, named: bool = False) -> None:
+    """Look whether a model has as many outputs as there are classes, where that can be told; else its loss will tell.
+
+    ``named``: the classes are the names of the learner's, not those of the support.
+
+    Raises:
+        InputError: it has another number.
+    """
     found = None
     with suppress(InputError):
         outputs = evaluated(module, inputs, {})
         found = outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.dim() > 1 else None
+    if found is not None and found != classes and named:
+        raise InputError(f"the learner has {classes} names, and its model {found} outputs: give a name for each output")
     if found is not None and found != classes:
         raise InputError(
             f"the support has {classes} classes, and the model {found} outputs, which are learned for as many: give a "

@@ -165,7 +165,7 @@ class Learner:
         if self.head is not None:
             module = with_head(module, self.head.module, len(known))
         elif known:
-            check_outputs(module, batch[0], len(known))
+            check_outputs(module, batch[0], len(known), named=self.names is not None)
         found = solved(problem, batch, self.solver, self._stopping, residual=True)
         state = state_of(module)
         with torch.no_grad():

@@ -61,6 +61,9 @@ class AdaptiveGradientDescent:
     no function values. Costs a gradient a step, the probe and those taken back included, and keeps 2 P numbers for each
     task and branch.
 
+    Where gradients jump over ever shorter steps, at kinks such as ReLU's or with noise at each step, L grows with each
+    of them and a long solve comes to rest short of the solution, its step sizes near 0.
+
     Args:
         lr: the longest step (None: no bound).
         probe: of the first step: its length relative to ||y||, or its size to lr, whichever is less. Where y = 0 and
