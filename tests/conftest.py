@@ -19,6 +19,7 @@ SOLVERS = {
     "nesterov": mp.Nesterov(0.6),
     "adam": mp.Adam(0.1),
     "anderson": mp.Anderson(0.6),
+    "conjugate": mp.ConjugateGradient(0.6),
     "adaptive": mp.AdaptiveGradientDescent(10.0),
 }
 

@@ -68,6 +68,7 @@ CASES = {
     "truncation": (mp.FOBMAML(GD, 3, estimate_truncation=True), {}),
     "adaptive": (mp.FOBMAML(mp.AdaptiveGradientDescent(), 6), {}),
     "nesterov": (mp.FOBMAML(mp.Nesterov(0.1), 4), {}),
+    "conjugate": (mp.FOBMAML(GD, 3, nu=0.1, branch_solver=mp.ConjugateGradient(0.1)), {}),
     "anderson": (mp.FOBMAML(GD, 3, branch_solver=mp.Anderson(0.1, memory=3)), {}),
     "adam": (mp.FOBMAML(mp.Adam(0.02, eps=1e-3), 4, branch_solver=GD), {}),
     "optimizer": (mp.FOMAML(mp.TorchOptimizer(SGD, elementwise=True), 4), {}),

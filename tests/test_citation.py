@@ -26,6 +26,7 @@ CASES = {
     mp.Nesterov: (lambda: mp.Nesterov(0.1), ["nesterov2004lectures"]),
     mp.Adam: (lambda: mp.Adam(0.1), ["kingma2015adam"]),
     mp.Anderson: (lambda: mp.Anderson(0.1), ["walker2011anderson"]),
+    mp.ConjugateGradient: (lambda: mp.ConjugateGradient(0.1), ["hestenes1952methods", "polak1969note"]),
     mp.AdaptiveGradientDescent: (mp.AdaptiveGradientDescent, ["malitsky2020adaptive", "barzilai1988twopoint"]),
     mp.TorchOptimizer: (lambda: mp.TorchOptimizer(functools.partial(torch.optim.SGD, lr=0.1)), []),
     mp.optim.NormalizedSGD: (lambda: mp.optim.NormalizedSGD(X, lr=0.1), ["cutkosky2020momentum"]),

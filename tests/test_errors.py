@@ -108,6 +108,7 @@ def held(**values):
         (mp.Nesterov, 0.5, {"momentum": 0.25}),
         (mp.Adam, 0.5, {"eps": 0.125}),
         (mp.Anderson, 0.5, {"memory": 3}),
+        (mp.ConjugateGradient, 0.5, {}),
         (mp.AdaptiveGradientDescent, 0.5, {"probe": 0.25}),
     ],
 )

@@ -79,13 +79,14 @@ def solver(name, units):
         "nesterov": lambda: mp.Nesterov(lr),
         "heavy": lambda: mp.Nesterov(lr, momentum=0.5),
         "anderson": lambda: mp.Anderson(lr),
+        "conjugate": lambda: mp.ConjugateGradient(lr),
         "adaptive": lambda: mp.AdaptiveGradientDescent(),
         "capped": lambda: mp.AdaptiveGradientDescent(0.8 * lr),
         "adam": lambda: mp.Adam(0.1 * units.parameter, eps=0.1 * units.gradient),
     }[name]()
 
 
-SOLVERS = ("gd", "nesterov", "heavy", "anderson", "adaptive", "capped", "adam")
+SOLVERS = ("gd", "nesterov", "heavy", "anderson", "conjugate", "adaptive", "capped", "adam")
 LINEAR = SOLVERS[:-1]  # commute with scaling
 booleans, solvers = st.booleans(), st.sampled_from(SOLVERS)
 starts, perturbs = st.sampled_from(["base", "predictor"]), st.sampled_from(["loss", "center"])

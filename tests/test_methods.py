@@ -33,8 +33,10 @@ def test_tangent_is_the_limit_of_fobmaml(logistic, solver, perturb, start, corre
     settings = {"perturb": perturb, "start": start, "residual_correction": correction, "branch_steps": 4}
     tangent = mp.Tangent(SOLVERS[solver], 6, **settings)(logistic.problem, logistic.params, logistic.tasks).grad["w"]
     errors = []
-    # Anderson's coefficients and adapted steps are linear in nu only while it is small against the base's residual.
-    small = {"anderson": 0.02, "adaptive": 1e-3}.get(solver, 1.0) if not correction else 1.0
+    # Coefficients and adapted steps are linear in nu only while it is small against the base's residual.
+    small = {"anderson": 0.02, "conjugate": 0.02, "adaptive": 1e-3}.get(solver, 1.0)
+    if correction and (solver, start) != ("conjugate", "predictor"):  # whose gradients are small, beside nu^2
+        small = 1.0
     for step in (2e-3 * small, 1e-3 * small):
         size = {"nu": step} if perturb == "loss" else {"eps": step}
         meta = mp.FOBMAML(SOLVERS[solver], 6, **settings, **size)

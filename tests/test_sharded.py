@@ -42,7 +42,7 @@ def test_meta_steps_in_shards_are_those_of_the_whole_model(quick):
     "cases",
     [
         "loss forward+loss corrected+center+predictor+fourth order",
-        "rtol+truncation+nesterov+adam+optimizer",
+        "rtol+truncation+nesterov+conjugate+adam+optimizer",
         "adapt+adamw+weights+frozen",
     ],
 )

@@ -61,9 +61,9 @@ def test_nesterov_with_constant_momentum_is_that_of_torch():
 
 
 def test_what_each_solver_promises():
-    """Adaptive steps look at all branches of a task; steps of a fixed size are known beforehand."""
+    """Adaptive steps and conjugate gradients look at all branches of a task; those of a fixed size are known before."""
     apart = {name for name, solver in SOLVERS.items() if separates_branches(solver)}
-    assert apart == SOLVERS.keys() - {"adaptive"}
+    assert apart == SOLVERS.keys() - {"adaptive", "conjugate"}
     assert separates_branches(mp.TorchOptimizer(torch.optim.SGD))
     assert {name: relative_step(solver) for name, solver in SOLVERS.items()} == dict.fromkeys(SOLVERS) | {"gd": 0.6}
     assert not mp.TorchOptimizer(torch.optim.SGD).differentiable
@@ -340,7 +340,9 @@ def test_any_object_with_init_and_step_is_a_solver(quadratic):
     assert out.info.base_residual.max() < 1e-12
 
 
-@pytest.mark.parametrize("cls", [mp.GradientDescent, mp.Nesterov, mp.Adam, mp.Anderson, mp.AdaptiveGradientDescent])
+@pytest.mark.parametrize(
+    "cls", [mp.GradientDescent, mp.Nesterov, mp.Adam, mp.Anderson, mp.ConjugateGradient, mp.AdaptiveGradientDescent]
+)
 @pytest.mark.parametrize("lr", [0.0, -0.1, float("nan"), float("inf"), "0.1", True])
 def test_lr_must_be_a_positive_number(cls, lr):
     with pytest.raises(mp.InputError, match="lr must be a finite number > 0, got"):

@@ -106,6 +106,7 @@ def test_other_numbers_than_powers_of_two_change_rounding_alone(perturb):
 SOLVERS = {
     "nesterov": mp.Nesterov,
     "anderson": mp.Anderson,
+    "conjugate": mp.ConjugateGradient,
     "adaptive": mp.AdaptiveGradientDescent,
     "free": lambda lr: mp.AdaptiveGradientDescent(),
 }

@@ -7,7 +7,15 @@ from metaprox.errors import InputError
 from metaprox.estimators import FOBMAML, FOMAML, IMAML, MAML, Estimator, Reptile, Tangent
 from metaprox.optim import ClippedSGD, NormalizedSGD
 from metaprox.references import BIBTEX
-from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, Nesterov, TorchOptimizer
+from metaprox.solvers import (
+    Adam,
+    AdaptiveGradientDescent,
+    Anderson,
+    ConjugateGradient,
+    GradientDescent,
+    Nesterov,
+    TorchOptimizer,
+)
 
 SOURCES: dict[type, tuple[str, ...]] = {
     FOBMAML: ("chayti2024fobmaml",),
@@ -20,6 +28,7 @@ SOURCES: dict[type, tuple[str, ...]] = {
     Nesterov: ("nesterov2004lectures",),
     Adam: ("kingma2015adam",),
     Anderson: ("walker2011anderson",),
+    ConjugateGradient: ("hestenes1952methods", "polak1969note"),
     AdaptiveGradientDescent: ("malitsky2020adaptive", "barzilai1988twopoint"),
     TorchOptimizer: (),  # whose source torch's own documentation gives
     NormalizedSGD: ("cutkosky2020momentum",),

@@ -54,6 +54,20 @@ BIBTEX = {
   volume = {49},
   year = {2011}
 }""",
+    "hestenes1952methods": """@article{hestenes1952methods,
+  title = {Methods of Conjugate Gradients for Solving Linear Systems},
+  author = {Hestenes, Magnus R. and Stiefel, Eduard},
+  journal = {Journal of Research of the National Bureau of Standards},
+  volume = {49},
+  year = {1952}
+}""",
+    "polak1969note": """@article{polak1969note,
+  title = {Note sur la convergence de m{\\'e}thodes de directions conjugu{\\'e}es},
+  author = {Polak, E. and Ribi{\\`e}re, G.},
+  journal = {Revue fran{\\c{c}}aise d'informatique et de recherche op{\\'e}rationnelle},
+  volume = {3},
+  year = {1969}
+}""",
     "malitsky2020adaptive": """@inproceedings{malitsky2020adaptive,
   title = {Adaptive Gradient Descent without Descent},
   author = {Malitsky, Yura and Mishchenko, Konstantin},

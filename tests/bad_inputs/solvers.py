@@ -37,7 +37,14 @@ OTHER = [torch.zeros(3)]
 
 def rows() -> list[Row]:
     found = []
-    for solver in (mp.GradientDescent, mp.Nesterov, mp.Adam, mp.Anderson, mp.AdaptiveGradientDescent):
+    for solver in (
+        mp.GradientDescent,
+        mp.Nesterov,
+        mp.Adam,
+        mp.Anderson,
+        mp.ConjugateGradient,
+        mp.AdaptiveGradientDescent,
+    ):
         optional = solver is mp.AdaptiveGradientDescent
         found += refused(solver, "lr", [value for value in values.NOT_POSITIVE if value is not None or not optional])
         found += taken(solver, "lr", values.NUMBERS)

@@ -62,7 +62,7 @@ class FOBMAML(Branched):
             once a task, "loss" at every step.
         nu: weight of the query loss at a node of 1, for perturb="loss".
         eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
-        branch_solver: solver of the branches (default: ``solver``). ``mp.Anderson`` needs the fewest steps.
+        branch_solver: solver of the branches (default: ``solver``). ``mp.ConjugateGradient`` needs the fewest steps.
         branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
         residual_correction: subtract the gradient left at y_0 from every branch's gradient, so that y_0 is
             exactly stationary at nu = 0 and a node of 0 costs nothing. g is then (1) with H and v taken at y_0.

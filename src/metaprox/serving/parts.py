@@ -25,7 +25,7 @@ LOSSES = {
     "mean_squared_error": "metaprox.models:mean_squared_error",
     "scaled_error": "metaprox.models:ScaledError",
 }
-SOLVERS = ("Adam", "AdaptiveGradientDescent", "Anderson", "GradientDescent", "Nesterov")
+SOLVERS = ("Adam", "AdaptiveGradientDescent", "Anderson", "ConjugateGradient", "GradientDescent", "Nesterov")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from metaprox.solvers.adam import Adam
 from metaprox.solvers.adaptive import AdaptiveGradientDescent
 from metaprox.solvers.anderson import Anderson
+from metaprox.solvers.conjugate_gradient import ConjugateGradient
 from metaprox.solvers.gradient_descent import GradientDescent
 from metaprox.solvers.nesterov import Nesterov
 from metaprox.solvers.protocol import InnerSolver
@@ -12,6 +13,7 @@ __all__ = [
     "Adam",
     "AdaptiveGradientDescent",
     "Anderson",
+    "ConjugateGradient",
     "GradientDescent",
     "InnerSolver",
     "Nesterov",

@@ -9,7 +9,7 @@ from metaprox import checks, estimators
 from metaprox.checks.places import imported
 from metaprox.errors import InputError
 from metaprox.estimators import Estimator
-from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, GradientDescent, Nesterov
+from metaprox.solvers import Adam, AdaptiveGradientDescent, Anderson, ConjugateGradient, GradientDescent, Nesterov
 from metaprox.tasks import Family, families
 from metaprox.training.outer import OUTER, Outer
 
@@ -102,6 +102,7 @@ SOLVERS = Parts(
         "adam": Adam,
         "anderson": Anderson,
         "adaptive": AdaptiveGradientDescent,
+        "conjugate": ConjugateGradient,
     },
     _is_solver,
     "a dataclass with init(y) and step(grad, y, state)",
