@@ -48,8 +48,8 @@ class ConjugateGradient:
     numbers for each task and branch.
 
     Args:
-        lr: the first trial, and the step where there is no curvature; of the order of 1 / L. A larger one changes little
-            from the second step on, one that is smaller by ten costs about two steps.
+        lr: the first trial, and the step where there is no curvature; of the order of 1 / L. A larger one changes
+            little from the second step on, one that is smaller by ten costs about two steps.
 
     Source: Hestenes & Stiefel, Methods of conjugate gradients for solving linear systems, J. Res. Natl. Bur. Stand. 49
     (1952); beta of Polak & Ribiere, Note sur la convergence de methodes de directions conjuguees (1969), cut at 0.
