@@ -85,7 +85,7 @@ class MAML(Estimator):
                 grad = gradient(y[0, 0], step) + lam * (y - x)
                 new, state = self.solver.step(grad, y, state)
                 norms.append(norm(grad.detach()).squeeze(-1)[0])
-                sizes.append(step_size(self.solver, state, new.detach(), y.detach(), norms[-1][None]).detach())
+                sizes.append(step_size(self.solver, state, new.detach(), y.detach(), norms[-1][None]))
                 y = new
             y = y[0, 0]
             return y, {"y": y.detach(), "norms": torch.cat(norms), "sizes": torch.cat(sizes)}
