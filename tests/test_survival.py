@@ -62,6 +62,14 @@ def sending(number, at, times=1):
     return watch
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """A shell starts what goes on in the background with SIGINT ignored, and so would the tests have it then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(straight, tmp_path, capfd, number, status):
     before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
