@@ -39,6 +39,7 @@ class Train(WithSettings):
         """Train from the start; in processes that torchrun has started anew, from the last checkpoint."""
         callbacks = _callbacks(self.tensorboard)
         settings = self.settings() if self.tuned is None else tuning.with_best(self.settings(), self.tuned)
+        settings.composition()  # what is refused is, before anything is said
         with _processes(console) as (rank, seen):
             if restarted() and (self.out / "config.json").is_file():
                 folder = training.resume(self.out, seen.watch, [seen, *callbacks])
