@@ -93,7 +93,7 @@ def try_core(python: str, wheel: Path, place: Path) -> None:
     call([python, "-c", BLOCKS, *(str(ROOT / page) for page in FIRST_PAGES)], work)
     call([program, "train", "mnist1d", "--out", "run", *SMALL], work)
     assert "query accuracy" in call([python, "-m", "metaprox", "evaluate", "run", "--count", "5"], work)
-    rows = "".join(f"question {i} of {kind},{kind}\n" for kind in range(12) for i in range(20))
+    rows = "".join(f"question {i} of {kind},{kind}\n" for kind in range(40) for i in range(20))
     (work / "questions.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
     refused = call([program, "train", "text", "--data", "questions.csv", "--out", "text"], work, status=1)
     assert refused.count("\n") == 1, refused
