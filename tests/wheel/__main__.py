@@ -96,8 +96,9 @@ def try_core(python: str, wheel: Path, place: Path) -> None:
     rows = "".join(f"question {i} of {kind},{kind}\n" for kind in range(40) for i in range(20))
     (work / "questions.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
     refused = call([program, "train", "text", "--data", "questions.csv", "--out", "text"], work, status=1)
-    assert refused.count("\n") == 1, refused
-    assert "pip install 'metaprox[text]'" in refused, refused
+    said = [line for line in refused.splitlines() if not line.startswith("starting")]
+    assert len(said) == 1, refused
+    assert "pip install 'metaprox[text]'" in said[0], refused
 
 
 def try_tests(python: str, sdist: Path, wheel: Path, place: Path, *, full: bool) -> None:
