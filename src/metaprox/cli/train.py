@@ -39,12 +39,12 @@ class Train(WithSettings):
         """Train from the start; in processes that torchrun has started anew, from the last checkpoint."""
         callbacks = _callbacks(self.tensorboard)
         settings = self.settings() if self.tuned is None else tuning.with_best(self.settings(), self.tuned)
-        settings.composition()  # what is refused is, before anything is said
+        parts = settings.composition()  # refuses what it does before anything is said
         with _processes(console) as (rank, seen):
             if restarted() and (self.out / "config.json").is_file():
                 folder = training.resume(self.out, seen.watch, [seen, *callbacks])
             else:
-                folder = training.train(settings, self.out, seen.watch, [seen, *callbacks])
+                folder = training.train(parts, self.out, seen.watch, [seen, *callbacks])
         _finish(folder, console, rank)
 
 

@@ -17,7 +17,7 @@ from metaprox.losses.backend import Evaluation
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import gradient_through
 from metaprox.problem import ProximalProblem
-from metaprox.solvers.protocol import check_differentiable, step_size
+from metaprox.solvers.protocol import check_differentiable, step_size_of
 from metaprox.vectors.norms import norm
 
 
@@ -78,14 +78,14 @@ class MAML(Estimator):
     def _unrolled(self, lam: float) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
         def solve(x: Tensor, gradient: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             y = x[None, None]
-            state = self.solver.init(y)
+            state, size = self.solver.init(y), step_size_of(self.solver)
             norms, sizes = [], []
             assert self.steps is not None
             for step in range(self.steps):
                 grad = gradient(y[0, 0], step) + lam * (y - x)
                 new, state = self.solver.step(grad, y, state)
                 norms.append(norm(grad.detach()).squeeze(-1)[0])
-                sizes.append(step_size(self.solver, state, new.detach(), y.detach(), norms[-1][None]))
+                sizes.append(size(state, new.detach(), y.detach(), norms[-1][None]))
                 y = new
             y = y[0, 0]
             return y, {"y": y.detach(), "norms": torch.cat(norms), "sizes": torch.cat(sizes)}

@@ -140,13 +140,15 @@ class Judge:
 
     def _values(self, batch: TaskBatch, place: Place) -> Metrics:
         results, adapted, place = [], None, place.shared(self.problem, self.x, batch)
+        outer = self.problem.outer_loss
+        asked = outer if isinstance(outer, ModuleLoss) and not self.seen else None
         with begun(self.problem, self.x, batch, self.choice, query="value", place=place, takes_shards=True) as call:
             for span in call.chunks():
                 gradients = call.gradients(span)
                 try:
                     y = proximal_solve(gradients, self.solver, self.stopping).y
-                    if adapted is None:
-                        adapted = gradients.parameters.adapted.unflatten(y[0, 0])
+                    if adapted is None and asked is not None:
+                        adapted = gradients.parameters.adapted.unflatten(y[0, 0].clone())  # lest all of y lives on
                     loss, metrics = gradients.query_values(y.squeeze(1), 0)
                     require_finite(loss, "query loss at the adapted parameters", gradients.start)
                 except NonFiniteError as error:
@@ -154,8 +156,8 @@ class Judge:
                         error.add_note(f"task {error.task} of this evaluation has id {self.ids[error.task]}")
                     raise
                 results.append({"loss": loss} | metrics)
-        if not self.seen and isinstance(self.problem.outer_loss, ModuleLoss) and adapted is not None:
-            self.seen.append(company(self.problem.outer_loss, {**self.x, **adapted}, batch.one(0).query))
+        if asked is not None and adapted is not None:
+            self.seen.append(company(asked, {**self.x, **adapted}, batch.one(0).query))
         return joined(results)
 
 

@@ -14,7 +14,7 @@ from metaprox.errors import InputError, NonFiniteError
 from metaprox.inner.failures import Purpose, failure_of
 from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
-from metaprox.solvers.protocol import InnerSolver, step_size, take_step
+from metaprox.solvers.protocol import InnerSolver, step_size_of, take_step
 from metaprox.vectors.norms import norm
 
 
@@ -173,6 +173,7 @@ class _Progress:
         self.norms: list[Tensor] = []  # of each step, [T, B]
         self.step_sizes: list[Tensor] = []
         self._nothing = like.new_empty(len(like), 0)
+        self._size = step_size_of(solver)
         self._watching = False
         # Whether some tasks may stay where they are while others go on.
         self._freezes = tol is not None or purpose.on_nonfinite == "skip"
@@ -207,7 +208,7 @@ class _Progress:
         if self._watching and self.trail is not None and (self.trail.closed or len(self.norms) < self.max_steps):
             self.trail.moved(new, y, where, self.active if self._freezes else None)
         if where.start == 0:
-            size = step_size(self.solver, state, new, y, norms)
+            size = self._size(state, new, y, norms)
             self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
         return new
 

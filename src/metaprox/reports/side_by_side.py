@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from matplotlib.ticker import EngFormatter
 from torch import tensor
 
 from metaprox import checks
-from metaprox.comparison.statistics import OfSeed
 from metaprox.errors import InputError
+from metaprox.evaluation import Statistic
 from metaprox.reports import style
 from metaprox.reports.page import Shown, render, told_apart, write_page
 from metaprox.reports.run import quantities, show
@@ -178,9 +179,8 @@ def _difference(run: RunView, first: RunView, metric: str) -> str:
     mine, others = (tensor(one.folder.read_test_values()[metric], device="cpu").double() for one in (run, first))
     if mine.shape != others.shape:
         return "other tasks"
-    found = OfSeed.of(mine - others)
-    half = 1.96 * found.std / found.n**0.5 if found.std is not None else float("nan")
-    text = show(metric, {"mean": found.mean, "ci95": half})
+    found = Statistic.of(mine - others)
+    text = show(metric, asdict(found))
     return text if found.mean < 0 else f"+{text}"
 
 

@@ -103,8 +103,9 @@ class AdaptiveGradientDescent:
         else:
             moved, turned = y - state.way.point, grad - state.way.grad
             length = norm(moved)
-            lr, adapted = self._next(moved, turned, length, state), torch.ones_like(state.adapted)
-            way, too_far = _went(state.way, y, grad, moved, length)
+            unit = moved / length  # NaN where a branch did not move
+            lr, adapted = self._next(unit, length, turned, state), torch.ones_like(state.adapted)
+            way, too_far = _went(state.way, y, grad, unit, length)
             lr = torch.where(too_far, torch.minimum(lr, state.lr / 2), lr)
         lr = torch.where(lr > 0, lr, self._probe(way.grad, way.point))
         lr = forward_ad.unpack_dual(lr).primal  # of a step that branches share, a derivative over them sees nothing
@@ -121,25 +122,25 @@ class AdaptiveGradientDescent:
         least = torch.where(slope > 0, self.probe * reach, torch.inf).amin(1, keepdim=True)
         return torch.where(least.isfinite(), least, 0.0)
 
-    def _next(self, moved: Tensor, turned: Tensor, length: Tensor, state: AdaptiveState) -> Tensor:
-        """Returns the next step size [T, 1, 1], by how points and gradients have changed [T, B, P].
+    def _next(self, unit: Tensor, length: Tensor, turned: Tensor, state: AdaptiveState) -> Tensor:
+        """Returns the next step size [T, 1, 1], by where and how far points went, and how gradients turned [T, B, P].
 
         A branch that did not move says nothing about the curvature; where none did, the task keeps its step.
         """
         change = norm(turned)
-        along = total(((moved / length) * turned).sum(-1, keepdim=True)) / change
+        along = total((unit * turned).sum(-1, keepdim=True)) / change
         size = length / change / along.clamp(ALONG, 1.0).sqrt()
         size = torch.where((length > 0) & (change > 0), size, torch.inf).amin(1, keepdim=True)
         bounded = torch.where(state.adapted | size.isinf(), torch.minimum(size, GROWTH * state.lr), size)
         return torch.where((length > 0).any(1, keepdim=True), bounded, state.lr)
 
 
-def _went(way: Way, y: Tensor, grad: Tensor, moved: Tensor, length: Tensor) -> tuple[Way, Tensor]:
+def _went(way: Way, y: Tensor, grad: Tensor, unit: Tensor, length: Tensor) -> tuple[Way, Tensor]:
     """Returns the way to y, or as it was where the step to y went too far, and where it did [T, 1, 1].
 
-    ``moved``: the step, of ``length`` [T, B, 1], by which it is divided before it is summed, lest that overflows.
+    The step is ``length`` [T, B, 1] times ``unit``, and multiplied by it after the sum, lest that overflows.
     """
-    rise = length * total(((moved / length) * (grad + way.grad)).sum(-1, keepdim=True)) / 2
+    rise = length * total((unit * (grad + way.grad)).sum(-1, keepdim=True)) / 2
     loss = way.loss + torch.where(length > 0, rise, 0.0)
     too_far = (loss > way.total / way.points).any(1, keepdim=True)
     there = Way(y, grad, loss, way.total + loss, way.points + 1)

@@ -120,16 +120,19 @@ def relative_step(solver: InnerSolver) -> float | None:
     return promised(solver, "relative_step")
 
 
-def step_size(solver: InnerSolver, state: Any, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
-    """Returns the size [T] of a step from y to ``new`` [T, b, P], to ``state``: what ``solver`` says that it is.
+def step_size_of(solver: InnerSolver) -> Callable[[Any, Tensor, Tensor, Tensor], Tensor]:
+    """Returns what gives the size [T] of a step from y to ``new`` [T, b, P], to ``state``: what ``solver`` says of it.
 
     Or else ||new - y|| / ||grad|| of the first branch; ``slope``: the norms of the gradients [T, b].
     """
-    known = relative_step(solver)
-    if known is not None:
-        return slope.new_full((len(slope),), known)
-    told = promised(solver, "step_size")
-    return norm(new[:, 0] - y[:, 0]).squeeze(-1) / slope[:, 0] if told is None else told(state)
+    known, told = relative_step(solver), promised(solver, "step_size")
+
+    def size(state: Any, new: Tensor, y: Tensor, slope: Tensor) -> Tensor:
+        if known is not None:
+            return slope.new_full((len(slope),), known)
+        return norm(new[:, 0] - y[:, 0]).squeeze(-1) / slope[:, 0] if told is None else told(state)
+
+    return size
 
 
 def resumed(solver: InnerSolver, base: InnerSolver, step_sizes: Tensor) -> Callable[[Tensor], Any] | None:
