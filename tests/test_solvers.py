@@ -182,15 +182,21 @@ def by_hand(gradient, start, steps, lr, probe):
     for t in range(len(start)):
         slope = lambda y: gradient(y[None].expand_as(start), 0)[t]  # noqa: E731, B023
         y, g, own = start[t], slope(start[t]), []
-        last, losses = (y, g), [[0.0] * len(y)]
+        last, losses, way = (y, g), [[0.0] * len(y)], [[] for _ in y]
         for k in range(steps):
             if k == 0:
                 h = min(probe * min(lr, float(a.norm() / b.norm())) for a, b in zip(y, g, strict=True))
             else:
                 limits = []
-                for s, d in zip(y - last[0], g - last[1], strict=True):
+                for s, d, passed in zip(y - last[0], g - last[1], way, strict=True):
                     curvature, turn = float(s @ d / (s @ s)), float(d.norm() / s.norm())
-                    limits.append(1 / (max(curvature, turn / 4) * turn) ** 0.5 if turn else float("inf"))
+                    passed.append((float(s @ s), float(d @ d)))
+                    whole = (fmean(d for _, d in passed) / fmean(s for s, _ in passed)) ** 0.5
+                    by_last = 1 / (max(curvature, turn / 4) * turn) ** 0.5 if turn else float("inf")
+                    limits.append(max(by_last, 1 / (2 * whole) if whole else 0.0))
+                for j, (s, d) in enumerate(zip(*((z - z.mean(0)) for z in (y - last[0], g - last[1])), strict=True)):
+                    if float(s.norm()) > 100 * torch.finfo(y.dtype).eps * float(y[j].norm()):
+                        limits[j] = max(limits[j], float(s.norm() / d.norm()))
                 before, h = h, min(limits) if k == 1 and min(limits) < float("inf") else min(*limits, 1.5 * h)
                 rises = [float(a @ (b + c)) / 2 for a, b, c in zip(y - last[0], g, last[1], strict=True)]
                 if any(losses[-1][j] + rise > fmean(one[j] for one in losses) for j, rise in enumerate(rises)):
@@ -235,6 +241,49 @@ def test_adaptive_takes_back_a_step_that_went_too_far(lr):
     assert back > 5
     torch.testing.assert_close(out.step_sizes, sizes, rtol=1e-6, atol=0)
     torch.testing.assert_close(out.y, ends)
+
+
+def kinks(seed=0):
+    """mean |A y - b| + ||y||^2 / 20, of which the minimum lies on kinks: its value [T] at y, and its gradient."""
+    rng = torch.Generator().manual_seed(seed)
+    a = torch.randn(3, 30, 20, dtype=torch.float64, generator=rng)
+    b = torch.randn(3, 30, 1, dtype=torch.float64, generator=rng)
+    value = lambda y: (a @ y.mT - b).abs().mean((1, 2)) + (y**2).sum((1, 2)) / 20  # noqa: E731
+    return value, lambda y, step: ((a @ y.mT - b).sign().mT @ a) / 30 + y / 10
+
+
+def test_adaptive_steps_do_not_die_out_at_kinks():
+    """However short a step, it crosses one; a long solve comes as near as fixed steps of three lengths do."""
+    value, gradient = kinks()
+    start = torch.ones(3, 1, 20, dtype=torch.float64)
+    out = solve(gradient, start, mp.AdaptiveGradientDescent(), 1000)
+    assert out.step_sizes[:, -1].min() > 0.03
+    fixed = torch.stack([value(solve(gradient, start, mp.GradientDescent(h), 1000).y) for h in (0.3, 0.1, 0.03)])
+    assert ((value(start) - value(out.y)) / (value(start) - fixed.amin(0)) > 0.95).all()
+
+
+def test_adaptive_steps_do_not_die_out_under_noise():
+    """Noise at each step, as dropout makes it: the longer the solve, the nearer the solution."""
+    gradient, center, start = batch_of_quadratics(branches=1, condition=10.0, size=20)
+    noise = torch.randn(1000, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noisy = lambda y, step: gradient(y, step) + 0.1 * noise[step]  # noqa: E731
+    errors = {}
+    for steps in (10, 100, 1000):
+        out = solve(noisy, start, mp.AdaptiveGradientDescent(), steps)
+        errors[steps] = relative_error(out.y, center)
+    assert out.step_sizes[:, -1].min() > 0.02
+    assert errors[1000] < errors[100] < errors[10]
+
+
+def test_adaptive_branches_do_not_see_the_noise_that_they_share():
+    """Two branches differ by a thousandth of what noise does to each: their difference converges all the same."""
+    gradient, center, _ = batch_of_quadratics(branches=1, condition=10.0, size=20)
+    noise = torch.randn(61, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tilt = 1e-4 * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None] * noise[60]
+    shaken = lambda y, step: gradient(y, step) + tilt + 0.1 * noise[step]  # noqa: E731
+    y = solve(shaken, center.expand(-1, 2, -1), mp.AdaptiveGradientDescent(), 60).y
+    hessian = gradient(center + torch.eye(20, dtype=torch.float64), 0)
+    assert relative_error(y[:, 0] - y[:, 1], -2e-4 * torch.linalg.solve(hessian, noise[60])) < 0.02
 
 
 def test_adaptive_branches_share_steps_and_respect_lr():

@@ -13,6 +13,8 @@ from metaprox.vectors.shards import total
 
 GROWTH = 1.5  # by which a step is longer than the one before at most
 ALONG = 1 / 4  # of L is counted at least, where the curvature along a step is less
+WHOLE = 1 / 2  # of the step by the curvature over the whole way is taken at least
+ROUNDING = 100.0  # times machine epsilon ||y|| is what branches differ in to be taken for a difference
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,16 @@ class Way:
 
 @dataclass(frozen=True)
 class AdaptiveState:
-    """The last step size [T, 1, 1], 0 where there was none, and whether it was adapted, and no probe."""
+    """The last step size [T, 1, 1], 0 where there was none, and whether it was adapted, and no probe.
+
+    moved, turned: the root of the sums of ||s||^2 and of ||d||^2 [T, B, 1] of all steps, those taken back included.
+    """
 
     lr: Tensor
     adapted: Tensor
     way: Way | None
+    moved: Tensor
+    turned: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,17 @@ class AdaptiveGradientDescent:
     """y <- y - lr_k grad, with lr_k from the curvature that the last step has met.
 
         s = y_k - y_(k-1),  d = grad_k - grad_(k-1),  L = ||d|| / ||s||,  c = max( <s, d> / (||s|| ||d||), 1/4 )
-        lr_k = min( lr,  1.5 lr_(k-1),  1 / (sqrt(c) L) )                  (the least over a task's branches)
+        M = (sum of ||d||^2 so far / sum of ||s||^2)^(1/2),  D = ||d - mean d|| / ||s - mean s||, means over branches
+        lr_k = min( lr,  1.5 lr_(k-1),  max(1 / (sqrt(c) L), 1 / (2 M), 1 / D) )   (the least over a task's branches)
 
     c L is the curvature along the step: beyond lr_k c L = 2 a step raises the loss. L counts besides how the gradient
     turns, which is most of it where a net has batch statistics. 1/L is short there, and 1/(c L) too long where the loss
     curves more on the way: this is the geometric mean of the two, from 1/L to 2/L.
+
+    Where gradients jump however short a step is, at kinks such as ReLU's or with noise at each step, L has no bound,
+    and steps by it alone would die out short of the solution. By M, the curvature over the whole way, they fall off as
+    the root of their number. D is the curvature in what branches differ in, and noise that they share is not in it; it
+    counts where s - mean s is above the rounding of y.
 
     A step that ends where the loss of a branch is above its mean over the points before is taken back: the next starts
     where that one began, with lr_k <= lr_(k-1) / 2. What losses rise is <s, grad_k + grad_(k-1)> / 2, by the trapezoid
@@ -60,9 +73,6 @@ class AdaptiveGradientDescent:
     branches of a task take the same steps, so that the differences between them stay clean. Needs no line search and
     no function values. Costs a gradient a step, the probe and those taken back included, and keeps 2 P numbers for each
     task and branch.
-
-    Where gradients jump over ever shorter steps, at kinks such as ReLU's or with noise at each step, L grows with each
-    of them and a long solve comes to rest short of the solution, its step sizes near 0.
 
     Args:
         lr: the longest step (None: no bound).
@@ -91,27 +101,35 @@ class AdaptiveGradientDescent:
         if step_sizes.shape[1]:
             last = step_sizes.gather(1, (taken - 1).clamp(min=0)[:, None])[:, 0]
             lr = torch.where(taken > 0, last, lr)
-        return AdaptiveState(lr[:, None, None], (taken > 1)[:, None, None], None)
+        none = torch.zeros_like(y[..., :1])
+        return AdaptiveState(lr[:, None, None], (taken > 1)[:, None, None], None, none, none)
 
     def step_size(self, state: AdaptiveState) -> Tensor:
         return state.lr[:, 0, 0]
 
     def step(self, grad: Tensor, y: Tensor, state: AdaptiveState) -> tuple[Tensor, AdaptiveState]:
+        moved, turned = state.moved, state.turned
         if state.way is None:
             lr, adapted, none = state.lr, state.adapted, torch.zeros_like(grad[..., :1])
             way = Way(y, grad, none, none, torch.ones_like(lr))
         else:
-            moved, turned = y - state.way.point, grad - state.way.grad
-            length = norm(moved)
-            unit = moved / length  # NaN where a branch did not move
-            lr, adapted = self._next(unit, length, turned, state), torch.ones_like(state.adapted)
+            step, change = y - state.way.point, grad - state.way.grad
+            length, turn = norm(step), norm(change)
+            unit = step / length  # NaN where a branch did not move
+            moved, turned = moved.hypot(length), turned.hypot(torch.where(length > 0, turn, 0.0))
+            along = total((unit * change).sum(-1, keepdim=True)) / turn
+            size = torch.maximum(length / turn / along.clamp(ALONG, 1.0).sqrt(), WHOLE * moved / turned)
+            if y.shape[1] > 1:
+                size = torch.maximum(size, _apart(step, change, y))
+            lr, adapted = _least(size, length, turn, state), torch.ones_like(state.adapted)
             way, too_far = _went(state.way, y, grad, unit, length)
             lr = torch.where(too_far, torch.minimum(lr, state.lr / 2), lr)
         lr = torch.where(lr > 0, lr, self._probe(way.grad, way.point))
         lr = forward_ad.unpack_dual(lr).primal  # of a step that branches share, a derivative over them sees nothing
         if self.lr is not None:
             lr = lr.clamp(max=self.lr)
-        return torch.addcmul(way.point, way.grad, lr, value=-1), AdaptiveState(lr, adapted & (state.lr > 0), way)
+        new = torch.addcmul(way.point, way.grad, lr, value=-1)
+        return new, AdaptiveState(lr, adapted & (state.lr > 0), way, moved, turned)
 
     def _probe(self, grad: Tensor, y: Tensor) -> Tensor:
         """The first step size [T, 1, 1]; 0 where the gradient is."""
@@ -122,17 +140,22 @@ class AdaptiveGradientDescent:
         least = torch.where(slope > 0, self.probe * reach, torch.inf).amin(1, keepdim=True)
         return torch.where(least.isfinite(), least, 0.0)
 
-    def _next(self, unit: Tensor, length: Tensor, turned: Tensor, state: AdaptiveState) -> Tensor:
-        """Returns the next step size [T, 1, 1], by where and how far points went, and how gradients turned [T, B, P].
 
-        A branch that did not move says nothing about the curvature; where none did, the task keeps its step.
-        """
-        change = norm(turned)
-        along = total((unit * turned).sum(-1, keepdim=True)) / change
-        size = length / change / along.clamp(ALONG, 1.0).sqrt()
-        size = torch.where((length > 0) & (change > 0), size, torch.inf).amin(1, keepdim=True)
-        bounded = torch.where(state.adapted | size.isinf(), torch.minimum(size, GROWTH * state.lr), size)
-        return torch.where((length > 0).any(1, keepdim=True), bounded, state.lr)
+def _apart(step: Tensor, change: Tensor, y: Tensor) -> Tensor:
+    """1 / D [T, B, 1]; 0 where branches do not differ by more than rounding."""
+    length, turn = (norm(one - one.mean(1, keepdim=True)) for one in (step, change))
+    known = (length > ROUNDING * torch.finfo(y.dtype).eps * norm(y)) & (turn > 0)
+    return torch.where(known, length / turn, 0.0)
+
+
+def _least(size: Tensor, length: Tensor, turn: Tensor, state: AdaptiveState) -> Tensor:
+    """Returns the next step size [T, 1, 1]: the least of ``size`` [T, B, 1] over branches, and bounded by the last one.
+
+    A branch that did not move says nothing about the curvature; where none did, the task keeps its step.
+    """
+    size = torch.where((length > 0) & (turn > 0), size, torch.inf).amin(1, keepdim=True)
+    bounded = torch.where(state.adapted | size.isinf(), torch.minimum(size, GROWTH * state.lr), size)
+    return torch.where((length > 0).any(1, keepdim=True), bounded, state.lr)
 
 
 def _went(way: Way, y: Tensor, grad: Tensor, unit: Tensor, length: Tensor) -> tuple[Way, Tensor]:
