@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jvp, vmap
 
 import metaprox as mp
 from peer_methods import Batch, Inner, Loss, count, each, proximal_term
@@ -17,10 +17,12 @@ from peer_methods import Batch, Inner, Loss, count, each, proximal_term
 Params = dict[str, Tensor]
 
 
-def plain_gradients(model: nn.Module, loss: Loss, tasks: mp.Task, inner: Inner, *, query: bool = True) -> None:
-    """K gradients on the support of each task, one by one as in plain training, and one on its query."""
+def plain_gradients(
+    model: nn.Module, loss: Loss, tasks: mp.Task, inner: Inner, *, further: int = 0, query: bool = True
+) -> None:
+    """K + ``further`` gradients on the support of each task, one by one as in plain training, and one on its query."""
     for support, test in each(tasks):
-        for batch in [support] * inner.steps + [test] * query:
+        for batch in [support] * (inner.steps + further) + [test] * query:
             model.zero_grad()
             loss(model, batch).backward()
 
@@ -64,6 +66,34 @@ def maml_by_torch_func(model: nn.Module, loss: Loss, tasks: mp.Task, inner: Inne
         return at(y, query)
 
     add_mean(model, vmap(grad(objective), (None, 0, 0))(detached(model), tasks.support, tasks.query))
+
+
+def maml_by_mixed_mode(model: nn.Module, loss: Loss, tasks: mp.Task, inner: Inner) -> None:
+    """The same gradient by a walk back, as MixFlow-MG has it (arXiv 2505.00793): u <- u - lr H(y_k) u, from v at y_K.
+
+    Each product is forward over reverse, at a point y_k that is kept, so that no graph outlives a step: K points, and
+    the activations of one gradient and its derivative.
+    """
+    gradient, x = grad(at_parameters(model, loss)), detached(model)
+    for support, query in each(tasks):
+        points = [x]
+        for _ in range(inner.steps):
+            slope = gradient(points[-1], support)
+            points.append({name: y - inner.lr * slope[name] for name, y in points[-1].items()})
+        u = gradient(points.pop(), query)
+        while points:
+            turned = hessian_vector(gradient, points.pop(), support, u)
+            u = {name: one - inner.lr * turned[name] for name, one in u.items()}
+        add(model.parameters(), (u[name] / count(tasks) for name in x))
+
+
+def hessian_vector(gradient: Callable[[Params, Batch], Params], y: Params, batch: Batch, u: Params) -> Params:
+    """Forward over reverse. Targets of regression get a tangent of zeros: torch's mse_loss fails on its own zeros."""
+    inputs, targets = batch
+    if targets.is_floating_point():
+        along = (u, torch.zeros_like(targets))
+        return jvp(lambda y, targets: gradient(y, (inputs, targets)), (y, targets), along)[1]
+    return jvp(lambda y: gradient(y, batch), (y,), (u,))[1]
 
 
 def adapted(model: nn.Module, objective: Callable[[nn.Module], Tensor], inner: Inner) -> nn.Module:

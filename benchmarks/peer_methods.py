@@ -4,7 +4,7 @@ Each function adds the meta-gradient of the mean query loss to the ``.grad`` of 
 ``loss.backward()`` would, one task after another, so that no graph outlives its task. Steps, differentiation and linear
 solver are the peer's own; the proximal term is added to the inner loss by hand. A package is imported where it is used:
 
-higher, TorchOpt  come with ``metaprox[peers]``.
+higher, TorchOpt  come with ``metaprox[peers]``, and so does parallel-metalearn.
 learn2learn       0.2.0 ships C files that Python 3.11 can't compile, and needs torchvision: unpack its source archive,
                   remove learn2learn/data/*.c, and with Cython<3 run ``python setup.py build_ext bdist_wheel``.
 Betty             ``pip install --no-deps betty-ml==0.1.1``, with pip older than 24.1: newer ones refuse its metadata.
@@ -175,6 +175,35 @@ def maml_by_learn2learn(model: Module, loss: Loss, tasks: mp.Task, inner: Inner,
 
 
 fomaml_by_learn2learn = functools.partial(maml_by_learn2learn, first_order=True)
+
+
+def maml_by_parallel_metalearn(model: Module, loss: Loss, tasks: mp.Task, inner: Inner) -> None:
+    """All tasks at once by vmap; its meta-step ends with one of the outer optimizer, which here is of length 0."""
+    from metalearn.algorithms import MAML
+    from metalearn.inner_optimizers import InnerSGD
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, inputs: Tensor, **_: Any) -> dict[str, Any]:
+            return {"logits": self.net(inputs), "buffers": dict(self.named_buffers())}
+
+        def get_fast_weights(self) -> dict[str, Tensor]:
+            return dict(self.named_parameters())
+
+    class Judged(nn.Module):
+        def forward(self, out_dict: dict[str, Tensor], targets: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+            value = loss(lambda inputs: inputs, (out_dict["logits"], targets))
+            return value, value.detach()
+
+    net = Wrapped()
+    steps = InnerSGD(net.get_fast_weights(), inner_lr=inner.lr, learn_lr=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    settings = {"inner_steps": inner.steps, "chunk_size": count(tasks), "device": torch.device("cpu")}
+    maml = MAML(model=net, optimizer=optimizer, inner_optimizer=steps, support_loss_fn=Judged(), **settings)
+    maml.step(iter([(*tasks.support, *tasks.query)]))
 
 
 def darts_by_betty(model: Module, loss: Loss, tasks: mp.Task, inner: Inner) -> None:

@@ -1,17 +1,18 @@
 """How long does a meta-gradient take, and how much memory, in units of the plain gradients that it is made of?
 
 The unit: K plain support gradients for each task, tasks one by one in eager mode. The floor: a unit and one query
-gradient for each task. FO-B-MAML here is K base steps, one query gradient and 5 branch steps (forward, residual
-correction, perturb="center" with eps = 0.1), in the loop, vmapped, and vmapped and compiled; beside it are the paper's
-equation (2) written naively (nu = 0.1), our FO-MAML, MAML and iMAML, and those of higher, TorchOpt, learn2learn and
-Betty, where they are installed. Gradient descent, float32, one thread. The workloads are described in workloads.py, the
-rows in speed_rows.py.
+gradient for each task; "its own" are all the gradients that FO-B-MAML takes, plain. FO-B-MAML here is K base steps, one
+query gradient and 5 branch steps (forward, residual correction, perturb="center" with eps = 0.1), in the loop, vmapped,
+and vmapped and compiled; beside it are the paper's equation (2) written naively (nu = 0.1), our FO-MAML, MAML and
+iMAML, those of higher, TorchOpt, learn2learn, Betty and parallel-metalearn, where they are installed, and MAML in mixed
+mode (MixFlow-MG, Kemaev et al., arXiv 2505.00793). Gradient descent, float32, one thread. The workloads are described
+in workloads.py, the rows in speed_rows.py.
 
-Time: of the processor for one thread, which other processes do not lengthen, of the clock for more. All are timed in
-turn, in ``--rounds`` rounds; a row that has had 3 calls and ``--seconds`` sits out the rest. A
-call's ratio is to the unit of the same round, so that ratios hold while the machine's speed drifts; the median, and its
-quartiles. The first call is shown apart, and counts only where it took 2 seconds or more and compiled nothing; for the
-compiled row it is the time to compile. Short calls are repeated for 50 ms.
+Time: of the processor for one thread, which other processes do not lengthen, of the clock for more, and by the clock
+beside it. All are timed in turn, in ``--rounds`` rounds; a row that has had 3 calls and ``--seconds`` sits out the
+rest. A call's ratio is to the unit of the same round, so that ratios hold while the machine's speed drifts; the median,
+and its quartiles. The first call is shown apart, and counts only where it took 2 seconds or more and compiled nothing;
+for the compiled row it is the time to compile. Short calls are repeated for 50 ms.
 
 Memory: the peak of tensor memory, ``.grad`` included, beyond the model and the data, in a process of its own, by the
 floor's.
@@ -34,6 +35,7 @@ import platform
 import statistics
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,24 @@ LEAST_CALLS, LONG, SHORT = 3, 2.0, 0.05
 Result = dict[str, Any]
 
 
-def seconds(load: Workload, run: Work, calls: int = 1) -> float:
-    """Of one call. Garbage of earlier ones is collected before; what survives is left out of later collections."""
+@dataclass(frozen=True)
+class Seconds:
+    """Of one call: of the processor (of the clock for several threads), which ratios are of, and of the clock."""
+
+    own: float
+    clock: float
+
+
+def seconds(load: Workload, run: Work, calls: int = 1) -> Seconds:
+    """Garbage of earlier calls is collected before; what survives is left out of later collections."""
     gc.collect()
     gc.freeze()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
+    start, began = clock(), time.perf_counter()
     for _ in range(calls):
         load.model.zero_grad()
         run()
-    return (clock() - start) / calls
+    return Seconds((clock() - start) / calls, (time.perf_counter() - began) / calls)
 
 
 def first_calls(load: Workload, rows: list[Row], steps: int) -> tuple[dict[Row, Work], dict[Row, Result]]:
@@ -74,7 +84,7 @@ def first_calls(load: Workload, rows: list[Row], steps: int) -> tuple[dict[Row, 
     for row in rows:
         try:
             run = row.work(load, steps)
-            first = seconds(load, run)
+            first = seconds(load, run).own
         except Exception as why:
             if row.package is None:
                 raise
@@ -91,18 +101,22 @@ def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, 
     work, found = first_calls(load, [row for row in rows if row.installed], steps)
     unit = seconds(load, work[UNIT])
     ratios: dict[Row, list[float]] = {row: [] for row in work}
+    by_clock: dict[Row, list[float]] = {row: [] for row in work}
     spent: dict[Row, float] = {row: found[row]["first_call_seconds"] for row in work}
-    last = dict(spent)
+    calls = {row: max(1, int(SHORT / spent[row])) for row in work}
     for row in work:
         if spent[row] >= LONG and row.name != COMPILED:
-            ratios[row].append(spent[row] / unit)
+            ratios[row].append(spent[row] / unit.own)
     for _ in range(rounds):
         for row, run in work.items():
             if row is not UNIT and len(ratios[row]) >= LEAST_CALLS and spent[row] > budget:
                 continue
-            last[row] = seconds(load, run, max(1, int(SHORT / last[row])))
-            spent[row] += last[row]
-            ratios[row].append(last[row] / last[UNIT])
+            last = seconds(load, run, calls[row])
+            unit = last if row is UNIT else unit
+            calls[row] = max(1, int(SHORT / last.own))
+            spent[row] += last.own
+            ratios[row].append(last.own / unit.own)
+            by_clock[row].append(last.clock / unit.clock)
     gc.unfreeze()
     results = []
     for row in rows:
@@ -110,16 +124,23 @@ def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, 
         if not row.installed:
             assert row.package is not None
             result["cannot"] = f"not installed: {HOW[row.package]}"
-        results.append(result | found.get(row, {}) | spread(ratios.get(row, [])))
-    unit_times = {"unit_seconds": last[UNIT]}
+        results.append(result | found.get(row, {}) | spread(ratios.get(row, []), by_clock.get(row, [])))
+    unit_times = {"unit_seconds": unit.own}
     return [result | unit_times for result in results]
 
 
-def spread(ratios: list[float]) -> Result:
+def spread(ratios: list[float], by_clock: list[float]) -> Result:
+    """Medians, quartiles and number of calls."""
     if not ratios:
         return {}
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    return {"ratio": statistics.median(ratios), "quartiles": quartiles, "calls": len(ratios)}
+    found = {"ratio": statistics.median(ratios), "quartiles": _quartiles(ratios), "calls": len(ratios)}
+    if not by_clock:  # a first call that counts, in no round
+        return found
+    return found | {"clock_ratio": statistics.median(by_clock), "clock_quartiles": _quartiles(by_clock)}
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 def memory(rows: list[Row], cases: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], dict[Row, Result]]:
@@ -136,13 +157,25 @@ def memory(rows: list[Row], cases: list[tuple[str, int]], seed: int) -> dict[tup
 
 def markdown(results: list[Result]) -> str:
     """One table: the unit, the floors, then by time; what can't run at the end."""
-    head = ["K", "row", "time / unit", "quartiles", "calls", "first call, s", "memory / floor", "error", "limit"]
+    head = [
+        "K",
+        "row",
+        "time / unit",
+        "quartiles",
+        "by the clock",
+        "calls",
+        "first call, s",
+        "memory / floor",
+        "error",
+        "limit",
+    ]
     ran = [row for row in results if "cannot" not in row]
     ran.sort(key=lambda row: (row["steps"], "one by one" not in row["row"], row["ratio"]))
     lines = [head, ["---"] * len(head)]
     for row in ran:
         low, _, high = row["quartiles"]
         lines.append([str(row["steps"]), row["row"], f"{row['ratio']:.2f}", f"{low:.2f} to {high:.2f}"])
+        lines[-1].append(number(row.get("clock_ratio"), ".2f"))
         lines[-1] += [str(row["calls"]), f"{row['first_call_seconds']:.2f}", number(row.get("peak_ratio"), ".2f")]
         lines[-1] += [number(row["error"], ".0e"), number(row["limit_error"], ".0e")]
     table = [f"| {' | '.join(line)} |" for line in lines]

@@ -30,8 +30,15 @@ HOW = {
     "torchopt": "pip install 'metaprox[peers]'",
     "learn2learn": BUILD,
     "betty-ml": "pip install --no-deps betty-ml==0.1.1, with pip older than 24.1",
+    "parallel-metalearn": "pip install 'metaprox[peers]'",
 }
-MODULES = {"higher": "higher", "torchopt": "torchopt", "learn2learn": "learn2learn", "betty-ml": "betty"}
+MODULES = {
+    "higher": "higher",
+    "torchopt": "torchopt",
+    "learn2learn": "learn2learn",
+    "betty-ml": "betty",
+    "parallel-metalearn": "metalearn",
+}
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,11 @@ PLAIN: dict[str, Any] = {"exactly": ours(mp.FOMAML, 0.0, backend="loop")}
 COMPILED = "FO-B-MAML, compiled"
 UNIT = Row("K support gradients, one by one (the unit)", theirs(partial(hand_methods.plain_gradients, query=False)))
 FLOOR = Row("K + 1 gradients, one by one (floor)", theirs(hand_methods.plain_gradients))
+OWN = "K + {further} + 1 gradients, one by one (its own)".format(further=SETTINGS["branch_steps"])
 ROWS = [
     UNIT,
     FLOOR,
+    Row(OWN, theirs(partial(hand_methods.plain_gradients, further=SETTINGS["branch_steps"]))),
     Row("K + 1 gradients, vmapped (floor)", theirs(hand_methods.plain_gradients_vmapped)),
     Row("FO-B-MAML, loop", FOBMAML(backend="loop"), **FIRST),
     Row("FO-B-MAML, vmap", FOBMAML(backend="vmap"), **FIRST),
@@ -159,10 +168,17 @@ ROWS = [
     Row("MAML, loop", ours(mp.MAML, 0.0, backend="loop"), **UNROLLED),
     Row("MAML, vmap", ours(mp.MAML, 0.0, backend="vmap"), **UNROLLED),
     Row("MAML, torch.func by hand", theirs(hand_methods.maml_by_torch_func), **UNROLLED),
+    Row("MAML, mixed mode by hand", theirs(hand_methods.maml_by_mixed_mode), **UNROLLED),
     Row("MAML, higher", theirs(peer_methods.maml_by_higher), "higher", **UNROLLED),
     Row("MAML, TorchOpt", theirs(peer_methods.maml_by_torchopt), "torchopt", **UNROLLED),
     Row("MAML, learn2learn", theirs(peer_methods.maml_by_learn2learn), "learn2learn", **UNROLLED),
     Row("MAML, Betty", theirs(peer_methods.maml_by_betty), "betty-ml", **UNROLLED),
+    Row(
+        "MAML, parallel-metalearn, vmap",
+        theirs(peer_methods.maml_by_parallel_metalearn),
+        "parallel-metalearn",
+        **UNROLLED,
+    ),
     Row("iMAML, loop", ours(mp.IMAML, backend="loop"), **IMPLICIT),
     Row("iMAML, vmap", ours(mp.IMAML, backend="vmap"), **IMPLICIT),
     Row(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import metaprox as mp
 
@@ -28,23 +29,28 @@ def rows_of(speed):
     return [row for row in speed.ROWS if row.installed and row.name != speed.COMPILED]
 
 
+def row_of(speed, name):
+    return next(row for row in speed.ROWS if row.name == name)
+
+
 def test_every_row_has_the_meta_gradient_that_it_is_held_to(speed):
     results = speed.measure("sinusoid", 1, rows_of(speed), rounds=1, budget=0.0, seed=0)
-    assert results[0]["ratio"] == 1.0
+    assert results[0]["ratio"] == results[0]["clock_ratio"] == 1.0
     errors = {row["row"]: row["error"] for row in results if row["error"] is not None}
-    assert {"FO-B-MAML, loop", "FO-MAML, vmap", "MAML, torch.func by hand", "iMAML, vmap"} <= set(errors)
+    assert {"FO-B-MAML, loop", "FO-MAML, vmap", "MAML, torch.func by hand", "MAML, mixed mode by hand"} <= set(errors)
     assert max(errors.values()) < 1e-3
     limits = {row["row"]: row["limit_error"] for row in results if row["limit_error"] is not None}
     assert set(limits) == {"FO-B-MAML, loop", "FO-B-MAML, vmap", "FO-B-MAML, equation (2) by hand"}
     assert max(limits.values()) < 1e-2
     table = speed.markdown(results).splitlines()
-    assert [line.split(" | ")[1] for line in table[2:4]] == [speed.UNIT.name, speed.FLOOR.name]
+    plain = [line.split(" | ")[1] for line in table if "one by one" in line]
+    assert {speed.UNIT.name, speed.FLOOR.name} < set(plain)
+    assert [line.split(" | ")[1] for line in table[2:5]] == plain
 
 
 def test_a_wrong_meta_gradient_shows(speed):
-    half = importlib.import_module("speed_rows").scaled(speed.ROWS[8].prepare, 0.5)
-    wrong = replace(speed.ROWS[8], prepare=half)
-    assert wrong.name == "FO-MAML, vmap"
+    right = row_of(speed, "FO-MAML, vmap")
+    wrong = replace(right, prepare=importlib.import_module("speed_rows").scaled(right.prepare, 0.5))
     _, result = speed.measure("sinusoid", 1, [speed.UNIT, wrong], rounds=1, budget=0.0, seed=0)
     assert result["error"] == pytest.approx(0.5, abs=1e-6)
 
@@ -53,7 +59,7 @@ def test_a_peer_that_is_absent_or_cannot_is_said_so(speed, monkeypatch):
     def unable(load, steps):
         raise RuntimeError("not for this model")
 
-    fomaml = speed.ROWS[8]
+    fomaml = row_of(speed, "FO-MAML, vmap")
     absent = replace(fomaml, name="absent", package="a-package-that-nobody-has")
     cannot = replace(fomaml, name="cannot", package="torch", prepare=unable)
     rows = importlib.import_module("speed_rows")
@@ -63,6 +69,17 @@ def test_a_peer_that_is_absent_or_cannot_is_said_so(speed, monkeypatch):
     table = speed.markdown(results)
     assert "absent: not installed: pip install it" in table
     assert "cannot: can't: RuntimeError: not for this model" in table
+
+
+def test_mixed_mode_has_the_gradient_of_the_unrolled_loop_of_several_steps(speed):
+    load = speed.workload("sinusoid", 0).double()
+    rows = importlib.import_module("speed_rows")
+    hand, unrolled = (
+        rows.gradient(row_of(speed, name).prepare, load, 5)
+        for name in ("MAML, mixed mode by hand", "MAML, torch.func by hand")
+    )
+    for one, other in zip(hand, unrolled, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_memory_of_the_loop_is_between_the_floor_and_maml(speed):
