@@ -2,10 +2,10 @@
 
 Sinusoid regression, MLP 1-40-40-1 with ReLU, lam = 0.5, 25 tasks a meta-step. Variants differ in the base steps K, the
 branch steps J, and where nu enters, and some are FO-MAML; the inner step is found by AdaptiveGradientDescent() or,
-where that is said, fixed at 0.01; the step of the difference is the default one. Each gets 3,000 gradient evaluations a
-task ("short") and 12,000 ("long"), a support and a query gradient counting one each, as many meta-steps as these pay
-for, by normalized SGD with momentum 0.9 and a step that decays linearly to 0; seeds 0 to 4, counted from the seed
-given. (quick: two variants, 300 evaluations, two seeds.)
+where that is said, fixed at 0.01; "conjugate": branches are solved by ConjugateGradient(0.01); the step of the
+difference is the default one. Each gets 3,000 gradient evaluations a task ("short") and 12,000 ("long"), a support and
+a query gradient counting one each, as many meta-steps as these pay for, by normalized SGD with momentum 0.9 and a step
+that decays linearly to 0; seeds 0 to 4, counted from the seed given. (quick: two variants, 300 evaluations, two seeds.)
 
 The outer step is 0.05, 0.1 or 0.2, whichever is best on 200 validation tasks after a short run of seed 10 + the seed
 given, which is not among those compared. Judged by the query loss on 400 unseen tasks after K inner steps, as in
@@ -156,6 +156,8 @@ def measure(results: dict[str, Any]) -> dict[str, float]:
 def _kind(variant: Variant) -> str:
     if "branch_steps" not in variant.settings:
         return "FO-MAML"
+    if variant.conjugate:
+        return "conjugate branches"
     few = 2 * variant.settings["branch_steps"] < variant.steps
     return ("J < K / 2" if few else "J >= K / 2") + (", fixed step" if variant.fixed else "")
 

@@ -46,20 +46,26 @@ TRAININGS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """An estimator but for its solver. steps: K. fixed: with the inner step of the problem, not one that is found."""
+    """An estimator but for its solver.
+
+    steps: K. fixed: with the inner step of the problem, not one that is found. conjugate: branches by conjugate
+    gradients, not by the base's solver.
+    """
 
     method: Callable[..., mp.Estimator]
     steps: int
     settings: dict[str, Any]
     fixed: bool = False
+    conjugate: bool = False
 
     def estimator(self, training: Training) -> mp.Estimator:
         solver = mp.GradientDescent(training.inner_lr) if self.fixed else mp.AdaptiveGradientDescent()
-        return self.method(solver, self.steps, compile=True, **self.settings)
+        branches = {"branch_solver": mp.ConjugateGradient(training.inner_lr)} if self.conjugate else {}
+        return self.method(solver, self.steps, compile=True, **self.settings, **branches)
 
 
-def fobmaml(perturb: str, steps: int, branch_steps: int, *, fixed: bool = False) -> Variant:
-    return Variant(mp.FOBMAML, steps, {"perturb": perturb, "branch_steps": branch_steps}, fixed)
+def fobmaml(perturb: str, steps: int, branch_steps: int, *, fixed: bool = False, conjugate: bool = False) -> Variant:
+    return Variant(mp.FOBMAML, steps, {"perturb": perturb, "branch_steps": branch_steps}, fixed, conjugate)
 
 
 VARIANTS = {
@@ -68,6 +74,7 @@ VARIANTS = {
     "center, K = 10, J = 2": fobmaml("center", 10, 2),
     "loss, K = 10, J = 2": fobmaml("loss", 10, 2),
     "center, K = 5, J = 2": fobmaml("center", 5, 2),
+    "center, K = 10, J = 3, conjugate": fobmaml("center", 10, 3, conjugate=True),
     "center, K = 10, J = 2, fixed step": fobmaml("center", 10, 2, fixed=True),
     "FO-MAML, K = 10": Variant(mp.FOMAML, 10, {}),
     "FO-MAML, K = 10, fixed step": Variant(mp.FOMAML, 10, {}, fixed=True),
