@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 import metaprox as mp
 from metaprox.data.batch import TaskBatch
-from metaprox.losses.adapted import AdaptedLoss
+from metaprox.losses import compiling
 from metaprox.losses.made import Made
 from metaprox.losses.noise import coupled_noise
-from metaprox.losses.vmapped import evaluate_all
 from metaprox.models import cross_entropy, mlp
 from metaprox.modules.head import nearest_mean
 
@@ -365,35 +365,16 @@ def test_a_start_that_is_not_finite_names_the_task():
         mp.FOMAML(mp.GradientDescent(0.1), 1)(problem, {"x": torch.ones(N, dtype=torch.float64)}, tasks)
 
 
-class Eager:
-    """What ``Graphs`` compiles, as it is."""
-
-    def __init__(self, loss):
-        self.loss, self.steps = loss, 0
-
-    def evaluate(self, w, y, data):
-        return None
-
-    def step(self, w, x, lam, size, y, shift, data):
-        assert x.dim() == 1
-        self.steps += 1
-        gradient = evaluate_all(self.loss, y, data)[0] + lam * (y - x) + shift
-        return y - size * gradient, gradient, gradient.norm(dim=-1)
-
-
-def test_a_compiled_step_takes_one_x_and_the_rest_as_a_linear_term(monkeypatch):
-    made = []
-
-    def graphs(loss):
-        made.append(Eager(loss))
-        return made[-1]
-
-    monkeypatch.setattr(AdaptedLoss, "graphs", property(graphs))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
+def test_a_compiled_solve_takes_one_x_and_the_rest_as_a_linear_term(monkeypatch):
+    """Traced, and run in eager mode."""
+    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
+    counters.clear()
     problem, tasks = problem_of(smooth(), "means"), mp.Task.stack(blobs(4, 4, 4))
     out, loop = (
         mp.FOBMAML(mp.GradientDescent(0.3), 8, nu=0.05, **how)(problem, problem.live_parameters(), tasks)
         for how in ({"backend": "vmap", "compile": True}, {"backend": "loop"})
     )
-    assert any(one.steps for one in made)
+    assert counters["stats"]["unique_graphs"] == 3  # of the base, the query, and the branches
     for name in out.grad:
         assert torch.allclose(out.grad[name], loop.grad[name], rtol=1e-8, atol=1e-12)

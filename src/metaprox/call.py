@@ -138,13 +138,14 @@ def begun(
     twice: bool = False,
     place: Place | None = None,
     takes_shards: bool = False,
+    parameters: Parameters | None = None,
 ) -> Iterator[Call]:
     """Yields a call in which nothing of the user's is written on, whatever the caller's grad mode.
 
     ``query``: what is asked of the outer loss. ``at_once``: the evaluations whose memory a task takes at once.
     ``twice``: whether the inner loss is differentiated twice. ``place``: of the batch among the tasks that are called
     tasks 0, 1, ... and share a seed; None: they are the batch, and the seed is a fresh one. ``takes_shards``: whether
-    parameters may be in shards, over which norms are then.
+    parameters may be in shards, over which norms are then. ``parameters``: ``params``, where they were looked at.
 
     Raises:
         InputError: what ``Parameters.of`` and ``look_at`` refuse.
@@ -154,7 +155,7 @@ def begun(
         own = problem.per_task is not None
         if own or not takes_shards:
             refuse_shards(params.values(), "per_task= or head=" if own else "this")
-        parameters = None if own else Parameters.of(params, problem.adapted_names)
+        parameters = None if own else parameters or Parameters.of(params, problem.adapted_names)
         private = problem.private()
         seed, first = (place.seed, place.first) if place else (None, 0)
         with coupled_noise(_device(private, params) if parameters is None else parameters.device, seed) as noise:

@@ -45,11 +45,12 @@ class Estimator(ABC):
             first task to find out, once for each problem and shape of the data; the choice does not depend on time.
         chunk_size: how many tasks vmap takes at once; None: all; "auto": as many as fit a quarter of the device's
             memory by an estimate. Peak memory grows with it.
-        compile: compile the vmapped gradients of both losses with ``torch.compile``, once for each shape of the data,
-            however many steps are taken and problems made of the same lines; a batch is padded to at most twice its
-            tasks. Takes ten seconds or more, and on the CPU a C++ compiler. Where it fails, or would be done too often
-            (``metaprox.losses.compiled``), a warning says so, and it goes on without. Second derivatives, and gradients
-            of parameters that do not adapt, are not compiled.
+        compile: compile solves, of vmapped gradients, with ``torch.compile``, once for each shape of the data, however
+            many steps are taken and problems made of the same lines; a batch is padded to at most twice its tasks.
+            Losses that draw random numbers, and early stops, take a graph a step. Takes ten seconds or more, and on the
+            CPU a C++ compiler. Where it fails, or would be done too often (``metaprox.losses.compiled``), a warning
+            says so, and it goes on without. Second derivatives, and gradients of parameters that do not adapt, are not
+            compiled.
         on_nonfinite: "raise" NonFiniteError where a task diverges, or "skip" it: the mean is then over the others, and
             ``info.skipped`` names it. Its ``query_loss`` is what it came to, NaN where the base diverged. Where all
             tasks diverge, NonFiniteError is raised all the same.
@@ -209,6 +210,7 @@ class Estimator(ABC):
                 twice=self._differentiates_twice,
                 place=sums.place,
                 takes_shards=self._takes_shards,
+                parameters=sums.parameters,
             ) as call:
                 for span in call.chunks():
                     gradients = call.gradients(span)

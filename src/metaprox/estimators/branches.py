@@ -9,7 +9,7 @@ from torch import Tensor
 from metaprox.estimators.step import Lengths
 from metaprox.inner.proximal import residual_at
 from metaprox.inner.trail import Trail, add_weighted
-from metaprox.losses.backend import Evaluation, Step
+from metaprox.losses.backend import Evaluation, Run, Step, Steps
 from metaprox.losses.gradients import Gradients
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.vectors.norms import norm
@@ -172,3 +172,10 @@ class Problems:
         if self.query_moves:
             return None
         return self.gradients.step(self.solver, y, step if self.noisy else 0, where, linear=self.branches.linear)
+
+    def in_one(self, run: Run) -> Steps | None:
+        """Several steps of all branches in one; each has the same noise, as losses draw none."""
+        branches, tilt = self.branches, None
+        if self.query_moves:
+            tilt = branches.tilt[:, 1:] if branches.nodes[0] == 0 else branches.tilt
+        return self.gradients.steps(run, linear=branches.linear, tilt=tilt)

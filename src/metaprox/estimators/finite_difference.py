@@ -184,9 +184,8 @@ class FOBMAML(Branched):
         nu, (nodes, weights) = self._nu(lam, norm_v, lengths), self._nodes_and_weights
         branches = Branches.of(at_base, nodes, weights, nu, center=self.perturb == "center", corrected=corrected)
         together = self.tol is not None or self.rtol is not None or not separates_branches(self._solver_of_branches)
-        apart = gradients.one_branch_at_a_time and not together
+        apart, predict = gradients.one_branch_at_a_time and not together, self.start == "predictor"
         parts = [slice(j, j + 1) for j in range(len(nodes))] if apart else [slice(0, len(nodes))]
-        predict = self.start == "predictor"
         starts, first = at_base.leave(branches.tilt, parts, lam=lam, corrected=corrected, predict=predict)
         tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
         return branches, starts, first, tol
@@ -205,6 +204,7 @@ class FOBMAML(Branched):
             steps,
             first=first,
             fused=of.fused,
+            in_one=of.in_one,
             tol=tol.branches(branches, trail) if isinstance(tol, Until) else tol,
             trail=trail,
             begin=resumed(solver, self.solver, base.step_sizes),

@@ -72,6 +72,11 @@ class Sums:
         """Of the first task of this process."""
         return self._start.place
 
+    @property
+    def parameters(self) -> Parameters:
+        """What is learned."""
+        return self._start.parameters
+
     def add(self, chunk: ChunkResult, span: tuple[int, int]) -> None:
         """The tasks ``span`` of this process."""
         size, skipped = span[1] - span[0], chunk.info.skipped

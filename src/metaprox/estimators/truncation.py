@@ -9,7 +9,7 @@ from metaprox.errors import InputError
 from metaprox.estimators.branches import Problems
 from metaprox.estimators.stencil import Scheme
 from metaprox.inner.trail import add_weighted
-from metaprox.losses.backend import Step
+from metaprox.losses.backend import Run, Step
 from metaprox.vectors.norms import inner, norm
 
 SHARE = {"loss": 1.0, "center": 3.0}  # c of c theta^2; fixed before `metaprox reproduce calibration`
@@ -69,6 +69,9 @@ class Bend:
         if taken is not None:
             self._see(y, taken.grad, step, where)
         return taken
+
+    def in_one(self, run: Run) -> None:
+        """Nothing: the last step is watched, and those before lead to it."""
 
     def _see(self, y: Tensor, grad: Tensor, step: int, where: slice) -> None:
         if step < self.since:

@@ -33,7 +33,8 @@ def proximal_solve(
 ) -> Solution:
     """Returns argmin_y fhat_i(y) + (lam/2) ||y - x||^2 from y = x [P], for each task of ``gradients``: y is [T, 1, P].
 
-    ``watched``: how many of the last evaluations its trail looks at, by which ``enough`` may end it early.
+    ``watched``: how many of the last evaluations its trail looks at, which ``residual_at`` ends. By it ``enough`` may
+    end the solve early.
 
     Raises:
         NonFiniteError: a task diverges, unless ``on_nonfinite`` says otherwise.
@@ -47,6 +48,7 @@ def proximal_solve(
         solver,
         stopping.max_steps,
         fused=partial(gradients.step, solver, noise=BASE_NOISE),
+        in_one=partial(gradients.steps, ends=watched > 0),
         tol=enough(trail) if enough and trail else tol,
         trail=trail,
         purpose=Purpose("base solve", gradients.start, gradients.lam, on_nonfinite=on_nonfinite),

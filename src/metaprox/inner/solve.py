@@ -12,9 +12,10 @@ from torch import Tensor
 from metaprox import checks
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.inner.failures import Purpose, failure_of
+from metaprox.inner.leap import InOne, leap
 from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
-from metaprox.solvers.protocol import InnerSolver, step_size_of, take_step
+from metaprox.solvers.protocol import InnerSolver, relative_step, step_size_of, take_step
 from metaprox.vectors.norms import norm
 
 
@@ -95,6 +96,7 @@ def solve_parts(
     *,
     first: list[Tensor] | None = None,
     fused: Fused = lambda y, step, branches: None,
+    in_one: InOne = lambda run: None,
     tol: Tensor | Enough | None = None,
     trail: Trail | None = None,
     begin: Callable[[Tensor], Any] | None = None,
@@ -112,6 +114,8 @@ def solve_parts(
         max_steps: how many are taken; with ``tol``, at most.
         first: the gradients there, where they are known. This list is emptied too.
         fused: tried before ``gradient``.
+        in_one: tried before that, where branches are in one part and there is no early stop. Steps are multiples of the
+            gradient, or those of a solver whose state is tensors.
         tol: [T]; a task stops, all branches together, once all its gradient norms are <= tol, or once this says that it
             is enough. None: no early stop.
         trail: is shown the last gradients and steps.
@@ -130,6 +134,8 @@ def solve_parts(
     current, branches, states = parts[:], _slices(parts), [(begin or solver.init)(y) for y in parts]
     parts.clear()
     for step, (index, where) in itertools.product(range(max_steps), enumerate(branches)):
+        if step < progress.beyond or (not known and leap(progress, in_one, current, states, step)):
+            continue
         y = current[index]
         taken = None if known else fused(y, step, where)
         grad = known.pop(0) if known else gradient(y, step, where) if taken is None else taken.grad
@@ -143,7 +149,7 @@ def solve_parts(
         else:
             new = taken.y
         del grad, taken  # so that their memory serves the next lines
-        current[index] = progress.moved(new, y, slope, where, states[index])
+        current[index] = progress.moved(step, new, y, slope, where, states[index])
     return progress.solution(tuple(current))
 
 
@@ -170,13 +176,16 @@ class _Progress:
         self.active = self.everyone  # going on
         self.finite = self.everyone  # so far; looked at only where something depends on it
         self.stopped = False
-        self.norms: list[Tensor] = []  # of each step, [T, B]
-        self.step_sizes: list[Tensor] = []
+        self.beyond = 0  # steps that were taken in one
+        self.norms: list[Tensor] = []  # of n steps each, [n, T, B]
+        self.step_sizes: list[Tensor] = []  # [T, n]
         self._nothing = like.new_empty(len(like), 0)
         self._size = step_size_of(solver)
+        self.relative, self.may_leap = relative_step(solver), tol is None
+        self.built: Any = None  # how the solver's state was, a step before
         self._watching = False
         # Whether some tasks may stay where they are while others go on.
-        self._freezes = tol is not None or purpose.on_nonfinite == "skip"
+        self.freezes = tol is not None or purpose.on_nonfinite == "skip"
 
     def record(self, step: int, y: Tensor, grad: Tensor, norms: Tensor, where: slice) -> None:
         """A part's points and gradients [T, b, P] and their norms [T, b]; looks which tasks go on.
@@ -184,15 +193,15 @@ class _Progress:
         ``stopped``: whether none is to, or one has failed and that is to be raised.
         """
         if where.start == 0:
-            self.norms.append(norms)
+            self.norms.append(norms[None])
         else:
-            self.norms[-1] = torch.cat([self.norms[-1], norms], 1)
+            self.norms[-1] = torch.cat([self.norms[-1], norms[None]], 2)
         self._watching = self.trail is not None and (
             self.tol is not None or step >= self.max_steps - self.trail.evaluations
         )
         if self._watching and self.trail is not None:
             self.trail.evaluated(grad, norms, where)
-        if self._freezes:
+        if self.freezes:
             self.finite = self.finite & norms.isfinite().all(1)
             self.active = self.active & self.finite
         if self.tol is not None:
@@ -201,15 +210,15 @@ class _Progress:
             failed = self.purpose.on_nonfinite == "raise" and not self.finite.all()
             self.stopped = failed or not self.active.any()
 
-    def moved(self, new: Tensor, y: Tensor, norms: Tensor, where: slice, state: Any) -> Tensor:
+    def moved(self, step: int, new: Tensor, y: Tensor, norms: Tensor, where: slice, state: Any) -> Tensor:
         """The part after a step from y to ``new``, to the solver's ``state``, which only tasks take that go on."""
-        if self._freezes:
+        if self.freezes:
             new = torch.where(self.active[:, None, None], new, y)
-        if self._watching and self.trail is not None and (self.trail.closed or len(self.norms) < self.max_steps):
-            self.trail.moved(new, y, where, self.active if self._freezes else None)
+        if self._watching and self.trail is not None and (self.trail.closed or step + 1 < self.max_steps):
+            self.trail.moved(new, y, where, self.active if self.freezes else None)
         if where.start == 0:
             size = self._size(state, new, y, norms)
-            self.step_sizes.append(torch.where(self.active, size, torch.nan) if self._freezes else size)
+            self.step_sizes.append((torch.where(self.active, size, torch.nan) if self.freezes else size)[:, None])
         return new
 
     def solution(self, parts: tuple[Tensor, ...]) -> Solution:
@@ -218,10 +227,10 @@ class _Progress:
         if self.trail is not None and not self.trail.closed:
             self.trail.let_go()
         if self.norms:
-            failure = failure_of(torch.stack(self.norms), self.solver, self.max_steps, self.purpose)
+            failure = failure_of(torch.cat(self.norms), self.solver, self.max_steps, self.purpose)
         if failure is not None and self.purpose.on_nonfinite == "raise":
             raise failure
-        sizes = torch.stack(self.step_sizes, 1) if self.step_sizes else self._nothing
+        sizes = torch.cat(self.step_sizes, 1) if self.step_sizes else self._nothing
         taken = torch.full_like(self.everyone, sizes.shape[1], dtype=torch.int64)
         instant = self.tol is None or self.max_steps == 0
         return Solution(
@@ -230,7 +239,7 @@ class _Progress:
             steps=taken if self.tol is None else (~sizes.isnan()).sum(1),
             step_sizes=sizes,
             converged=self.everyone if instant else self.finite & ~self.active,
-            finite=torch.stack(self.norms).isfinite().all(-1).all(0) if self.norms else self.everyone,
+            finite=torch.cat(self.norms).isfinite().all(-1).all(0) if self.norms else self.everyone,
             failure=failure,
         )
 

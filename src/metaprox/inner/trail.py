@@ -1,10 +1,12 @@
 """What a solve says of its last step: the gradient that it follows, how much less that became, and the curvature."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from metaprox.losses.backend import Run, Steps
 from metaprox.vectors.norms import inner, norm
 
 
@@ -39,6 +41,7 @@ class Trail:
         self._way: Tensor | None = None  # S_(k-1), or G_(k-1)
         self._length: Tensor | None = None  # its norm [T]
         self._slope: Tensor | None = None  # <S_(k-1), G_(k-1)> / ||S_(k-1)|| [T]
+        self._end: Tensor | None = None  # the curvature along the last step, where it is known [T]
         self._went: Tensor | None = None  # who took that step [T]; None: all
 
     @property
@@ -68,9 +71,27 @@ class Trail:
                 self._slope = inner(self._grad, self._way, self._length)
             self._grad = self._step = None
 
+    def told(self, run: Run) -> Run:
+        """``run`` with the branches' weights, and what is known of the step before."""
+        return replace(run, weights=self.weights, way=self._way, length=self._length, slope=self._slope)
+
+    def took(self, steps: Steps, went: Tensor | None) -> None:
+        """The last steps of a solve, which were taken in one; ``went`` [n, T] as ``moved``."""
+        count = len(steps.norms)
+        for k in range(max(0, count - self.evaluations), count):
+            self._turned(steps.lengths[k], steps.curvatures[k])
+            self._length, self._went = self.last, None if went is None else went[k]
+        if steps.ended:
+            self._end = steps.curvatures[-1]
+        elif self.closed:
+            self._way, self._length, self._slope = steps.kept[:3] if steps.kept else (steps.grad, self._length, None)
+
     def ended(self, grad: Tensor, length: Tensor) -> None:
         """The gradient where the solve of a single branch ended [T, 1, P], and its norm [T]."""
-        self._look(grad, length)
+        if self._end is None:
+            self._look(grad, length)
+        else:
+            self._turned(length, self._end)
         self.let_go()
 
     def let_go(self) -> None:
@@ -80,7 +101,7 @@ class Trail:
     def _look(self, grad: Tensor, length: Tensor) -> None:
         """G_k and its norm [T], after the step that led there, if there was one."""
         if self._way is None or self._length is None:
-            self.last = length if self.last is None else self.last
+            self._turned(length, None)
             return
         curvature = inner(grad, self._way, self._length)
         if self._slope is not None:
@@ -88,6 +109,14 @@ class Trail:
         else:
             assert self.relative_step is not None  # S = -h G
             curvature = (1 - curvature / self._length) / self.relative_step
+        self._turned(length, curvature)
+        self._way = None
+
+    def _turned(self, length: Tensor, curvature: Tensor | None) -> None:
+        """||G_k|| and the curvature along the step that led there, if there was one that is looked at."""
+        if curvature is None or self._length is None:
+            self.last = length if self.last is None else self.last
+            return
         assert self.last is not None
         if self._went is None:
             self.before, self.last = self.last, length
@@ -99,7 +128,6 @@ class Trail:
             old = [*self._curvatures, unknown][: self._steps]  # who stops takes no step again
             new = [*self._curvatures, curvature][-self._steps :]
             self._curvatures = [torch.where(self._went, *pair) for pair in zip(new, old, strict=True)]
-        self._way = None
 
 
 def _add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.compiled import Graphs
+from metaprox.losses.shared_graphs import Graphs
+from metaprox.losses.vmapped import FlatLoss
 from metaprox.modules.loss import PrivateLoss
 from metaprox.types import Metrics
-from metaprox.vectors.parameters import Structure
+from metaprox.vectors.parameters import Parameters, Structure
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,16 @@ class AdaptedLoss:
     @cached_property
     def graphs(self) -> Graphs:
         """Of the live model's loss, which outlives a call."""
+        return Graphs(self._live, self.structure)
+
+    def graphs_with(self, other: "AdaptedLoss") -> Graphs:
+        """Of both losses."""
+        return Graphs(self._live, self.structure, other._live)
+
+    @property
+    def _live(self) -> CheckedLoss:
         own = self.checked.loss
-        traced = replace(self.checked, loss=own.source if isinstance(own, PrivateLoss) else own)
-        return Graphs(traced, self.structure)
+        return replace(self.checked, loss=own.source if isinstance(own, PrivateLoss) else own)
 
 
 def apart(parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,3 +71,10 @@ def guarded(y: Tensor) -> Tensor:
     except (AttributeError, RuntimeError):  # torch without it, or memory that is not torch's own
         return y.detach().clone()
     return copied
+
+
+def flat_loss(loss: CheckedLoss, parameters: Parameters, *, writes: bool = False) -> FlatLoss:
+    """``loss`` as a function of z [P + W]; ``writes``: whether it writes on its parameters."""
+    if writes:
+        return lambda z, batch: loss(apart(parameters.unflatten(z)), batch)
+    return lambda z, batch: loss(parameters.unflatten(z), batch)

@@ -10,6 +10,8 @@ from torch import Tensor
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.losses.vmapped import FlatLoss
+from metaprox.solvers.protocol import InnerSolver
+from metaprox.solvers.state import Form
 from metaprox.types import Metrics
 from metaprox.vectors.terms import ProximalTerm
 
@@ -33,6 +35,63 @@ class Step:
     y: Tensor
     grad: Tensor
     norm: Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """Steps that are to be taken in one, from y [T, B, P] on.
+
+    steps: how many. active: the tasks that step [T]. freezes: whether a task stays where its gradient is not finite.
+    size: of steps that are multiples of the gradient, or else solver, and its state in two: how it is built, and the
+    tensors in it. weights: a_j of the branches. way [T, 1, P], length and slope [T]: G = sum_j a_j grad_j one
+    evaluation before, and its norm, or else S = sum_j a_j (y_j - y_j before), its norm and <S, G> / ||S||, where they
+    are known. ends: whether the gradient after the last step is wanted too, of a single branch.
+    """
+
+    y: Tensor
+    steps: int
+    active: Tensor
+    freezes: bool = False
+    size: float = 0.0
+    solver: InnerSolver | None = None
+    state: tuple[Form, list[Tensor]] = (None, [])
+    weights: tuple[float, ...] = (1.0,)
+    way: Tensor | None = None
+    length: Tensor | None = None
+    slope: Tensor | None = None
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The first n steps of a run: the new point [T, B, P], and the last G [T, 1, P].
+
+    norms: of the steps' gradients [n, T, B]. lengths, curvatures: ||G|| and that along the step before [m, T], of each
+    evaluation: m = n + 1 where the last one is at the new point, and else n. sizes: of a solver's steps [n, T]. kept:
+    way, length, slope of the last step, and the tensors of the solver's state.
+    """
+
+    y: Tensor
+    grad: Tensor
+    norms: Tensor
+    lengths: Tensor
+    curvatures: Tensor
+    sizes: Tensor | None = None
+    kept: tuple[Tensor, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last G is that of the new point."""
+        return len(self.lengths) > len(self.norms)
+
+
+@dataclass(frozen=True)
+class Further:
+    """A second loss, whose gradients are added, ``weight`` [T, b, 1] times, to those of the last b branches."""
+
+    loss: FlatLoss
+    data: Any
+    weight: Tensor
 
 
 class Backend(Protocol):
@@ -59,6 +118,14 @@ class Backend(Protocol):
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
         """The gradient of ``loss`` and ``term``, and y - ``size`` times it, in one graph; None if not ``compile``."""
+
+    def steps(
+        self, loss: FlatLoss, data: Any, seed: Seed, term: ProximalTerm, run: Run, further: Further | None = None
+    ) -> Steps | None:
+        """One or more of the steps of ``run``, and all if they are few, in one graph; None where there is none.
+
+        The losses draw no random numbers.
+        """
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         """``loss`` and metrics [T] at y [T, P], without a gradient."""

@@ -10,6 +10,9 @@ import torch
 
 # Of torch.compile. Random numbers are those of eager mode, so that graphs agree on noise with each other and with it.
 SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
+# Graphs with loops in them may be kept on disk as others are, where torch can be told: their key there is of all that
+# is in the loops too.
+ON_DISK = ("unsafe_marked_cacheable_functions", {"torch.ops.higher_order.while_loop": "1"})
 # Guards that torch leaves out by default: without them a graph would not see a hook, or another default argument.
 STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_func_defaults": False}
 
@@ -35,7 +38,7 @@ class CompiledFunction:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = _with_own_code(function)
-        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **SETTINGS)
+        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **_settings())
         self._run = torch._dynamo.run(self._compile)
         self._lock = threading.Lock()
         self._users = 0
@@ -78,6 +81,15 @@ class CompiledFunction:
 def compile_lock() -> AbstractContextManager[Any]:
     """What torch itself holds while it compiles, whoever asked for it: nobody may enter a graph while it traces."""
     return torch._dynamo.convert_frame.compile_lock
+
+
+def _settings() -> dict[str, Any]:
+    from torch._inductor import config  # which takes a while
+
+    name, loops = ON_DISK
+    if "options" not in SETTINGS or not hasattr(config, name):
+        return SETTINGS
+    return {**SETTINGS, "options": {**SETTINGS["options"], name: {**getattr(config, name), **loops}}}
 
 
 def _with_own_code(function: Callable[..., Any]) -> types.FunctionType:

@@ -1,8 +1,8 @@
 """Gradients of the two losses at T x B points, counted and with coupled noise."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from metaprox.data.batch import TaskBatch
 from metaprox.errors import MetaproxError
-from metaprox.losses.adapted import AdaptedLoss, apart
-from metaprox.losses.backend import Backend, Evaluation, Seed, Step
+from metaprox.losses.adapted import AdaptedLoss, flat_loss
+from metaprox.losses.backend import Backend, Evaluation, Further, Run, Seed, Step, Steps
 from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.counts import Counts
 from metaprox.losses.noise import Noise
 from metaprox.losses.sharded import LossInShards
 from metaprox.losses.vmapped import FlatLoss
@@ -25,19 +26,6 @@ from metaprox.vectors.terms import LinearTerm, ProximalTerm
 # First noise id of the gradients of a base solve, and of everything from its end on; the second is the step.
 BASE_NOISE, BRANCH_NOISE = 0, 1
 ALL = slice(None)
-
-
-@dataclass
-class Counts:
-    """Work done, one per task and branch: gradients of each loss, in one piece or several, Hessian-vector products."""
-
-    support_gradients: int = 0
-    query_gradients: int = 0
-    hessian_vector_products: int = 0
-
-    @classmethod
-    def total(cls, parts: Sequence["Counts"]) -> "Counts":
-        return cls(*(sum(getattr(part, field.name) for part in parts) for field in fields(cls)))
 
 
 class Gradients:
@@ -62,20 +50,19 @@ class Gradients:
         first: int = 0,
     ) -> None:
         self.start, self.stop = first + tasks[0], first + tasks[1]
-        self.lam = problem.lam
-        self.counts = Counts()
+        self.lam, self.counts = problem.lam, Counts()
         self.backend = backend
         self.noise = noise
         self.data = backend.data(batch, *tasks)
         self.parameters = parameters
-        self.writes = writes
-        self.draws = draws
+        self.writes, self.draws = writes, draws
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
         self.adapted_inner = self._adapted(self.inner)
         self._outer = self._adapted(self.outer)
         self._values = self._adapted(replace(self.outer, differentiable=False))
         self._version = parameters.w._version
+        self._left: tuple[Tensor | None, Tensor | None] = (None, None)  # a point, and ``proximal`` there
 
     def for_parameters(self, solver: InnerSolver) -> InnerSolver:
         """``solver``, told of the parameters' shapes if it wants to know. Refuses one that can't step shards."""
@@ -108,6 +95,14 @@ class Gradients:
 
         y are the points of these branches, of which ``linear`` holds the u of all. A new tensor.
         """
+        if self.backend.compile and y.shape[1] == 1:
+            (at, known), self._left = self._left, (None, None)
+            if at is y and known is not None and linear is None:
+                self.counts.support_gradients += len(y)
+                return known
+            alone = Run(y, 1, torch.ones(len(y), dtype=torch.bool, device=y.device))
+            if (taken := self.steps(alone, linear=linear and linear.of(branches))) is not None:
+                return taken.grad
         self.counts.support_gradients += y.shape[0] * y.shape[1]
         term, seed = self._term(branches, linear), self.seed(0, noise, step)
         with self.evaluation("support"):
@@ -137,6 +132,24 @@ class Gradients:
             taken = self.backend.step(self.adapted_inner, y, self.data.support, seed, term, size)
         if taken is not None:
             self.counts.support_gradients += y.shape[0] * y.shape[1]
+        return taken
+
+    def steps(
+        self, run: Run, *, linear: LinearTerm | None = None, tilt: Tensor | None = None, ends: bool = False
+    ) -> Steps | None:
+        """Returns steps of all branches that are taken in one; None where that can't be, as where losses draw numbers.
+
+        ``tilt``: [T, b, 1] times grad f is added to the gradients of the last b branches. ``ends``: as of the run.
+        """
+        if self.draws or not self.backend.compile:
+            return None
+        further = None if tilt is None else Further(self._outer, self.data.query, tilt)
+        term, seed, run = self._term(ALL, linear), self.seed(0, BRANCH_NOISE, 0), replace(run, ends=ends)
+        with self.evaluation("support"):
+            taken = self.backend.steps(self.adapted_inner, self.data.support, seed, term, run, further)
+        if taken is not None:
+            self._left = (taken.y, taken.grad) if taken.ended else (None, None)
+            self.counts.took(len(taken.norms) * len(run.y), run.y.shape[1], 0 if tilt is None else tilt.shape[1])
         return taken
 
     def query(self, y: Tensor, step: int) -> Evaluation:
@@ -211,10 +224,8 @@ class Gradients:
             yield
         except Exception as error:
             if not isinstance(error, MetaproxError):
-                tasks = (
-                    f"task {self.start}" if self.stop == self.start + 1 else f"tasks {self.start} to {self.stop - 1}"
-                )
-                error.add_note(f"metaprox: in {tasks}{half and f', {half}'}")
+                some = f"s {self.start} to {self.stop - 1}" if self.stop > self.start + 1 else f" {self.start}"
+                error.add_note(f"metaprox: in task{some}{half and f', {half}'}")
             raise
         self.inner.release()
         self.outer.release()
@@ -237,10 +248,3 @@ class Gradients:
 
     def _term(self, branches: slice, linear: LinearTerm | None) -> ProximalTerm:
         return ProximalTerm(self.parameters, self.lam, None if linear is None else linear.of(branches))
-
-
-def flat_loss(loss: CheckedLoss, parameters: Parameters, *, writes: bool = False) -> FlatLoss:
-    """``loss`` as a function of z [P + W]; ``writes``: whether it writes on its parameters."""
-    if writes:
-        return lambda z, batch: loss(apart(parameters.unflatten(z)), batch)
-    return lambda z, batch: loss(parameters.unflatten(z), batch)

@@ -14,7 +14,7 @@ from metaprox.data.microbatches import pieces, plus, weighted_sum
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss, guarded
-from metaprox.losses.backend import Evaluation, Seed, Step
+from metaprox.losses.backend import Evaluation, Further, Run, Seed, Step, Steps
 from metaprox.losses.graph import nodes
 from metaprox.losses.sharded import LossInShards, add_product
 from metaprox.losses.vmapped import FlatLoss
@@ -67,6 +67,11 @@ class LoopBackend:
         return results
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
+        return None
+
+    def steps(
+        self, loss: FlatLoss, data: Any, seed: Seed, term: ProximalTerm, run: Run, further: Further | None = None
+    ) -> Steps | None:
         return None
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:

@@ -1,8 +1,9 @@
 """Losses evaluated at all points at once, under vmap, eager or compiled."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +14,11 @@ from torch.utils import _pytree as pytree
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.losses.adapted import AdaptedLoss, guarded
-from metaprox.losses.backend import Evaluation, Seed, Step
+from metaprox.losses.backend import Evaluation, Further, Run, Seed, Step, Steps
+from metaprox.losses.noise import CPU
+from metaprox.losses.traced import MOST_STEPS
 from metaprox.losses.vmapped import FlatLoss, evaluate_all
+from metaprox.solvers.protocol import promised
 from metaprox.types import Metrics
 from metaprox.vectors.norms import norm_here
 from metaprox.vectors.terms import ProximalTerm
@@ -34,14 +38,14 @@ class VmapBackend:
 
     def data(self, batch: TaskBatch, start: int, stop: int) -> Task:
         tasks = batch.many(start, stop)
-        return pytree.tree_map(torch.Tensor.contiguous, tasks) if self.compile else tasks
+        return _apart(tasks) if self.compile else tasks
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
         found = None
         if self.compile and isinstance(loss, AdaptedLoss):
             with seed(0):
-                found = loss.graphs.evaluate(loss.w, y.contiguous(), data)
-        gradient, (value, metrics) = found or self._eagerly(loss, y, data, seed)
+                found = loss.graphs.run("evaluate", (loss.w,), (y.contiguous(),), data)
+        gradient, (value, metrics) = self._eagerly(loss, y, data, seed) if found is None else _of_tasks(found, len(y))
         return Evaluation(gradient, value, metrics)
 
     def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
@@ -63,16 +67,43 @@ class VmapBackend:
             return None
         assert isinstance(loss, AdaptedLoss)
         y = y.contiguous()
-        linear = torch.zeros_like(y) if term.linear is None else term.linear.vector
-        lam, length, x = y.new_full((), term.lam), y.new_full((), size), term.parameters.x
-        if x.dim() > 1:  # tasks with parameters of their own: a graph takes one x, and what others differ by is linear
-            x, linear = x[0, 0], linear + term.lam * (x[0, 0] - x)
+        x, linear = _in_graph(term, y)
+        numbers = _constant(y.dtype, y.device, term.lam, size)
         with seed(0):
-            found = loss.graphs.step(loss.w, x, lam, length, y, linear, data)
+            found = loss.graphs.run("step", (loss.w, x, numbers), (y, linear), data)
         if found is not None:
-            return Step(*found)
+            return Step(*_of_tasks(found, len(y)))
         gradient = term.gradient(y).add_(self._eagerly(loss, y, data, seed)[0])
         return Step(y.add(gradient, alpha=-size), gradient, norm_here(gradient).squeeze(-1))
+
+    def steps(
+        self, loss: FlatLoss, data: Any, seed: Seed, term: ProximalTerm, run: Run, further: Further | None = None
+    ) -> Steps | None:
+        if not self.compile:
+            return None
+        assert isinstance(loss, AdaptedLoss)
+        y, steps, tasks = run.y.contiguous(), _part(run.steps), len(run.y)
+        looks = steps + (run.ends and steps == run.steps)
+        x, linear = _in_graph(term, y)
+        numbers, weights = _constant(y.dtype, y.device, term.lam, run.size), _constant(y.dtype, y.device, *run.weights)
+        plan = _constant(torch.int64, CPU, looks, steps, run.freezes)
+        rule = None if run.solver is None else (run.solver, run.state[0], promised(run.solver, "step_size") is not None)
+        rows, graphs = [y, linear, run.active, _memory(run), ()], loss.graphs
+        if further is not None:
+            assert isinstance(further.loss, AdaptedLoss)
+            rows[-1] = (further.weight,)
+            graphs, data = loss.graphs_with(further.loss), (data, further.data)
+        with seed(0):
+            fixed = (loss.w, x, numbers, plan, _zero(), weights, rule)
+            found = graphs.run("solve", fixed, rows, data, looks, kind=type(run.solver))
+        if found is None:
+            return None
+        y, records, kept = found
+        if len(y) > tasks:
+            y, records, kept = y[:tasks], [one[:, :tasks] for one in records], [one[:tasks] for one in kept]
+        norms, lengths, curvatures, *sizes = records
+        own = (None, ()) if rule is None else (sizes[0][:steps], tuple(kept[1:]))
+        return Steps(y, kept[0], norms[:steps], lengths[:looks], curvatures[:looks], *own)
 
     def values(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, Metrics]:
         def one(point: Tensor, of_task: Any) -> tuple[Tensor, Metrics]:
@@ -100,3 +131,71 @@ def _vmap_errors_explained() -> Iterator[None]:
     except RuntimeError as error:
         error.add_note("metaprox: raised under vmap; a model that vmap can't take runs with backend='loop'")
         raise
+
+
+def _apart(tree: Any) -> Any:
+    """The same tensors, contiguous, of which none shares memory with another one: loops in graphs take no such two."""
+    leaves, spec = pytree.tree_flatten(tree)
+    own: dict[Any, Tensor] = {}
+    for place, leaf in enumerate(leaves):
+        leaves[place] = one = leaf.contiguous()
+        other = own.setdefault(_memory_of(one), one)
+        if other is not one and one.numel():
+            same = (other.data_ptr(), other.shape, other.dtype) == (one.data_ptr(), one.shape, one.dtype)
+            leaves[place] = other if same else one.clone()
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _carried(tensors: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:
+    """The same, of which none shares memory with another one, or with ``y``, or is one."""
+    taken, found = {_memory_of(y)}, []
+    for tensor in tensors:
+        one = tensor.contiguous()
+        found.append(one.clone() if _memory_of(one) in taken else one)
+        taken.add(_memory_of(one))
+    return tuple(found)
+
+
+def _memory_of(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _memory(run: Run) -> tuple[Tensor, ...]:
+    """What is known of the step before, or as much of anything."""
+    y, tasks = run.y, len(run.y)
+    way = y.new_zeros(tasks, 1, y.shape[2]) if run.way is None else run.way
+    length = y.new_ones(tasks) if run.length is None else run.length
+    if run.solver is None:
+        return way, length
+    slope = y.new_zeros(tasks) if run.slope is None else run.slope
+    return _carried([way, length, slope, *run.state[1]], y)
+
+
+def _in_graph(term: ProximalTerm, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The one x [P] that a graph takes, and the linear term [T, B, P]: what tasks have of their own is linear."""
+    linear, x = torch.zeros_like(y) if term.linear is None else term.linear.vector, term.parameters.x
+    if x.dim() > 1:
+        return x[0, 0], linear + term.lam * (x[0, 0] - x)
+    return x, linear
+
+
+def _of_tasks(found: Any, tasks: int) -> Any:
+    """The rows of tasks, without those that filled the batch up."""
+    return found if len(found[0]) == tasks else pytree.tree_map(lambda leaf: leaf[:tasks], found)
+
+
+def _part(steps: int) -> int:
+    """How many of so many steps are taken in one graph: all, or what leaves some for the last one, whose end counts."""
+    return steps if steps < MOST_STEPS else min(MOST_STEPS - 1, steps - MOST_STEPS // 2)
+
+
+@lru_cache(maxsize=1)
+def _zero() -> Tensor:
+    """The first step, not to be written on."""
+    return torch.zeros((), dtype=torch.int64, device=CPU)
+
+
+@lru_cache(maxsize=256)
+def _constant(dtype: torch.dtype, device: torch.device, *numbers: float) -> Tensor:
+    """Not to be written on."""
+    return torch.tensor(numbers, dtype=dtype, device=device)

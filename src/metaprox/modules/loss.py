@@ -1,6 +1,7 @@
 """An ``nn.Module`` as a loss of named tensors."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class ModuleLoss:
 
 
 class PrivateLoss:
-    """A ``ModuleLoss`` on a replica of its model, as the model is when this is made; ``release`` ends an evaluation.
+    """A ``ModuleLoss`` on a replica of its model, as that is at the first evaluation; ``release`` ends an evaluation.
 
     Parameters that are not given, and buffers, are the model's own: aliases of them where a loss was seen to only read
     them, and else copies, fresh for every evaluation. ``written``: the names of those that are written on; None: not
@@ -80,8 +81,6 @@ class PrivateLoss:
     def __init__(self, source: ModuleLoss, written: Collection[str] | None = None) -> None:
         self.source = source
         self.written = written
-        self.replica = Replica(source.model)
-        self._live = {name: normal(_initialized(name, tensor).detach()) for name, tensor in source.state().items()}
         self._read: Collection[str] = ()  # frozen parameters that are only read
         self._known: Any = None  # what the next four rest on
         self._aliases: dict[str, Tensor] | None = None
@@ -89,6 +88,14 @@ class PrivateLoss:
         self._own: dict[str, Tensor] = {}
         self._copies: dict[str, tuple[Tensor, int]] = {}
         self._holds = False
+
+    @cached_property
+    def replica(self) -> Replica:
+        return Replica(self.source.model)
+
+    @cached_property
+    def _live(self) -> dict[str, Tensor]:
+        return {name: normal(_initialized(name, tensor).detach()) for name, tensor in self.source.state().items()}
 
     def __call__(self, params: Params, batch: Any) -> LossValue:
         if self._holds:

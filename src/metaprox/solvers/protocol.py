@@ -22,12 +22,15 @@ class InnerSolver(Protocol):
     mix. A step size that is adapted is to be the same for all branches of a task (reduce over dimension 1), so
     that the difference of two branches is the effect of the perturbation alone.
 
+    With ``compile=True`` ``step`` is traced, and steps are taken in one graph, where the state is tensors [T, ...] in
+    tuples or dataclasses, and a step leaves it built as it was.
+
     What else a solver may say of itself, as an attribute or a property of its class:
 
     - ``separate_branches = True``: it steps each branch without a look at the others. The loop backend then gives it
       one branch at a time, in the memory of one.
     - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them, and with
-      ``compile=True`` they are taken in one graph with the gradient, without a call of ``step``.
+      ``compile=True`` they are taken in one graph, without a call of ``step``.
     - ``largest_curvature(steps)``: up to which curvature so many steps come closer to a minimum; None: not known. With
       ``relative_step`` it is 2/h. A lam above it is refused before the solve.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.

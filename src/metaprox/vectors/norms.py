@@ -41,12 +41,17 @@ def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
 
     Divided before it is summed, so that it is a number wherever the vectors' own norms are.
     """
+    return total(inner_here(vectors, directions, lengths))
+
+
+def inner_here(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
+    """The same of the numbers that this rank has."""
     scale = lengths.reshape(-1, 1, 1)
     if vectors.numel() <= BLOCK:
-        return total(((directions / scale) * vectors).sum((1, 2)))
+        return ((directions / scale) * vectors).sum((1, 2))
     width = max(1, BLOCK * vectors.shape[-1] // vectors.numel())
     pieces = zip(directions.split(width, -1), vectors.split(width, -1), strict=True)
-    return total(torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0))
+    return torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0)
 
 
 def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:

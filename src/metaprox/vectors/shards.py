@@ -190,8 +190,8 @@ _OVER: ContextVar[Shards | None] = ContextVar("shards", default=None)
 
 
 def current() -> Shards | None:
-    """Where the vectors at hand lie; None where each is whole."""
-    return _OVER.get()
+    """Where the vectors at hand lie; None where each is whole, as all are in a compiled graph."""
+    return None if torch.compiler.is_dynamo_compiling() else _OVER.get()
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""Several steps of a solve taken in one, where the losses' backend can, and recorded as if they had been one by one."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metaprox.cache import BoundedCache
+from metaprox.losses.backend import Run, Steps
+from metaprox.solvers.state import put_together, taken_apart
+
+if TYPE_CHECKING:
+    from metaprox.inner.solve import _Progress
+
+InOne = Callable[[Run], Steps | None]  # the first of these steps of all branches, or None
+LEAST = 6  # steps of a solver that are worth a graph of their own
+_LASTING: BoundedCache[Any, bool] = BoundedCache(256)  # how states are built that stay so at each step
+
+
+def leap(progress: "_Progress", in_one: InOne, parts: list[Tensor], states: list[Any], step: int) -> bool:
+    """Whether steps from ``step`` on are taken in one, point and state replaced, and all recorded."""
+    run = _run(progress, parts, states, step) if progress.may_leap else None
+    if run is None:
+        return False
+    taken = in_one(run if progress.trail is None else progress.trail.told(run))
+    if taken is None:
+        progress.may_leap = False
+        return False
+    parts[0], went, sizes = taken.y, None, taken.sizes
+    if sizes is None:
+        sizes = torch.full_like(taken.norms[..., 0], run.size)
+    else:
+        states[0] = put_together(run.state[0], iter(taken.kept[3:]))
+    if progress.freezes:
+        went = (taken.norms.isfinite().all(2).cumprod(0) * progress.active).bool()
+        progress.active, sizes = went[-1], torch.where(went, sizes, torch.nan)
+        progress.finite = progress.finite & progress.active
+    progress.beyond = step + len(taken.norms)
+    progress.norms.append(taken.norms)
+    progress.step_sizes.append(sizes.T)
+    if progress.trail is not None and progress.beyond == progress.max_steps:
+        progress.trail.took(taken, went)
+    return True
+
+
+def _run(progress: "_Progress", parts: list[Tensor], states: list[Any], step: int) -> Run | None:
+    """What may be taken in one from here on: with a solver, as soon as a step leaves its state built as it was."""
+    count = progress.max_steps - step
+    if len(parts) > 1:
+        return None
+    if progress.relative is not None:
+        return Run(parts[0], count, progress.active, progress.freezes, size=progress.relative)
+    state = taken_apart(states[0])
+    if count < LEAST or state is None or torch.is_autocast_enabled(parts[0].device.type):
+        return None
+    if not all(tensor.dim() and len(tensor) == len(parts[0]) for tensor in state[1]):
+        return None
+    built = (type(progress.solver), state[0], tuple((one.shape[1:], one.dtype) for one in state[1]))
+    if built == progress.built:
+        _LASTING[built] = True
+    progress.built = built
+    if built not in _LASTING:
+        return None
+    return Run(parts[0], count, progress.active, progress.freezes, solver=progress.solver, state=state)

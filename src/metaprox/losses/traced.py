@@ -1,0 +1,184 @@
+"""What is compiled: losses at all points at once, a step along their gradients, and a whole solve of such steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
+
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.compiling import NotCompiledError, only_compiled
+from metaprox.losses.vmapped import evaluate_all
+from metaprox.solvers.state import Form, put_together, taken_apart
+from metaprox.vectors.norms import inner_here, norm_here
+from metaprox.vectors.parameters import Structure
+
+MOST_STEPS = 64  # evaluations that a graph has room to record
+
+# Shapes: T tasks, B branches, P parameters that adapt, W that do not.
+
+
+def evaluate(structure: Structure) -> Callable[..., Any]:
+    """(losses, w [W], y [T, B, P], data) -> gradients, (values, metrics)."""
+
+    def evaluate(losses: tuple[CheckedLoss, ...], w: Tensor, y: Tensor, data: Any) -> Any:
+        only_compiled()
+        return _evaluated(losses[0], structure, w, y, data)
+
+    return evaluate
+
+
+def step(structure: Structure) -> Callable[..., Any]:
+    """Returns what makes y - size g, g and ||g|| [T, B] of w [W], x [P], (lam, size) [2], y, shift [T, B, P] and data.
+
+    g = gradients + lam (y - x) + shift. No number is a constant of the graph.
+    """
+
+    def step(
+        losses: tuple[CheckedLoss, ...], w: Tensor, x: Tensor, numbers: Tensor, y: Tensor, shift: Tensor, data: Any
+    ) -> tuple[Tensor, ...]:
+        only_compiled()
+        lam, size = numbers.unbind()
+        gradient = _evaluated(losses[0], structure, w, y, data)[0] + lam * (y - x) + shift
+        return y - size * gradient, gradient, norm_here(gradient).squeeze(-1)
+
+    return step
+
+
+def solve(structure: Structure) -> Callable[..., Any]:
+    """Returns what takes up to ``MOST_STEPS`` steps, in a loop that is a part of the graph.
+
+    It gets losses, w, x, numbers as a step does; plan (evaluations, steps, freezes) [3], and start, which is 0, on the
+    CPU; weights a_j [B]; rule: None, for steps -size g, or what ``_by_solver`` gets; y and shift; active [T], the tasks
+    that step; the memory of that rule; further, data. Evaluations beyond the steps are at the last point. ``freezes``:
+    whether a task stays where a gradient of its is not finite. Where data are those of two losses, further is the
+    weight [T, b, 1] of the second one's gradients, which are added to the last b of g.
+
+    It gives y; of each evaluation ||g_j|| [MOST_STEPS, T, B], ||G|| and the curvature along the step before
+    [MOST_STEPS, T], G = sum_j a_j g_j, and by a solver the size of the step; and the memory, by a solver the last G
+    before it.
+    """
+
+    def solve(
+        losses: tuple[CheckedLoss, ...],
+        w: Tensor,
+        x: Tensor,
+        numbers: Tensor,
+        plan: Tensor,
+        start: Tensor,
+        weights: Tensor,
+        rule: Any,
+        *of_tasks: Any,
+    ) -> tuple[Any, ...]:
+        only_compiled()
+        y, shift, active, memory, further, data = of_tasks
+        gradient_at = _sum_of_gradients(losses, structure, w, x, numbers, shift, further, data)
+        advance = _by_gradient(numbers) if rule is None else _by_solver(weights, *rule)
+        empty = [y.new_empty(MOST_STEPS, *y.shape[:2])]  # of which only the rows of evaluations are looked at
+        empty += [y.new_empty(MOST_STEPS, len(y)) for _ in range(2 if rule is None else 3)]
+        records, first = len(empty), memory if rule is None else (torch.empty_like(memory[0]), *memory)
+        body = _body(gradient_at, advance, plan, weights, records)
+        _, y, _, *kept = while_loop(lambda step, *_: step < plan[0], body, (start, y, active, *empty, *first))
+        return y, tuple(kept[:records]), tuple(kept[records:])
+
+    return solve
+
+
+def _body(
+    gradient_at: Callable[[Tensor], Tensor], advance: Callable[..., Any], plan: Tensor, weights: Tensor, records: int
+) -> Callable[..., Any]:
+    """An evaluation and a step; of what is carried ``records`` tensors have a row for each evaluation."""
+
+    def body(step: Tensor, y: Tensor, active: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        gradient = gradient_at(y)
+        norms = norm_here(gradient).squeeze(-1)
+        total = (weights[:, None] * gradient).sum(1, keepdim=True)
+        length = weights.abs() * norms[:, 0] if y.shape[1] == 1 else norm_here(total).flatten()
+        active = active & (norms.isfinite().all(1) | (plan[2] == 0))
+        moves = (active & (step < plan[1]))[:, None, None]
+        new, found, memory = advance(y, gradient, norms, total, length, moves, kept[records:])
+        here = torch.arange(MOST_STEPS, device=y.device) == step
+        pairs = zip((norms, length, *found), kept, strict=False)
+        noted = [torch.where(here.view(-1, *[1] * one.dim()), one, rows) for one, rows in pairs]
+        return step + 1, new, active, *noted, *memory
+
+    return body
+
+
+def _by_gradient(numbers: Tensor) -> Callable[..., Any]:
+    """Steps -size g. Memory: G [T, 1, P] one evaluation before, and its norm [T]."""
+
+    def advance(
+        y: Tensor,
+        gradient: Tensor,
+        norms: Tensor,
+        total: Tensor,
+        length: Tensor,
+        moves: Tensor,
+        memory: tuple[Tensor, ...],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        (way, before), size = memory, numbers[1]
+        curvature = (1 - inner_here(total, way, before) / before) / size
+        return torch.where(moves, y - size * gradient, y), [curvature], [total, length]
+
+    return advance
+
+
+def _by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Callable[..., Any]:
+    """Returns the steps of ``solver``, whose state is built as ``form`` says; ``sized``: whether it tells their size.
+
+    Memory: G at the last evaluation; S = sum_j a_j (y_j - y_j before) [T, 1, P], its norm and <S, G before> / ||S||
+    [T]; the tensors of the state.
+    """
+
+    def advance(
+        y: Tensor,
+        gradient: Tensor,
+        norms: Tensor,
+        total: Tensor,
+        length: Tensor,
+        moves: Tensor,
+        memory: tuple[Tensor, ...],
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        _, way, before, slope, *tensors = memory
+        curvature = (inner_here(total, way, before) - slope) / before
+        stepped, state = solver.step(gradient, y, put_together(form, iter(tensors)))
+        parts = taken_apart(state)
+        if parts is None or parts[0] != form:
+            raise NotCompiledError
+        new = torch.where(moves, stepped, y)
+        way = (weights[:, None] * (new - y)).sum(1, keepdim=True)
+        before = norm_here(way).flatten()
+        told = solver.step_size(state) if sized else norm_here(new[:, 0] - y[:, 0]).squeeze(-1) / norms[:, 0]
+        tensors = [tensor.clone() for tensor in parts[1]]  # none of which may be what the loop has given
+        return new, [curvature, told], [total, way, before, inner_here(total, way, before), *tensors]
+
+    return advance
+
+
+def _sum_of_gradients(
+    losses: tuple[CheckedLoss, ...],
+    structure: Structure,
+    w: Tensor,
+    x: Tensor,
+    numbers: Tensor,
+    shift: Tensor,
+    further: tuple[Tensor, ...],
+    data: Any,
+) -> Callable[[Tensor], Tensor]:
+    def at(y: Tensor) -> Tensor:
+        lam = numbers[0]  # taken apart here: a loop gets no two views of the same
+        support = data[0] if further else data
+        gradient: Tensor = _evaluated(losses[0], structure, w, y, support)[0] + lam * (y - x) + shift
+        if not further:
+            return gradient
+        start = y.shape[1] - further[0].shape[1]
+        moved = further[0] * _evaluated(losses[1], structure, w, y[:, start:], data[1])[0]
+        return torch.cat([gradient[:, :start], gradient[:, start:] + moved], 1) if start else gradient + moved
+
+    return at
+
+
+def _evaluated(loss: CheckedLoss, structure: Structure, w: Tensor, y: Tensor, data: Any) -> Any:
+    return evaluate_all(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)

@@ -1,0 +1,252 @@
+"""A whole solve in one graph: whatever the steps, with the records of the loop; step by step where it can't be had."""
+
+import warnings
+from dataclasses import fields
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
+
+import metaprox as mp
+from conftest import relative_error
+from metaprox.losses import compiled, compiling, traced
+from metaprox.losses.shared_graphs import Graphs
+from metaprox.models import mean_squared_error, mlp
+from test_compiled import assert_same, flat, graphs, needs_compiler, pair, sinusoids
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's compiler itself
+]
+
+
+@pytest.fixture(autouse=True)
+def run_in_eager_mode(monkeypatch):
+    """Graphs are traced as always."""
+    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
+    compiled.forget()
+    torch.manual_seed(1)  # of the models
+    counters.clear()
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The names of the functions that are called in graphs, one after another."""
+    names, run = [], Graphs.run
+
+    def noted(self, name, *args, **kwargs):
+        names.append(name)
+        return run(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(Graphs, "run", noted)
+    return names
+
+
+def called(estimator, problem, tasks):
+    return estimator(problem, problem.live_parameters(), tasks)
+
+
+def assert_equal_records(ours, theirs):
+    """All of ``info``, and the points."""
+    for field in fields(ours.info):
+        one, other = (getattr(out.info, field.name) for out in (ours, theirs))
+        if isinstance(one, torch.Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6, equal_nan=True)
+        elif isinstance(one, (int, float, bool)):
+            assert one == pytest.approx(other, rel=1e-3, nan_ok=True), field.name
+    for name, y in ours.adapted.items():
+        torch.testing.assert_close(y, theirs.adapted[name], equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("perturb", "scheme", "corrected"),
+    [("loss", "forward", False), ("loss", "forward", True), ("loss", "symmetric", False), ("center", "central4", True)],
+)
+def test_base_and_branches_are_a_graph_each_and_records_are_those_of_the_loop(perturb, scheme, corrected, runs):
+    problem, tasks = sinusoids(mlp([1, 8, 1]).double())
+    tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
+    settings = {"scheme": scheme, "perturb": perturb, "residual_correction": corrected}
+    for steps in (1, 2, 7):
+        ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, steps, **settings))
+        assert_equal_records(ours, theirs)
+    assert graphs() == 3
+    assert runs == ["solve", "evaluate", *2 * ["solve", "evaluate", "solve"]]  # a first step of branches needs none
+
+
+@pytest.mark.parametrize("steps", [traced.MOST_STEPS - 1, traced.MOST_STEPS, 2 * traced.MOST_STEPS + 3])
+def test_more_steps_than_a_graph_has_room_for_are_taken_in_several_goes(steps, runs):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    ours, theirs = pair(mp.FOBMAML, steps, scheme="forward", eps=0.1, perturb="center", branch_steps=3)
+    assert_equal_records(called(ours, problem, tasks), called(theirs, problem, tasks))
+    assert graphs() == 3
+    assert len(runs) == 2 + -(-(steps + 1) // traced.MOST_STEPS)
+
+
+def diverging(model, batch):
+    """The gradient of one task overflows at its third step."""
+    loss = mean_squared_error(model, batch)
+    return torch.where(batch[1].amax() > 1e3, loss**3, loss)
+
+
+def test_the_first_bad_step_is_named_and_such_tasks_are_skipped():
+    model = mlp([1, 8, 1])
+    problem = mp.ProximalProblem.from_module(model, diverging, lam=0.5)
+    tasks = sinusoids(model)[1]
+    tasks.support[1][2] *= 1e6
+    said = []
+    for one in pair(mp.Reptile, 9):
+        with pytest.raises(mp.NonFiniteError) as caught:
+            called(one, problem, tasks)
+        said.append((caught.value.task, caught.value.step, str(caught.value)))
+    assert said[0] == said[1]
+    assert said[0][:2] == (2, said[0][1])
+    assert said[0][1] in range(1, 9)
+    settings = {"on_nonfinite": "skip", "eps": 0.1, "perturb": "center"}
+    ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, 9, **settings))
+    assert ours.info.skipped.tolist() == theirs.info.skipped.tolist() == [task == 2 for task in range(6)]
+    assert relative_error(flat(ours.grad), flat(theirs.grad)) < 1e-4
+    assert_equal_records(ours, theirs)
+
+
+def test_losses_that_draw_take_one_step_at_a_time(runs):
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    problem, tasks = sinusoids(model)
+    called(pair(mp.Reptile, 3)[0], problem, tasks)
+    assert runs == 3 * ["step"]
+    model.eval()
+    called(pair(mp.Reptile, 3)[0], problem, tasks)
+    assert runs[3:] == ["solve"]
+
+
+def test_noise_that_a_first_look_has_not_seen_is_not_drawn_in_a_solve(runs):
+    """As where a task is small enough to be spared."""
+
+    def noisy(model, batch):
+        loss = mean_squared_error(model, batch)
+        return loss + 0 * torch.rand(()) if torch.compiler.is_compiling() else loss
+
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), noisy, lam=0.5)
+    with pytest.warns(UserWarning, match=r"compiles the step alone.*noisy.*draws random numbers"):
+        called(pair(mp.Reptile, 3)[0], problem, tasks)
+    assert runs == ["solve", "step", "step", "step"]
+
+
+def test_a_solve_that_is_in_no_graph_is_taken_step_by_step_and_that_is_said_once(runs):
+    """torch's loops take no function that writes on what lies outside of it."""
+    log = []
+
+    def logs(model, batch):
+        log.append(0)
+        return mean_squared_error(model, batch)
+
+    problem, tasks = mp.ProximalProblem.from_module(mlp([1, 8, 1]), logs, lam=0.5), sinusoids(mlp([1, 8, 1]))[1]
+    ours, theirs = pair(mp.FOBMAML, 3, nu=0.1, residual_correction=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert_same(ours, theirs, problem, tasks)
+    (said,) = [str(one.message) for one in caught if "metaprox" in str(one.message)]
+    assert "compiles the step alone, since a solve in one graph failed for" in said
+    assert "logs" in said
+    assert {"solve", "step", "evaluate"} == set(runs)
+
+
+def test_data_that_share_memory_are_no_obstacle():
+    problem, _ = sinusoids(mlp([1, 8, 1]))
+    memory = torch.randn(12, 10, 1)
+    tasks = mp.Task((memory[:6], memory[6:]), (memory[:6], memory[6:]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert_same(*pair(mp.FOBMAML, 3, nu=0.1), problem, tasks)
+    assert graphs() == 3
+
+
+def test_buffers_parameters_that_do_not_adapt_and_numbers_are_read_anew_by_a_solve():
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.factor = mlp([1, 8, 1]), 1.0
+            self.register_buffer("shift", torch.zeros(1))
+
+        def forward(self, inputs):
+            return self.factor * self.net(inputs) + self.shift
+
+    model = Scaled()
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5, adapt="net.2.*")
+    tasks, both = sinusoids(model)[1], pair(mp.FOBMAML, 3, nu=0.1)
+    found = []
+
+    def assert_same_and_new():
+        assert_same(*both, problem, tasks)
+        found.append(flat(called(both[0], problem, tasks).grad))
+        assert len(found) < 2 or relative_error(found[-1], found[-2]) > 1e-3
+
+    assert_same_and_new()
+    model.shift += 1.0
+    assert_same_and_new()
+    model.shift = torch.full((1,), -2.0)
+    assert_same_and_new()
+    model.factor = 1.5
+    assert_same_and_new()
+    with torch.no_grad():
+        model.net[0].weight.mul_(3)
+    assert_same_and_new()
+    model.net[1] = torch.nn.Tanh()
+    assert_same_and_new()
+    model.net[0].requires_grad_(False)
+    assert_same(*both, problem, tasks)
+
+
+@needs_compiler
+def test_graphs_on_disk_are_told_apart_by_what_is_in_their_loops(monkeypatch):
+    monkeypatch.undo()  # of running in eager mode
+    tasks = sinusoids(mlp([1, 3, 1]), count=2)[1]
+    losses = [lambda m, batch, power=power: ((m(batch[0]) - batch[1]).abs() ** power).mean() for power in (2, 3)]
+    with fresh_cache():
+        for turn in range(2):
+            for loss in losses:
+                one = mp.ProximalProblem.from_module(mlp([1, 3, 1]), loss, lam=0.5)
+                assert_same(*pair(mp.Reptile, 2), one, tasks)
+            compiled.forget()
+            assert counters["inductor"]["fxgraph_cache_miss"] == 2
+            assert counters["inductor"]["fxgraph_cache_hit"] == 2 * turn
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [mp.AdaptiveGradientDescent(), mp.Anderson(0.05, 2), mp.ConjugateGradient(0.05)],
+    ids=lambda s: type(s).__name__,
+)
+@pytest.mark.parametrize("perturb", ["loss", "center"])
+def test_steps_of_a_solver_are_taken_in_the_graph_once_its_state_stays_as_it_is_built(solver, perturb, runs):
+    """In float64, since these solvers make much of rounding."""
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    problem, tasks = sinusoids(model)
+    tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
+    ours, theirs = pair(mp.FOBMAML, 14, solver, perturb=perturb, nu=0.1 if perturb == "loss" else None)
+    for _ in range(2):
+        runs.clear()
+        assert_equal_records(called(ours, problem, tasks), called(theirs, problem, tasks))
+        once = {"AdaptiveGradientDescent": 8, "Anderson": 14, "ConjugateGradient": 8}[type(solver).__name__]
+        assert len(runs) <= 2 * once
+    assert_equal_records(
+        called(pair(mp.FOMAML, 80, solver)[0], problem, tasks), called(pair(mp.FOMAML, 80, solver)[1], problem, tasks)
+    )
+
+
+def test_a_solver_that_counts_in_python_or_writes_on_itself_is_stepped_outside(runs):
+    class Counting(mp.GradientDescent):
+        seen = 0
+
+        def step(self, grad, y, state):
+            type(self).seen += 1
+            return y - self.lr * grad, None
+
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    with pytest.warns(UserWarning, match="takes the steps of .*Counting outside of graphs"):
+        ours, theirs = (called(one, problem, tasks) for one in pair(mp.Reptile, 9, Counting(0.01)))
+    assert relative_error(flat(ours.grad), flat(theirs.grad)) < 1e-4
+    assert Counting.seen == 2 * 9
+    for one in (mp.Adam(0.01), mp.Nesterov(0.01)):
+        assert_same(*pair(mp.Reptile, 9, one), problem, tasks)
