@@ -12,7 +12,8 @@ from metaprox.data.batch import TaskBatch
 from metaprox.errors import MetaproxError
 from metaprox.losses.backend import Evaluation, Step
 from metaprox.losses.choose import Choice
-from metaprox.losses.gradients import BASE_NOISE, BRANCH_NOISE, Counts, Gradients
+from metaprox.losses.counts import Counts
+from metaprox.losses.gradients import BASE_NOISE, BRANCH_NOISE, Gradients
 from metaprox.losses.second_order import gradient_through, hessian_vector, mixed_product
 from metaprox.losses.vmap import VmapBackend
 from metaprox.vectors.terms import LinearTerm

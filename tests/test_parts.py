@@ -10,9 +10,9 @@ from metaprox.estimators.branches import AtBase, Branches
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import ChunkResult, Estimate, finite_rows, ratio
 from metaprox.inner.failures import Purpose
-from metaprox.inner.solve import Solution
+from metaprox.inner.progress import Solution
 from metaprox.losses.backend import Evaluation
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 
 T, P, LAM = 3, 4, 0.5
 NODES, WEIGHTS = (-1.0, 0.0, 2.0), (-0.5, 0.25, 0.25)

@@ -40,7 +40,7 @@ from metaprox.estimators import (
 from metaprox.estimators.exact import ExactMetaGradient, exact_meta_gradient
 from metaprox.estimators.monitor import Monitor
 from metaprox.evaluation import Evaluation, Statistic, adapt, evaluate
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 from metaprox.modules.head import Head
 from metaprox.problem import ProximalProblem
 from metaprox.serving import Adapted, Learner, load

@@ -16,7 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from metaprox.errors import MetaproxError, NonFiniteError
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 from metaprox.training import Trainer
 
 PRODUCT_COST = 2  # A Hessian-vector product is a gradient and a backward pass through it.

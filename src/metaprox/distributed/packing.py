@@ -13,7 +13,7 @@ from metaprox.errors import InputError, MetaproxError, NonFiniteError, PeerError
 from metaprox.estimators.info import Info
 from metaprox.estimators.reduce import TaskResults
 from metaprox.losses.checked import joined
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 
 LENGTH = 8  # bytes
 

@@ -22,7 +22,7 @@ from metaprox.errors import (
 )
 from metaprox.estimators.info import Info, check_columns
 from metaprox.estimators.result import MetaGradient
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 from metaprox.problem import ProximalProblem
 
 WINDOW = 25  # meta-steps that are looked at together, in one transfer from the device

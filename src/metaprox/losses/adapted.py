@@ -1,5 +1,6 @@
 """A loss as a function of the parameters that adapt, in memory that it may write on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiled import Graphs
+from metaprox.losses.vmapped import FlatLoss
 from metaprox.modules.loss import PrivateLoss
 from metaprox.types import Metrics
-from metaprox.vectors.parameters import Structure
+from metaprox.vectors.parameters import Parameters, Structure
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,15 @@ class AdaptedLoss:
 
     def leaves(self, point: Tensor) -> dict[str, Tensor]:
         """The parameters that adapt at y [P], as leaves of a graph, in memory that a loss may write on."""
-        parts = self.structure.adapted.unflatten(guarded(point))
+        return self.leaves_of(self.structure.adapted.views(guarded(point)))
+
+    def leaves_of(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same in the memory of ``views``, where a parameter is no narrower than these."""
+        own = zip(views.items(), self.structure.adapted.dtypes, strict=True)
         # data: each has a version of its own, and what is written on one spoils no graph that has saved another
-        return {name: part.data.requires_grad_() for name, part in parts.items()}
+        return {
+            name: (part if part.dtype == dtype else part.to(dtype)).data.requires_grad_() for (name, part), dtype in own
+        }
 
     @cached_property
     def graphs(self) -> Graphs:
@@ -63,3 +71,10 @@ def guarded(y: Tensor) -> Tensor:
     except (AttributeError, RuntimeError):  # torch without it, or memory that is not torch's own
         return y.detach().clone()
     return copied
+
+
+def flat_loss(loss: CheckedLoss, parameters: Parameters, *, writes: bool = False) -> FlatLoss:
+    """``loss`` as a function of z [P + W]; ``writes``: whether it writes on its parameters."""
+    if writes:
+        return lambda z, batch: loss(apart(parameters.unflatten(z)), batch)
+    return lambda z, batch: loss(parameters.unflatten(z), batch)

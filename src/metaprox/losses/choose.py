@@ -17,11 +17,10 @@ from metaprox import checks
 from metaprox.checks.trees import flattened
 from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.losses.adapted import AdaptedLoss
+from metaprox.losses.adapted import AdaptedLoss, flat_loss
 from metaprox.losses.agreement import agreement
 from metaprox.losses.backend import Backend, Seed
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.gradients import flat_loss
 from metaprox.losses.look import LOOK_NOISE, Look
 from metaprox.losses.loop import LoopBackend
 from metaprox.losses.noise import Noise

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from metaprox.data.microbatches import weighted_sum
-from metaprox.losses.adapted import apart
+from metaprox.losses.adapted import apart, flat_loss
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.gradients import BASE_NOISE, BRANCH_NOISE, Gradients, flat_loss
+from metaprox.losses.gradients import BASE_NOISE, BRANCH_NOISE, Gradients
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.problem import ProximalProblem
 from metaprox.types import Metrics

@@ -14,6 +14,7 @@ from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Seed, Step
+from metaprox.losses.memory import Memory
 from metaprox.losses.vmapped import FlatLoss, evaluate_all
 from metaprox.types import Metrics
 from metaprox.vectors.norms import norm_here
@@ -49,7 +50,14 @@ class VmapBackend:
             return evaluate_all(loss, guarded(y), data)
 
     def add_gradient(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        seed: Seed,
+        total: Tensor,
+        weight: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> None:
         in_graph = self.compile
         gradient = self.evaluate(loss, y, data, seed).grad if in_graph else self._eagerly(loss, y, data, seed)[0]

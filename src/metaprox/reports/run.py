@@ -8,7 +8,7 @@ from typing import Any
 
 from metaprox import checks
 from metaprox.errors import InputError, MetaproxError, RunFolderError
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 from metaprox.reports import style
 from metaprox.reports.figures import Drawn, draw
 from metaprox.reports.page import Shown, render, write_page

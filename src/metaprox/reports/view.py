@@ -11,7 +11,7 @@ from typing import Any
 
 from metaprox.comparison import gradient_evaluations
 from metaprox.errors import RunFolderError
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 from metaprox.reports import style
 from metaprox.reports.health import health_table
 from metaprox.reports.page import shown, time_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from metaprox.comparison import gradient_evaluations, train_or_resume
 from metaprox.errors import NonFiniteError, with_notes
-from metaprox.losses.gradients import Counts
+from metaprox.losses.counts import Counts
 from metaprox.training import Composition, Progress, RunFolder
 
 COUNTS = tuple(field.name for field in fields(Counts))
