@@ -264,3 +264,15 @@ def test_a_point_is_left_where_somebody_else_has_a_tensor_in_it():
     assert view.tolist() == [-0.5, -0.5]
     assert other.unique().tolist() == [-1.0]
     assert memory.point(y) is None
+
+
+def test_a_gradient_that_somebody_holds_is_not_filled_anew():
+    memory = Memory(Layout.of({"a": torch.zeros(7)}), None, reusable=True)
+    like, held = torch.zeros(1, 1, 7), []
+    for keeps in (False, True, False):
+        taken = memory.take(like)
+        if keeps:
+            held.append((taken[0, 0, 2:], taken))
+        memory.give_back(taken)
+    assert memory.left() is not held[0][1]
+    assert memory.left() is None

@@ -83,9 +83,12 @@ class Memory:
         return self._lent.y
 
     def give_back(self, gradient: Tensor) -> None:
-        """One that nobody needs any more."""
+        """One that the solve needs no more, and nobody else if it was taken: it is spare."""
         lent, self._lent = self._lent, None
-        self._spare = lent if lent is not None and lent.y is gradient else self._made(gradient)
+        if lent is None or lent.y is not gradient:
+            self._spare = self._made(gradient)
+        elif lent.is_free:
+            self._spare = lent
 
     def exchange(self, y: Tensor, taken: Tensor, first: int) -> Tensor:
         """Returns ``taken``, which was, as the point in the place of y, whose memory is spare now."""
