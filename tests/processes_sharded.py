@@ -285,9 +285,9 @@ def memory(rank, argument):
 
         def counted(model, batch, sizes=sizes):
             vectors = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.dim() == 3 and t.shape[-1] >= 528]
-            sizes.append(
-                sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 8 for t in vectors}.values())
-            )
+            begin = [torch._C._data_address(t) - 8 * t.storage_offset() for t in vectors]  # data_ptr() copies lazy ones
+            numbers = [t.untyped_storage().nbytes() // 8 for t in vectors]
+            sizes.append(sum(dict(zip(begin, numbers, strict=True)).values()))
             return model(batch).square().mean()
 
         problem = mp.ProximalProblem.from_module(model, counted, lam=0.5)

@@ -360,16 +360,21 @@ def test_memory_is_flat_in_the_inner_steps_and_that_of_maml_is_not(backend):
 @pytest.mark.parametrize(
     ("method", "while_evaluating", "at_most"),
     [
-        (mp.FOMAML, 2, 2),
-        (mp.FOBMAML, 5, 5),
+        (mp.FOMAML, 2, 1.72),
+        (mp.FOBMAML, 5, 4.72),
+        (partial(mp.FOBMAML, perturb="center"), 6, 5.72),
         (partial(mp.FOBMAML, estimate_error=False), 3, 3),
+        (partial(mp.FOBMAML, scheme="forward", estimate_error=False), 3, 3),
+        (partial(mp.FOBMAML, scheme="forward", perturb="center", estimate_error=False), 4, 4),
+        (partial(mp.FOBMAML, scheme="forward", residual_correction=True), 5, 4.72),
         (partial(mp.FOBMAML, scheme="forward", residual_correction=True, estimate_error=False), 4, 4),
     ],
 )
 def test_loop_backend_needs_few_vectors_beyond_a_plain_training_step(method, while_evaluating, at_most):
     """In vectors of P numbers: with many activations the peak lies in an evaluation, with few between evaluations.
 
-    Below a megabyte of parameters there is one vector more.
+    Below a megabyte of parameters there is one vector more. A plain step has ``.grad``. Fractions are the gradient of a
+    parameter, all that a backward pass has of its own.
     """
     meta = method(mp.GradientDescent(0.01), 4, backend="loop")
     assert _vectors_beyond_plain_training(meta, [16, *[64] * 10, 1], 500) == pytest.approx(

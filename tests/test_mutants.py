@@ -67,7 +67,7 @@ def test_a_change_leaves_the_rest_of_the_text_as_it_is():
     ("file", "after"),
     [
         (
-            "inner/solve.py",
+            "inner/progress.py",
             "enough = norms.amin(1) <= self.tol if isinstance(self.tol, Tensor) else self.tol(y, norms)",
         ),
         ("inner/solve.py", 'with __import__("contextlib").nullcontext():'),

@@ -10,7 +10,7 @@ from metaprox.estimators.branches import AtBase, Branches
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import ChunkResult, Estimate, finite_rows, ratio
 from metaprox.inner.failures import Purpose
-from metaprox.inner.solve import Solution
+from metaprox.inner.progress import Solution
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.counts import Counts
 

@@ -5,7 +5,8 @@ import torch
 
 import metaprox as mp
 from metaprox.inner.failures import Purpose
-from metaprox.inner.solve import Solution, Stopping, solve, solve_parts
+from metaprox.inner.progress import Solution
+from metaprox.inner.solve import Stopping, solve, solve_parts
 from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Step
 

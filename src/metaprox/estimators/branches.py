@@ -1,16 +1,19 @@
 """The perturbed inner problems: their gradients at y_0, where all of them start, and away from it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from metaprox.estimators.step import Lengths
 from metaprox.inner.proximal import residual_at
-from metaprox.inner.trail import Trail, add_weighted
+from metaprox.inner.trail import Trail
 from metaprox.losses.backend import Evaluation, Run, Step, Steps
+from metaprox.losses.descent import descend
 from metaprox.losses.gradients import Gradients
+from metaprox.losses.memory import Memory
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.vectors.norms import norm
 from metaprox.vectors.terms import LinearTerm
@@ -101,36 +104,26 @@ class Branches:
             terms.append((tilt, at_base.v))
         if corrected:
             terms.append((-torch.ones_like(tilt), at_base.residual))
-        y0 = at_base.y0 if len(nodes) == 1 else None
-        return cls(nodes, weights, nu, tilt, LinearTerm(terms) if terms else None, y0)
-
-    def gradient(
-        self,
-        gradients: Gradients,
-        noise: Callable[[int], int],
-        moves_query: bool,
-        y: Tensor,
-        step: int,
-        where: slice,
-    ) -> Tensor:
-        """Of the branches in ``where`` at y [T, b, P], with n_j nu f where ``moves_query``, and n_j nu v else."""
-        grad = gradients.proximal(y, noise(step), where, linear=self.linear)
-        moved = slice(1 if self.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
-        if moves_query and y[:, moved].shape[1]:
-            gradients.add_query(grad[:, moved], self.tilt[:, where][:, moved], y[:, moved], noise(step))
-        return grad
+        y0, linear = at_base.y0 if len(nodes) == 1 else None, LinearTerm(terms) if terms else None
+        if linear is not None and y0 is not None:  # of a single branch u is a vector like those that it is the sum of
+            linear = LinearTerm([(torch.ones_like(tilt), linear.vector)])
+        return cls(nodes, weights, nu, tilt, linear, y0)
 
     def per_nu(self, difference: Tensor) -> Tensor:
-        """``difference`` / nu; 0 where nu is, because branches are then alike."""
-        return difference / torch.where(self.nu > 0, self.nu, torch.inf)
+        """``difference`` / nu in place; 0 where nu is, because branches are then alike."""
+        return difference.div_(torch.where(self.nu > 0, self.nu, torch.inf))
 
-    def difference(self, parts: Sequence[Tensor]) -> Tensor:
-        """sum_j a_j y_j [T, 1, P], as differences to the first branch (a single one: to y_0), because sum_j a_j = 0."""
+    def difference(self, parts: Sequence[Tensor], *, consumed: bool = False) -> Tensor:
+        """Returns sum_j a_j y_j [T, 1, P], as differences to the first branch (of one: to y_0): sum_j a_j is 0.
+
+        ``consumed``: whether the points may be written on, so that no vector is made.
+        """
         points = [part[:, j : j + 1] for part in parts for j in range(part.shape[1])]
         first, *others = points if self.y0 is None else (self.y0, *points)
         total: Tensor | None = None
         for point, weight in zip(others, self.weights[-len(others) :], strict=True):
-            total = add_weighted(total, point - first, (weight,))
+            moved = point.sub_(first) if consumed else point - first
+            total = moved.mul_(weight) if total is None else total.add_(moved, alpha=weight)
         assert total is not None
         return total
 
@@ -157,21 +150,32 @@ class Problems:
     query_moves: bool
     noisy: bool
 
+    @cached_property
+    def memory(self) -> Memory | None:
+        """Of their solve, if it has one."""
+        return self.gradients.memory(self.solver)
+
     def gradient(self, y: Tensor, step: int, where: slice) -> Tensor:
         """At the points y [T, b, P] of the branches ``where``. Costs a gradient of each loss, f's not at node 0."""
-        branches, noise = self.branches, step if self.noisy else 0
-        grad = self.gradients.proximal(y, noise, where, linear=branches.linear)
-        moved = slice(1 if branches.nodes[where][0] == 0 else 0, None)  # a node of 0 comes first, without query
-        if self.query_moves and y[:, moved].shape[1]:
-            tilt = branches.tilt[:, where]
-            self.gradients.add_query(grad[:, moved], tilt[:, moved], y[:, moved], noise)
+        branches, noise, memory = self.branches, self._noise(step), self.memory
+        grad = self.gradients.proximal(y, noise, where, linear=branches.linear, memory=memory)
+        if not self._queries(where):
+            return grad
+        tilt, part, point = branches.tilt[:, where], grad, y
+        if branches.nodes[where][0] == 0:
+            tilt, part, point = tilt[:, 1:], grad[:, 1:], y[:, 1:]
+        self.gradients.add_query(part, tilt, point, noise, memory)
         return grad
 
     def fused(self, y: Tensor, step: int, where: slice) -> Step | None:
-        """That and the step along it in one, where no gradient of f comes between."""
+        """That and the step along it in one, where that can be had."""
+        branches, noise = self.branches, self._noise(step)
+        if self.memory is not None:
+            tilt = branches.tilt[0, where.start, 0] if self._queries(where) else None
+            return descend(self.gradients, self.memory, y, noise, where, linear=branches.linear, tilt=tilt)
         if self.query_moves:
             return None
-        return self.gradients.step(self.solver, y, step if self.noisy else 0, where, linear=self.branches.linear)
+        return self.gradients.step(self.solver, y, noise, where, linear=branches.linear)
 
     def in_one(self, run: Run) -> Steps | None:
         """Several steps of all branches in one; each has the same noise, as losses draw none."""
@@ -179,3 +183,16 @@ class Problems:
         if self.query_moves:
             tilt = branches.tilt[:, 1:] if branches.nodes[0] == 0 else branches.tilt
         return self.gradients.steps(run, linear=branches.linear, tilt=tilt)
+
+    def derivative(self, parts: Sequence[Tensor]) -> Tensor:
+        """Returns -(lam/nu) sum_j a_j y_j [T, 1, P], where the solve's points are its own in their memory."""
+        own = self.memory is not None and self.memory.size is not None
+        difference = self.branches.difference(parts, consumed=own)
+        return self.branches.per_nu(difference.mul_(-self.gradients.lam))
+
+    def _noise(self, step: int) -> int:
+        return step if self.noisy else 0
+
+    def _queries(self, where: slice) -> bool:
+        """Whether f is evaluated at one of these branches: not at node 0, which comes first."""
+        return self.query_moves and any(self.branches.nodes[where])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox.estimators.step import Lengths
-from metaprox.inner.solve import Solution
+from metaprox.inner.progress import Solution
 from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
 from metaprox.solvers.protocol import InnerSolver, relative_step

@@ -19,8 +19,9 @@ from metaprox.estimators.step import Lengths, weight
 from metaprox.estimators.truncation import FURTHER, Bend, check_known, truncation
 from metaprox.estimators.until import Until
 from metaprox.inner.failures import Purpose
+from metaprox.inner.progress import Solution
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import Solution, solve_parts
+from metaprox.inner.solve import solve_parts
 from metaprox.losses.gradients import Gradients
 from metaprox.solvers.protocol import resumed, separates_branches
 from metaprox.vectors.norms import norm
@@ -38,12 +39,10 @@ class FOBMAML(Branched):
         g    = -(lam/nu) sum_j a_j y_(n_j nu)                               nodes n_j, weights a_j of the scheme
 
     The base solve goes from x to y_0; then all branches start at y_0 together and share steps, step sizes and
-    noise, so that what they have in common cancels in the difference. Memory does not grow with the steps. In the
-    loop backend a loss is evaluated with one batch's memory, as in plain training, and (symmetric, "loss", gradient
-    descent) 3 further vectors of P numbers: both branches and a gradient; two more at the last step for the error
-    estimate; between evaluations there are no more. Up to a megabyte of parameters x is copied: one more. Under vmap
-    it is P numbers and an evaluation's memory for each task and branch of the chunk at hand. With forward and symmetric
-    differences of exact solves the error is O(nu) and O(nu^2); see ``scheme``.
+    noise, so that what they have in common cancels in the difference. In the loop no step makes a vector of P numbers:
+    beyond activations there are the branches and one more, two more at the last step for the error estimate, v with
+    "center", y_0 with a single branch, a parameter's gradient, and x up to a megabyte. Vmap takes P numbers and an
+    evaluation for each task and branch. Of exact solves the error of forward differences is O(nu), else see ``scheme``.
 
     Where neither nu nor eps is given, eps = D min(2, (||r|| / (lam D))^(1/order)) for each task, with D = ||y_0 - x||
     and r the gradient left at y_0, so that the truncation is of the order of the base's own error, and nu = lam eps /
@@ -155,8 +154,8 @@ class FOBMAML(Branched):
         bend = self._bend(at_base, problems)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
         ends = self._solved(bend or problems, starts, first, until or tol, base)
-        grad = branches.per_nu(branches.difference(ends.parts).mul_(-gradients.lam))  # -(lam/nu) sum_j a_j y_j
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
+        grad = problems.derivative(ends.parts)
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
         bent = None if bend is None else truncation(bend.theta(), stencil(self.scheme).order, self.perturb)
         length, norm_v = norm(grad).flatten(), norm_v.flatten()
@@ -194,8 +193,8 @@ class FOBMAML(Branched):
         self, of: Problems | Bend, starts: list[Tensor], first: list[Tensor], tol: Until | Tensor | None, base: Solution
     ) -> Solution:
         """The branches' solutions from ``starts``."""
-        problems = of.solved if isinstance(of, Bend) else of
-        steps, solver, branches = self._steps_of_branches, problems.solver, problems.branches
+        problems, steps = of.solved if isinstance(of, Bend) else of, self._steps_of_branches
+        solver, branches = problems.solver, problems.branches
         trail = of_last_steps(branches.weights, solver, steps) if self.estimate_error else None
         return solve_parts(
             of.gradient,
@@ -208,6 +207,7 @@ class FOBMAML(Branched):
             tol=tol.branches(branches, trail) if isinstance(tol, Until) else tol,
             trail=trail,
             begin=resumed(solver, self.solver, base.step_sizes),
+            memory=problems.memory,
             purpose=self._purpose_of_branches(problems.gradients),
         )
 
@@ -216,8 +216,8 @@ class FOBMAML(Branched):
         if not self.estimate_truncation:
             return None
         branches = problems.branches
-        corner = {"center": self.perturb == "center", "corrected": self.residual_correction}
-        further = Branches.of(at_base, (FURTHER[self.scheme].node,), (1.0,), branches.nu, **corner)
+        center, corrected, node = self.perturb == "center", self.residual_correction, FURTHER[self.scheme].node
+        further = Branches.of(at_base, (node,), (1.0,), branches.nu, center=center, corrected=corrected)
         last = 0 if self.tol is not None or self.rtol is not None else self._steps_of_branches - 1
         return Bend(problems, replace(problems, branches=further), self.scheme, at_base.v, last)
 

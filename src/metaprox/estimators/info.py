@@ -11,7 +11,7 @@ from torch import Tensor
 from metaprox.errors import InputError
 from metaprox.estimators.error import COLUMNS as SEEN
 from metaprox.estimators.error import Seen
-from metaprox.inner.solve import Solution
+from metaprox.inner.progress import Solution
 from metaprox.losses.counts import Counts
 
 OWN = ("base_residual", "gradient_ratio", "linear_residual")

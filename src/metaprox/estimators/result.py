@@ -9,11 +9,11 @@ from torch import Tensor
 from metaprox.errors import NonFiniteError
 from metaprox.estimators.info import Info
 from metaprox.inner.failures import Purpose, failure_at_end
-from metaprox.inner.solve import Solution
+from metaprox.inner.progress import Solution
 from metaprox.losses.backend import Evaluation
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.types import Metrics
-from metaprox.vectors.norms import norm
+from metaprox.vectors.norms import largest, norm
 from metaprox.vectors.shards import everywhere
 
 
@@ -124,4 +124,4 @@ def finite_rows(tensor: Tensor) -> Tensor:
     """Whether all of [T, 1, ...] is finite [T]; needs no memory of that size."""
     if not tensor.shape[-1]:  # of a rank that holds none of the numbers
         return torch.ones(len(tensor), dtype=torch.bool, device=tensor.device)
-    return torch.linalg.vector_norm(tensor, torch.inf, dim=-1).isfinite().all(1)
+    return largest(tensor).squeeze(-1).isfinite().all(1)

@@ -11,8 +11,9 @@ from metaprox.estimators.branched import Branched
 from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate, ratio
+from metaprox.inner.progress import Solution
 from metaprox.inner.proximal import proximal_solve, residual_at
-from metaprox.inner.solve import Solution, solve
+from metaprox.inner.solve import solve
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import hessian_vector, mixed_product
 from metaprox.solvers.protocol import check_differentiable, resumed

@@ -65,8 +65,10 @@ class Bend:
 
     def fused(self, y: Tensor, step: int, where: slice) -> Step | None:
         """That of the solve, watched."""
+        if self.solved.memory is not None and step >= self.since:
+            return None  # for ``gradient``, which is seen
         taken = self.solved.fused(y, step, where)
-        if taken is not None:
+        if taken is not None and taken.grad is not None:
             self._see(y, taken.grad, step, where)
         return taken
 

@@ -12,7 +12,7 @@ from metaprox.estimators.base import Estimator
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
 from metaprox.inner.failures import failure_of
-from metaprox.inner.solve import Solution
+from metaprox.inner.progress import Solution
 from metaprox.losses.backend import Evaluation
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.second_order import gradient_through

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metaprox.estimators.branches import Branches
 from metaprox.estimators.error import COLUMNS, Seen, of_base, of_branches
-from metaprox.inner.solve import Enough
+from metaprox.inner.progress import Enough
 from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
 from metaprox.vectors.norms import norm

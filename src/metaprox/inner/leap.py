@@ -1,24 +1,22 @@
 """Several steps of a solve taken in one, where the losses' backend can, and recorded as if they had been one by one."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metaprox.cache import BoundedCache
+from metaprox.inner.progress import Progress
 from metaprox.losses.backend import Run, Steps
 from metaprox.solvers.state import put_together, taken_apart
-
-if TYPE_CHECKING:
-    from metaprox.inner.solve import _Progress
 
 InOne = Callable[[Run], Steps | None]  # the first of these steps of all branches, or None
 LEAST = 6  # steps of a solver that are worth a graph of their own
 _LASTING: BoundedCache[Any, bool] = BoundedCache(256)  # how states are built that stay so at each step
 
 
-def leap(progress: "_Progress", in_one: InOne, parts: list[Tensor], states: list[Any], step: int) -> bool:
+def leap(progress: Progress, in_one: InOne, parts: list[Tensor], states: list[Any], step: int) -> bool:
     """Whether steps from ``step`` on are taken in one, point and state replaced, and all recorded."""
     run = _run(progress, parts, states, step) if progress.may_leap else None
     if run is None:
@@ -44,7 +42,7 @@ def leap(progress: "_Progress", in_one: InOne, parts: list[Tensor], states: list
     return True
 
 
-def _run(progress: "_Progress", parts: list[Tensor], states: list[Any], step: int) -> Run | None:
+def _run(progress: Progress, parts: list[Tensor], states: list[Any], step: int) -> Run | None:
     """What may be taken in one from here on: with a solver, as soon as a step leaves its state built as it was."""
     count = progress.max_steps - step
     if len(parts) > 1:

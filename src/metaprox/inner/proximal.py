@@ -6,8 +6,10 @@ from functools import partial
 from torch import Tensor
 
 from metaprox.inner.failures import OnNonfinite, Purpose
-from metaprox.inner.solve import Enough, Solution, Stopping, solve_parts
+from metaprox.inner.progress import Enough, Solution
+from metaprox.inner.solve import Stopping, solve_parts
 from metaprox.inner.trail import Trail
+from metaprox.losses.descent import descend
 from metaprox.losses.gradients import BASE_NOISE, Gradients
 from metaprox.solvers.protocol import InnerSolver, relative_step
 from metaprox.vectors.norms import norm
@@ -42,13 +44,22 @@ def proximal_solve(
     solver = gradients.for_parameters(solver)
     trail = Trail((1.0,), relative_step(solver), watched, closed=True) if watched else None
     tol = None if stopping.tol is None else gradients.per_task(stopping.tol)
+    start, memory = gradients.start_at_x(), gradients.memory(solver)
+    if memory is None:
+        fused = partial(gradients.step, solver, noise=BASE_NOISE)
+    else:
+        memory.own(start, 0)
+        fused = partial(descend, gradients, memory, noise=BASE_NOISE)
+    starts = [start]
+    del start  # of which ``starts`` has the only one
     return solve_parts(
-        partial(gradients.proximal, noise=BASE_NOISE),
-        [gradients.start_at_x()],
+        partial(gradients.proximal, noise=BASE_NOISE, memory=memory),
+        starts,
         solver,
         stopping.max_steps,
-        fused=partial(gradients.step, solver, noise=BASE_NOISE),
+        fused=fused,
         in_one=partial(gradients.steps, ends=watched > 0),
+        memory=memory,
         tol=enough(trail) if enough and trail else tol,
         trail=trail,
         purpose=Purpose("base solve", gradients.start, gradients.lam, on_nonfinite=on_nonfinite),

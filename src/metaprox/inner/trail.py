@@ -51,6 +51,11 @@ class Trail:
             return self._curvatures[0] if self._curvatures else None
         return torch.stack(self._curvatures).nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0)
 
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether it holds the gradients that it is shown, and no sum of them."""
+        return self.weights == (1.0,)
+
     def evaluated(self, grad: Tensor, norms: Tensor, where: slice) -> None:
         """The gradients [T, b, P] of some of the branches, and their norms [T, b]; those of all make G_k."""
         self._grad = _add_weighted(None if where.start == 0 else self._grad, grad, self.weights[where])

@@ -1,5 +1,6 @@
 """A loss as a function of the parameters that adapt, in memory that it may write on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -40,9 +41,15 @@ class AdaptedLoss:
 
     def leaves(self, point: Tensor) -> dict[str, Tensor]:
         """The parameters that adapt at y [P], as leaves of a graph, in memory that a loss may write on."""
-        parts = self.structure.adapted.unflatten(guarded(point))
+        return self.leaves_of(self.structure.adapted.views(guarded(point)))
+
+    def leaves_of(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same in the memory of ``views``, where a parameter is no narrower than these."""
+        own = zip(views.items(), self.structure.adapted.dtypes, strict=True)
         # data: each has a version of its own, and what is written on one spoils no graph that has saved another
-        return {name: part.data.requires_grad_() for name, part in parts.items()}
+        return {
+            name: (part if part.dtype == dtype else part.to(dtype)).data.requires_grad_() for (name, part), dtype in own
+        }
 
     @cached_property
     def graphs(self) -> Graphs:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
+from metaprox.losses.memory import Memory
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.solvers.state import Form
@@ -30,10 +31,13 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was taken: the new point [T, b, P], the gradient that led there, its norm [T, b]."""
+    """A step that was taken: the new point [T, b, P], the gradient that led there and its norm [T, b].
+
+    Where nobody sees the gradient it may be None, and another number stand for the norm: finite where that is.
+    """
 
     y: Tensor
-    grad: Tensor
+    grad: Tensor | None
     norm: Tensor
 
 
@@ -112,9 +116,19 @@ class Backend(Protocol):
         """``loss`` at y [T, B, P] on the data of T tasks."""
 
     def add_gradient(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        seed: Seed,
+        total: Tensor,
+        weight: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> object:
-        """Add the gradient of ``loss`` at y to ``total`` [T, B, P] in place, times ``weight`` [T, B, 1] if given."""
+        """Add the gradient of ``loss`` at y to ``total`` [T, B, P] in place, times ``weight`` [T, B, 1] if given.
+
+        ``memory``: of the solve that y is a point of, where it has one.
+        """
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
         """The gradient of ``loss`` and ``term``, and y - ``size`` times it, in one graph; None if not ``compile``."""

@@ -1,4 +1,4 @@
-"""What was counted."""
+"""How many gradients were taken."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields

@@ -14,11 +14,12 @@ from metaprox.losses.adapted import AdaptedLoss, flat_loss
 from metaprox.losses.backend import Backend, Evaluation, Further, Run, Seed, Step, Steps
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.counts import Counts
+from metaprox.losses.memory import Memory
 from metaprox.losses.noise import Noise
 from metaprox.losses.sharded import LossInShards
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.problem import ProximalProblem
-from metaprox.solvers.protocol import InnerSolver, check_takes_shards, for_parameters, relative_step
+from metaprox.solvers.protocol import InnerSolver, check_takes_shards, for_parameters, keeps_gradients, relative_step
 from metaprox.types import Metrics
 from metaprox.vectors.parameters import Parameters
 from metaprox.vectors.terms import LinearTerm, ProximalTerm
@@ -59,16 +60,24 @@ class Gradients:
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
         self.adapted_inner = self._adapted(self.inner)
-        self._outer = self._adapted(self.outer)
+        self.adapted_outer = self._adapted(self.outer)
         self._values = self._adapted(replace(self.outer, differentiable=False))
         self._version = parameters.w._version
         self._left: tuple[Tensor | None, Tensor | None] = (None, None)  # a point, and ``proximal`` there
+        self._memory: Memory | None = None  # of the latest solve
 
     def for_parameters(self, solver: InnerSolver) -> InnerSolver:
         """``solver``, told of the parameters' shapes if it wants to know. Refuses one that can't step shards."""
         if self.parameters.shards is not None:
             check_takes_shards(solver)
         return for_parameters(solver, self.parameters.adapted.views)
+
+    def memory(self, solver: InnerSolver) -> Memory | None:
+        """What a solve of one task may write on, where it is: in the loop, of a model that is whole."""
+        if not self.backend.sequential or self.stop - self.start > 1 or self.parameters.shards is not None:
+            return None
+        self._memory = Memory(self.parameters.adapted, relative_step(solver), reusable=not keeps_gradients(solver))
+        return self._memory
 
     def per_task(self, value: float) -> Tensor:
         """``value`` for each task [T], in the dtype of the parameters."""
@@ -90,10 +99,11 @@ class Gradients:
         *,
         noise: int = BRANCH_NOISE,
         linear: LinearTerm | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Returns grad fhat(y) + lam (y - x) + u [T, b, P]: the inner problem's gradient, a linear term added to it.
 
-        y are the points of these branches, of which ``linear`` holds the u of all. A new tensor.
+        y are the points of these branches, of which ``linear`` holds the u of all. A new tensor, or of ``memory``.
         """
         if self.backend.compile and y.shape[1] == 1:
             (at, known), self._left = self._left, (None, None)
@@ -104,13 +114,13 @@ class Gradients:
             if (taken := self.steps(alone, linear=linear and linear.of(branches))) is not None:
                 return taken.grad
         self.counts.support_gradients += y.shape[0] * y.shape[1]
-        term, seed = self._term(branches, linear), self.seed(0, noise, step)
+        term, seed = self.term(branches, linear), self.seed(0, noise, step)
         with self.evaluation("support"):
             in_graph = self.backend.step(self.adapted_inner, y, self.data.support, seed, term, 0.0)
-            if in_graph is not None:
+            if in_graph is not None and in_graph.grad is not None:
                 return in_graph.grad
-            total = term.gradient(y)
-            self.backend.add_gradient(self.adapted_inner, y, self.data.support, seed, total)
+            total = term.gradient(y, self._spare(y) if memory is None else memory.take(y))
+            self.backend.add_gradient(self.adapted_inner, y, self.data.support, seed, total, memory=memory)
             return total
 
     def step(
@@ -127,7 +137,7 @@ class Gradients:
         size = relative_step(solver) if self.backend.compile else None
         if size is None:
             return None
-        term, seed = self._term(branches, linear), self.seed(0, noise, step)
+        term, seed = self.term(branches, linear), self.seed(0, noise, step)
         with self.evaluation("support"):
             taken = self.backend.step(self.adapted_inner, y, self.data.support, seed, term, size)
         if taken is not None:
@@ -143,8 +153,8 @@ class Gradients:
         """
         if self.draws or not self.backend.compile:
             return None
-        further = None if tilt is None else Further(self._outer, self.data.query, tilt)
-        term, seed, run = self._term(ALL, linear), self.seed(0, BRANCH_NOISE, 0), replace(run, ends=ends)
+        further = None if tilt is None else Further(self.adapted_outer, self.data.query, tilt)
+        term, seed, run = self.term(ALL, linear), self.seed(0, BRANCH_NOISE, 0), replace(run, ends=ends)
         with self.evaluation("support"):
             taken = self.backend.steps(self.adapted_inner, self.data.support, seed, term, run, further)
         if taken is not None:
@@ -152,17 +162,24 @@ class Gradients:
             self.counts.took(len(taken.norms) * len(run.y), run.y.shape[1], 0 if tilt is None else tilt.shape[1])
         return taken
 
+    def _spare(self, like: Tensor) -> Tensor | None:
+        """What the latest solve has left, if that is like ``like``; it is let go of."""
+        left, self._memory = None if self._memory is None else self._memory.left(), None
+        return left if left is not None and left.shape == like.shape else None
+
     def query(self, y: Tensor, step: int) -> Evaluation:
         """grad f at y [T, B, P]."""
+        self._memory = None
         self.counts.query_gradients += y.shape[0] * y.shape[1]
         with self.evaluation("query"):
-            return self.backend.evaluate(self._outer, y, self.data.query, self.seed(1, BRANCH_NOISE, step))
+            return self.backend.evaluate(self.adapted_outer, y, self.data.query, self.seed(1, BRANCH_NOISE, step))
 
-    def add_query(self, total: Tensor, weight: Tensor, y: Tensor, step: int) -> None:
+    def add_query(self, total: Tensor, weight: Tensor, y: Tensor, step: int, memory: Memory | None = None) -> None:
         """Add ``weight`` [T, B, 1] times grad f at y to ``total`` [T, B, P] in place."""
         self.counts.query_gradients += y.shape[0] * y.shape[1]
         with self.evaluation("query"):
-            self.backend.add_gradient(self._outer, y, self.data.query, self.seed(1, BRANCH_NOISE, step), total, weight)
+            seed = self.seed(1, BRANCH_NOISE, step)
+            self.backend.add_gradient(self.adapted_outer, y, self.data.query, seed, total, weight, memory)
 
     def query_both(self, y: Tensor, step: int) -> tuple[Evaluation, Tensor]:
         """grad f at y with respect to y, as ``query``, and with respect to w [T, B, W], for the price of one."""
@@ -246,5 +263,6 @@ class Gradients:
             return flat_loss(loss, self.parameters, writes=self.writes)
         return self._adapted(loss)
 
-    def _term(self, branches: slice, linear: LinearTerm | None) -> ProximalTerm:
+    def term(self, branches: slice, linear: LinearTerm | None) -> ProximalTerm:
+        """What is known of the objective of these branches without the data, of which ``linear`` holds that of all."""
         return ProximalTerm(self.parameters, self.lam, None if linear is None else linear.of(branches))

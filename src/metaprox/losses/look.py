@@ -27,8 +27,8 @@ from metaprox.losses.dimensions import (
     single_examples_refused,
 )
 from metaprox.losses.graph import nodes
-from metaprox.losses.loop import REENTRANT
 from metaprox.losses.noise import Noise
+from metaprox.losses.passes import REENTRANT
 from metaprox.losses.sharded import LossInShards
 from metaprox.modules.loss import PrivateLoss
 from metaprox.modules.sharded import ShardedLoss

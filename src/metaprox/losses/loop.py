@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,19 +12,14 @@ from metaprox.data.batch import TaskBatch
 from metaprox.data.microbatches import pieces, plus, weighted_sum
 from metaprox.data.task import Task
 from metaprox.errors import InputError
-from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Further, Run, Seed, Step, Steps
 from metaprox.losses.graph import nodes
-from metaprox.losses.sharded import LossInShards, add_product
+from metaprox.losses.memory import Memory
+from metaprox.losses.passes import differentiate, spot, value
 from metaprox.losses.vmapped import FlatLoss
 from metaprox.types import Metrics
 from metaprox.vectors.terms import ProximalTerm
 
-REENTRANT = (
-    "the model recomputes activations with torch.utils.checkpoint and use_reentrant=True, which takes gradients of all "
-    "that requires grad, and hides what that is; give use_reentrant=False (transformers: "
-    "gradient_checkpointing_enable({'use_reentrant': False}))"
-)
 ONCE = "the inner loss has a function that is marked with @once_differentiable"
 _MARK = torch.autograd.function.once_differentiable(lambda ctx: None).__code__  # the wrapper's, one for all
 
@@ -51,17 +45,26 @@ class LoopBackend:
         return Evaluation(gradient, value, metrics)
 
     def add_gradient(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        seed: Seed,
+        total: Tensor,
+        weight: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> list[tuple[Tensor, Metrics]]:
         """Returns the values and metrics, too, of branch after branch of task after task."""
         results: list[Any] = []
         for task, task_data in enumerate(data):
             for branch, (point, place) in enumerate(zip(y[task], total[task], strict=True)):
+                where = spot(loss, point, memory, y, branch)
+                places = None if memory is None else memory.places(total)[branch]
                 scale = None if weight is None else weight[task, branch, 0]
                 found: Any = None
                 with seed(task), torch.enable_grad(), closing(pieces(task_data)) as parts:
                     for share, batch in parts:
-                        one = _differentiate(loss, point, batch, place, _product(share, scale, place))
+                        one = differentiate(loss, where, batch, place, _product(share, scale, place), places)
                         found = plus(found, one, share)
                 results.append(found)
         return results
@@ -78,7 +81,7 @@ class LoopBackend:
         results = []
         for task, (point, task_data) in enumerate(zip(y, data, strict=True)):
             with seed(task), torch.enable_grad():  # losses may take derivatives of their own
-                found = weighted_sum(lambda batch: _value(loss, point, batch), task_data)  # noqa: B023
+                found = weighted_sum(lambda batch: value(loss, point, batch), task_data)  # noqa: B023
             results.append(pytree.tree_map(torch.Tensor.detach, found))
         return _stack(results)
 
@@ -138,67 +141,3 @@ def _product(share: float | None, weight: Tensor | None, like: Tensor) -> Tensor
     if share is None or share == 1:
         return weight
     return like.new_tensor(share) if weight is None else share * weight
-
-
-def _differentiate(
-    loss: FlatLoss, point: Tensor, batch: Any, gradient: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Metrics]:
-    """Returns value and metrics at one point [P]; adds the gradient, times ``weight`` if given, to ``gradient`` [P].
-
-    Of an ``AdaptedLoss`` the backward pass adds as it goes, so that no second vector of P numbers is ever there. It
-    starts from 1 whatever the weight: a small one would be rounded, or lost, in narrow models, and clipped otherwise
-    where they clip gradients.
-    """
-    if isinstance(loss, LossInShards):
-        return loss.differentiate(point, batch, gradient, weight)
-    if isinstance(loss, AdaptedLoss):
-        leaves = loss.leaves(point)
-        value, metrics = loss.checked(loss.all_from(dict(leaves)), batch)
-        learned = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}  # unless the loss has frozen it
-        if value.requires_grad:  # or else nothing is added, where only the value has to be one
-            _aim(learned, loss.structure.adapted.views(gradient), gradient.dtype, weight)
-            _backward(value, list(learned.values()))
-    else:
-        leaf = guarded(point).requires_grad_()
-        value, metrics = loss(leaf, batch)
-        if value.requires_grad:
-            (found,) = torch.autograd.grad(value, leaf)
-            add_product(gradient, found, weight)
-    return value.detach(), pytree.tree_map(torch.Tensor.detach, metrics) if metrics else metrics
-
-
-def _backward(value: Tensor, leaves: list[Tensor]) -> None:
-    try:
-        value.backward(inputs=leaves)
-    except RuntimeError as error:
-        if "Checkpointing is not compatible" in str(error):
-            raise InputError(REENTRANT) from error
-        raise
-
-
-def _aim(leaves: dict[str, Tensor], places: dict[str, Tensor], dtype: torch.dtype, weight: Tensor | None) -> None:
-    """Let a backward pass add the gradients of ``leaves`` to ``places``.
-
-    To be called after the forward pass, in which the loss may have filled, or emptied, its parameters' .grad.
-    """
-    for name, leaf in leaves.items():
-        if weight is None and leaf.dtype == dtype:
-            leaf.grad = places[name]
-        else:
-            leaf.grad = None
-            leaf.register_post_accumulate_grad_hook(partial(_move, places[name], weight))
-
-
-def _move(place: Tensor, weight: Tensor | None, leaf: Tensor) -> None:
-    """The gradient of ``leaf`` to where it is added up."""
-    assert leaf.grad is not None
-    add_product(place, leaf.grad, weight)
-    leaf.grad = None
-
-
-def _value(loss: FlatLoss, point: Tensor, batch: Any) -> tuple[Tensor, Metrics]:
-    if isinstance(loss, LossInShards):
-        return loss.value(point, batch)
-    if isinstance(loss, AdaptedLoss):
-        return loss.checked(loss.all_from(loss.leaves(point)), batch)
-    return loss(guarded(point), batch)

@@ -15,6 +15,7 @@ from metaprox.modules.sharded import ShardedLoss
 from metaprox.types import Metrics
 from metaprox.vectors.parameters import Structure
 from metaprox.vectors.shards import is_sharded, part_here
+from metaprox.vectors.terms import add_product
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,3 @@ class LossInShards:
 def _check_whole(value: Tensor) -> None:
     if is_sharded(value):
         raise InputError("a loss of a model in shards returned a DTensor: return value.full_tensor()")
-
-
-def add_product(total: Tensor, gradient: Tensor, weight: Tensor | None) -> None:
-    """Add ``gradient``, times ``weight`` if given, to ``total`` in place."""
-    if weight is None:
-        total.add_(gradient)
-    elif gradient.layout == torch.strided:
-        total.addcmul_(gradient.to(total.dtype), weight)
-    else:
-        total.add_(gradient * weight)

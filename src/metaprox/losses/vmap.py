@@ -15,6 +15,7 @@ from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Further, Run, Seed, Step, Steps
+from metaprox.losses.memory import Memory
 from metaprox.losses.noise import CPU
 from metaprox.losses.traced import MOST_STEPS
 from metaprox.losses.vmapped import FlatLoss, evaluate_all
@@ -53,7 +54,14 @@ class VmapBackend:
             return evaluate_all(loss, guarded(y), data)
 
     def add_gradient(
-        self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, total: Tensor, weight: Tensor | None = None
+        self,
+        loss: FlatLoss,
+        y: Tensor,
+        data: Any,
+        seed: Seed,
+        total: Tensor,
+        weight: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> None:
         in_graph = self.compile
         gradient = self.evaluate(loss, y, data, seed).grad if in_graph else self._eagerly(loss, y, data, seed)[0]

@@ -38,6 +38,7 @@ class Adam:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     separate_branches: ClassVar[bool] = True
+    keeps_gradients: ClassVar[bool] = False
     takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class GradientDescent:
 
     lr: float
     separate_branches: ClassVar[bool] = True
+    keeps_gradients: ClassVar[bool] = False
     takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class Nesterov:
     lr: float
     momentum: float | None = None
     separate_branches: ClassVar[bool] = True
+    keeps_gradients: ClassVar[bool] = False
     takes_shards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

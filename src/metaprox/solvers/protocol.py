@@ -29,8 +29,10 @@ class InnerSolver(Protocol):
 
     - ``separate_branches = True``: it steps each branch without a look at the others. The loop backend then gives it
       one branch at a time, in the memory of one.
-    - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them, and with
-      ``compile=True`` they are taken in one graph, without a call of ``step``.
+    - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them, and in the
+      loop, and with ``compile=True``, they are taken without a call of ``step``: in place, in a graph.
+    - ``keeps_gradients = False``: after a step it holds neither the gradient nor a view of it, whose memory the loop
+      backend then fills anew at the next one.
     - ``largest_curvature(steps)``: up to which curvature so many steps come closer to a minimum; None: not known. With
       ``relative_step`` it is 2/h. A lam above it is refused before the solve.
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
@@ -41,7 +43,7 @@ class InnerSolver(Protocol):
       sums over all ranks (``metaprox.vectors.norms.norm``, ``metaprox.vectors.shards.total``).
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
 
-    The first three, ``resume``, ``step_size`` and ``takes_shards`` are promises, and hold for the class that makes them
+    The first four, ``resume``, ``step_size`` and ``takes_shards`` are promises, and hold for the class that makes them
     alone: a subclass, which may step otherwise, makes them anew or goes without, and so does whatever has its ``step``
     replaced, or wrapped by a decorator.
     """
@@ -116,6 +118,11 @@ def take_step(solver: InnerSolver, grad: Tensor, y: Tensor, state: Any) -> tuple
 def separates_branches(solver: InnerSolver) -> bool:
     """Whether the class of ``solver`` promises that it steps each branch without a look at the others."""
     return bool(promised(solver, "separate_branches"))
+
+
+def keeps_gradients(solver: InnerSolver) -> bool:
+    """Whether ``solver`` may hold a gradient beyond its step: unless its class says that it does not."""
+    return promised(solver, "keeps_gradients") is not False
 
 
 def relative_step(solver: InnerSolver) -> float | None:

@@ -85,11 +85,12 @@ class Layout:
 
     def unflatten(self, flat: Tensor) -> dict[str, Tensor]:
         """[..., P] -> dict of tensors [..., *shape], as views where the dtype allows."""
-        parts = self.views(flat)
-        for name, dtype in zip(self.names, self.dtypes, strict=True):
-            if dtype != flat.dtype:
-                parts[name] = parts[name].to(dtype)
-        return parts
+        return self.cast(self.views(flat))
+
+    def cast(self, views: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same of the parameters' own dtypes: copies of those that are narrower."""
+        own = zip(views.items(), self.dtypes, strict=True)
+        return {name: part if part.dtype == dtype else part.to(dtype) for (name, part), dtype in own}
 
 
 def _check_kind(name: str, value: Tensor, *, sharded: bool) -> None:

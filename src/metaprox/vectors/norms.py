@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, part_here, total
 
-BLOCK = 2**18  # numbers that are scaled at a time, so that no second vector of P numbers is ever there
+BLOCK = 2**18  # numbers that are converted at a time, so that no second vector of P numbers is ever there
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
 
 
@@ -27,13 +27,27 @@ def norm(vectors: Tensor) -> Tensor:
 
 def norm_here(vectors: Tensor) -> Tensor:
     """The same of the numbers that this rank has."""
-    if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE and vectors.numel() <= BLOCK:
-        return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64).to(torch.float32)
-    largest = torch.linalg.vector_norm(vectors, torch.inf, dim=-1, keepdim=True)
-    scale = torch.where((largest > 0) & (largest < torch.inf), largest, 1.0)
-    width = max(1, BLOCK * vectors.shape[-1] // max(1, vectors.numel()))
-    parts = [_plain(part / scale) for part in vectors.split(width, -1)]
-    return scale * (parts[0] if len(parts) == 1 else _plain(torch.cat(parts, -1)))
+    if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
+        if vectors.numel() <= BLOCK:
+            return _in_double(vectors).to(torch.float32)
+        return _joined([_in_double(part) for part in _blocks(vectors)]).to(torch.float32)
+    most = largest(vectors)
+    scale = torch.where((most > 0) & (most < torch.inf), most, 1.0)
+    parts = [_plain(part / scale) for part in _blocks(vectors)]
+    return scale * _joined(parts)
+
+
+def largest(vectors: Tensor) -> Tensor:
+    """The largest absolute value over the last dimension, which stays and is not empty; NaN where an entry is."""
+    return torch.maximum(vectors.amax(-1, keepdim=True), -vectors.amin(-1, keepdim=True))
+
+
+def mark(vectors: Tensor) -> Tensor:
+    """A number [..., 1] where all are over the last dimension [..., P], and else none: cheaper than their norm."""
+    total = vectors.sum(-1, keepdim=True)
+    if total.device.type == "cpu" and bool(total.isfinite().all()):  # an accelerator is not waited for
+        return total
+    return largest(vectors)  # a sum may overflow
 
 
 def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
@@ -62,14 +76,14 @@ def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:
     filled = [tensor for tensor in tensors if tensor.numel()]
     if not filled:
         return 1.0, 0.0
-    plain = _joined(filled, lambda parts: _numbers(torch._foreach_norm(parts)))
+    plain = _hypot(filled, lambda parts: _numbers(torch._foreach_norm(parts)))
     if max(_least_safe(tensor.dtype) for tensor in filled) < plain < math.inf:
         return 1.0, plain
-    largest = largest_of(filled)
-    scale = math.nan if any(map(math.isnan, largest)) else max(largest)
+    most = largest_of(filled)
+    scale = math.nan if any(map(math.isnan, most)) else max(most)
     if scale == 0 or not math.isfinite(scale):
         return 1.0, scale
-    return scale, _joined(filled, lambda parts: [float(norm_here((part / scale).flatten())) for part in parts])
+    return scale, _hypot(filled, lambda parts: [float(norm_here((part / scale).flatten())) for part in parts])
 
 
 def largest_of(tensors: Sequence[Tensor]) -> list[float]:
@@ -80,13 +94,12 @@ def largest_of(tensors: Sequence[Tensor]) -> list[float]:
         filled = [index for index, part in enumerate(parts) if part.numel()]
         own = torch.zeros(len(parts), dtype=torch.float64, device=parts[0].device)
         if filled:
-            found = torch._foreach_norm([parts[index] for index in filled], math.inf)
-            own[filled] = torch.stack([value.to(own) for value in found])
+            own[filled] = torch.cat([largest(parts[index].flatten()).to(own) for index in filled])
         values[list(places)] = torch.stack(gathered(own, groups)).amax(0).cpu()
     return values.tolist()
 
 
-def _joined(tensors: Sequence[Tensor], lengths: Callable[[list[Tensor]], list[float]]) -> float:
+def _hypot(tensors: Sequence[Tensor], lengths: Callable[[list[Tensor]], list[float]]) -> float:
     """|| . || of all together, by the ``lengths`` of their parts here."""
     found = []
     for groups, places in _by_groups(tensors).items():
@@ -116,3 +129,16 @@ def _least_safe(dtype: torch.dtype) -> float:
 
 def _plain(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+
+
+def _in_double(vectors: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
+
+
+def _joined(lengths: Sequence[Tensor]) -> Tensor:
+    """Of a vector, from those of its parts."""
+    return lengths[0] if len(lengths) == 1 else _plain(torch.cat(list(lengths), -1))
+
+
+def _blocks(vectors: Tensor) -> Sequence[Tensor]:
+    return vectors.split(max(1, BLOCK * vectors.shape[-1] // max(1, vectors.numel())), -1)

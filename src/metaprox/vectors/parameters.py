@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -112,12 +113,20 @@ class Parameters:
         """x [P], or [T, 1, P], always a new tensor."""
         return torch.cat(self.pieces)
 
-    def displacement(self, y: Tensor) -> Tensor:
-        """y - x [..., P], a new tensor."""
+    @cached_property
+    def x_by_parameter(self) -> Sequence[Tensor]:
+        """x [P] as a vector for each parameter: views."""
+        return self.pieces if len(self.pieces) > 1 else self.pieces[0].split_with_sizes(self.adapted.sizes)
+
+    def displacement(self, y: Tensor, out: Tensor | None = None) -> Tensor:
+        """y - x [..., P]: a new tensor, or ``out``."""
         if len(self.pieces) == 1:
-            return y - self.pieces[0]
-        moved = y.clone(memory_format=torch.contiguous_format)
-        torch._foreach_sub_(moved.split_with_sizes(self.adapted.sizes, -1), self.pieces)
+            return torch.sub(y, self.pieces[0], out=out)
+        moved = torch.empty_like(y, memory_format=torch.contiguous_format) if out is None else out
+        sizes = self.adapted.sizes
+        parts = zip(y.split_with_sizes(sizes, -1), self.pieces, moved.split_with_sizes(sizes, -1), strict=True)
+        for point, x, part in parts:
+            torch.sub(point, x, out=part)
         return moved
 
     def unflatten(self, z: Tensor) -> dict[str, Tensor]:
