@@ -183,6 +183,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every whole line, up to now. Raises RunFolderError where one is damaged; names it."""
+        checksums.refuse_lost(self.metrics)
         if not self.metrics.exists():
             return []
         *lines, _ = checksums.checked(self.metrics).split("\n")
@@ -222,6 +223,7 @@ class RunFolder:
 
     def read_test_values(self) -> dict[str, list[float]]:
         """What ``write_test_values`` wrote. Raises RunFolderError where the run has not finished, or it is damaged."""
+        checksums.refuse_lost(self.test_values)
         if not self.test_values.is_file():
             raise self.unfinished(self.test_values)
         values = json_of(self.test_values, checksums.checked(self.test_values))
