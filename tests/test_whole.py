@@ -184,6 +184,30 @@ def test_a_file_that_is_lost_is_named_and_left_out_once_the_checksums_are(made, 
         assert reports.write_report(training.RunFolder.open(run)).exists()
 
 
+def test_a_list_of_checksums_that_names_other_files_is_damaged(made, tmp_path):
+    shutil.copytree(made / "run", run := tmp_path / "run")
+    for name in ("config.json", "data.json"):
+        sums = json.loads((made / "run" / "checksums.json").read_text())
+        sums[name + "n"] = sums.pop(name)
+        (run / "checksums.json").write_text(json.dumps(sums))
+        with pytest.raises(mp.RunFolderError, match=r"checksums.json is damaged: it is not a list of checksums"):
+            mp.load(run)
+
+
+def test_what_was_damaged_during_a_run_is_not_sealed_as_right(made, tmp_path):
+    """And a configuration that is made again leaves the sums of the other files."""
+    shutil.copytree(made / "run", run := tmp_path / "run")
+    for name in ("weights.safetensors", "config.json", "test_tasks.json"):  # as of a run that goes on
+        (run / name).unlink()
+    sums = json.loads((run / "checksums.json").read_text())
+    (run / "checksums.json").write_text(json.dumps({name: sums[name] for name in ("config.json", "data.json")}))
+    (run / "data.json").write_bytes(flipped((run / "data.json").read_bytes(), 0.5))
+    with pytest.warns(UserWarning, match="config.json was missing: it is made again"):
+        training.resume(run)
+    with pytest.raises(mp.RunFolderError, match=r"data.json is not as it was written"):
+        reports.write_report(training.RunFolder.open(run))
+
+
 def test_a_damaged_checkpoint_of_a_run_that_goes_on_is_warned_of(made, tmp_path):
     shutil.copytree(made / "half", tmp_path / "half")
     folder = training.RunFolder.open(tmp_path / "half")

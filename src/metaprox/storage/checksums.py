@@ -93,7 +93,7 @@ def read(folder: Path) -> dict[str, str]:
         known = json_of(place, text_of(place, read_bytes(place)))
     except RunFolderError as error:
         raise RunFolderError(f"{error}: {remedy}") from error
-    if not isinstance(known, dict) or "config.json" not in known.keys() <= FILES:
+    if not isinstance(known, dict) or not {"config.json"} <= known.keys() <= FILES:
         raise RunFolderError(f"{place} is damaged: it is not a list of checksums: {remedy}")
     return known
 

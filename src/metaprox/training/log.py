@@ -1,4 +1,4 @@
-"""metrics.jsonl as a checkpoint knows it: how far it had come, and back to there."""
+"""metrics.jsonl: its records; and as a checkpoint knows it, how far it had come, and back to there."""
 
 import hashlib
 import os
@@ -6,9 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metaprox.errors import DamagedFileError
+from metaprox.errors import DamagedFileError, RunFolderError
 from metaprox.storage import checksums
-from metaprox.storage.files import naming
+from metaprox.storage.files import json_of, naming
+
+
+def read(log: Path) -> list[dict[str, Any]]:
+    """Every whole line, up to now; none where there is no log. Raises RunFolderError where one is damaged; names it."""
+    checksums.refuse_lost(log)
+    if not log.exists():
+        return []
+    *lines, _ = checksums.checked(log).split("\n")
+    return [_record(log, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _record(log: Path, number: int, line: str) -> dict[str, Any]:
+    record = json_of(f"{log}, line {number},", line)
+    kinds = {"kind": str, "step": int}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
+        raise RunFolderError(f"{log}, line {number}, is damaged: it is no record of a meta-step")
+    return record
 
 
 def state_of(log: Path) -> dict[str, Any]:
