@@ -1,5 +1,6 @@
 """Which of several processes are alive, and what those say that fail: over the store of their process group."""
 
+import atexit
 import os
 import socket
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from queue import Empty, Queue
 from typing import Any, TypeVar
+from weakref import ref
 
 Answer = TypeVar("Answer")
 
@@ -18,7 +20,8 @@ GONE = 6 * BEAT  # of silence, after which a process whose connection broke is t
 class Pulse:
     """Of this process, which is ``rank`` of those that ``ranks`` names: a thread counts up in the store as it lives.
 
-    A process that is stopped, dead or cut off is one whose count stands still; one that computes for long is not.
+    It is one thread, of however many groups the process is. A process that is stopped, dead or cut off is one whose
+    count stands still; one that computes for long is not.
     """
 
     def __init__(self, store: Any, rank: int, ranks: Sequence[int], patience: float) -> None:
@@ -26,8 +29,7 @@ class Pulse:
         self._store = _own_connection(store, patience)
         self._store.set(f"metaprox/{rank}/who", f"process {os.getpid()} on {socket.gethostname()}")
         self._heard = {other: (-1, time.monotonic()) for other in ranks}
-        beating = _own_connection(store, patience)
-        threading.Thread(target=_beat, args=(beating, f"metaprox/{rank}/beats"), daemon=True).start()
+        Heart.of(store, f"metaprox/{rank}/beats", patience)
 
     def silence(self) -> dict[int, float]:
         """Seconds since each other process was last seen to live. Costs a message to the store for each."""
@@ -87,10 +89,42 @@ def _own_connection(store: Any, patience: float) -> Any:
     return own
 
 
-def _beat(store: Any, key: str) -> None:
-    while True:
-        try:
-            store.add(key, 1)
-        except Exception:  # the store is gone, and with it whoever could listen
-            return
-        time.sleep(BEAT)
+class Heart:
+    """The thread that counts up in a store. ``end``: it is over before the interpreter is.
+
+    A thread that Python's end meets within the store is unwound through C++, which aborts the process.
+    """
+
+    beating: "Heart | None" = None
+
+    def __init__(self, store: Any, key: str, patience: float) -> None:
+        self._store, self._over = ref(store), threading.Event()
+        own = _own_connection(store, patience)
+        self._thread = threading.Thread(target=self._beat, args=(own, key), daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def of(cls, store: Any, key: str, patience: float) -> None:
+        """There is one for ``store``, and for no other."""
+        if cls.beating is None or cls.beating._store() is not store or not cls.beating._thread.is_alive():
+            cls.end()
+            cls.beating = cls(store, key, patience)
+
+    @classmethod
+    def end(cls) -> None:
+        """There is none."""
+        if cls.beating is not None:
+            cls.beating._over.set()
+            cls.beating._thread.join(GONE)
+            cls.beating = None
+
+    def _beat(self, store: Any, key: str) -> None:
+        while not self._over.is_set():
+            try:
+                store.add(key, 1)
+            except Exception:  # the store is gone, and with it whoever could listen
+                return
+            self._over.wait(BEAT)
+
+
+atexit.register(Heart.end)
