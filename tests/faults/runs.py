@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import os
 import random
 import shutil
@@ -133,13 +132,18 @@ KINDS = {
 }
 
 
+ASKS = {signal.SIGINT, signal.SIGTERM}
+
+
 def in_fork(work, log):
     """Returns the process that does ``work()``; what it prints goes into ``log``. Status 70: an exception came out."""
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)  # but while there is something to run
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
         return pid
-    status, began = 70, False
+    status = 70
     try:
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
@@ -149,14 +153,12 @@ def in_fork(work, log):
         torch.set_num_threads(1)
         warnings.simplefilter("always")
         with ending_in_one_line():
-            began = True
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
             work()
+            signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
-    except KeyboardInterrupt:
-        status = 70 if began else 130  # a signal before there was anything to run
-        traceback.print_exc()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -192,7 +194,7 @@ def command(*words):
 def contents(folder):
     """What a run or a comparison ended with, without seconds, bit for bit."""
     if (folder / "comparison.json").exists():
-        results = json.loads((folder / "comparison.json").read_text())
+        results = comparison.read(folder)
         for method in results["methods"].values():
             del method["cost"]
         return results, [contents(path.parent) for path in sorted(folder.glob("*/*/config.json"))]
