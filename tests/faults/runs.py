@@ -138,14 +138,15 @@ ASKS = {signal.SIGINT, signal.SIGTERM}
 def in_fork(work, log):
     """Returns the process that does ``work()``; what it prints goes into ``log``. Status 70: an exception came out."""
     sys.stdout.flush()
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)  # but while there is something to run
     pid = os.fork()
     if pid:
+        os.close(out)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
         return pid
     status = 70
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
