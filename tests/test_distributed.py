@@ -453,6 +453,29 @@ def test_messages_of_a_meeting_grow_as_the_number_of_processes(size):
         assert 0 <= counted.messages.total() - (2 + 6 * others) <= most * others, counted.messages
 
 
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_look_at_who_lives_takes_three_messages_of_however_many(size):
+    store = torch.distributed.HashStore()
+    pulse = Pulse(store, 0, range(size), 1.0)
+    pulse._store = counted = Counting(pulse._store)
+    pulse.silence()  # the first time each is asked for
+    assert counted.messages["add"] == size
+    time.sleep(0.1)
+    counted.messages.clear()
+    store.add(f"metaprox/{size - 1}/beats", 1)
+    silent = pulse.silence()
+    assert silent[size - 1] < 0.1
+    assert all(silent[rank] > 0.1 for rank in range(1, size - 1))
+    assert pulse.told() == {}
+    assert counted.messages.pop("has_extended_api") == 1  # which is no message
+    assert counted.messages.total() == 3
+    other = Pulse(store, size - 1, range(size), 1.0)
+    other.tell("a reason")
+    assert pulse.told() == pulse.told() == {size - 1: "a reason"}
+    other.tell("")
+    assert pulse.told() == {}
+
+
 @pytest.mark.parametrize(("rank", "missing"), [(0, r"ranks \[1, 2\]"), (1, "rank 0")])
 def test_a_process_that_does_not_come_is_named(rank, missing):
     with pytest.raises(mp.PeerError, match=f"{missing} ha(s|ve) not come within 0 s"):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from weakref import ref
 
 Answer = TypeVar("Answer")
+TOLD = "metaprox/told"  # how often a process has told something
 
 BEAT = 0.5  # seconds between two signs of life
 GONE = 6 * BEAT  # of silence, after which a process whose connection broke is taken for dead
@@ -29,26 +30,41 @@ class Pulse:
         self._store = _own_connection(store, patience)
         self._store.set(f"metaprox/{rank}/who", f"process {os.getpid()} on {socket.gethostname()}")
         self._heard = {other: (-1, time.monotonic()) for other in ranks}
+        self._known: tuple[int, dict[int, str]] = (0, {})
         Heart.of(store, f"metaprox/{rank}/beats", patience)
 
     def silence(self) -> dict[int, float]:
-        """Seconds since each other process was last seen to live. Costs a message to the store for each."""
+        """Seconds since each other process was last seen to live. Costs two messages to the store, later on."""
         now = time.monotonic()
-        counts = self._answer(lambda: {rank: self._store.add(f"metaprox/{rank}/beats", 0) for rank in self._heard})
+        counts = self._answer(self._counts)
         for rank, (count, _) in self._heard.items():
             if counts[rank] != count:
                 self._heard[rank] = (counts[rank], now)
         return {rank: now - since for rank, (_, since) in self._heard.items() if rank != self._rank}
 
+    def _counts(self) -> dict[int, int]:
+        """The signs of life of each; of all in one message, where the store can, once there are such."""
+        keys = {rank: f"metaprox/{rank}/beats" for rank in self._heard}
+        if self._store.has_extended_api() and self._store.check(list(keys.values())):
+            return dict(zip(keys, map(int, self._store.multi_get(list(keys.values()))), strict=True))
+        return {rank: self._store.add(key, 0) for rank, key in keys.items()}
+
     def tell(self, what: str) -> None:
         """Leave a word for the others about why this process stops."""
         self._store.set(f"metaprox/{self._rank}/failed", what)
+        self._store.add(TOLD, 1)
 
     def told(self) -> dict[int, str]:
-        """What others have told."""
+        """What others have told. Costs a message to the store, and more of them where there is something new."""
         return self._answer(self._told)
 
     def _told(self) -> dict[int, str]:
+        count = self._store.add(TOLD, 0)
+        if count != self._known[0]:
+            self._known = count, self._words()
+        return self._known[1]
+
+    def _words(self) -> dict[int, str]:
         found = {}
         for rank in self._ranks:
             key = f"metaprox/{rank}/failed"
