@@ -82,6 +82,7 @@ def test_a_finished_comparison_is_counted_again_from_what_its_runs_left(done, tm
     old = json.loads((out / "comparison.json").read_text())
     for method in old["methods"].values():
         method["test"] = method["minus_first"] = None
+    del old["sha256"]  # as of one from before there were checksums
     (kept / "comparison.json").write_text(json.dumps(old))
     main(["recount", str(kept)])
     assert "sinusoid, seeds 0, 1" in capsys.readouterr().out
@@ -267,7 +268,7 @@ def test_methods_are_not_called_as_the_files_beside_them(label):
 
 def test_a_damaged_comparison_is_refused_by_name(done, tmp_path, capsys):
     out, results = done
-    assert comparison.read(str(out)) == json.loads((out / "comparison.json").read_text())
+    assert comparison.read(str(out)) == results
     assert comparison.recount(results, str(out))["methods"].keys() == results["methods"].keys()
     for text, message in (
         ("{", "is damaged: "),

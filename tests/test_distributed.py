@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from safetensors.torch import load_file
 import metaprox as mp
 from conftest import records
 from metaprox.distributed.meeting import met
+from metaprox.distributed.pulse import Heart, Pulse
 from metaprox.training import RunFolder
 
 HERE = Path(__file__).parent
@@ -393,6 +396,84 @@ def test_processes_meet_those_of_their_own_start_whatever_earlier_ones_have_left
     words = [meeting(store, delays) for delays in ([0, 0, 0], [0, 0.2, 0.4], [0.4, 0, 0.2])]
     assert all(len(set(each)) == 1 for each in words)
     assert len({each[0] for each in words}) == 3
+
+
+@pytest.mark.distributed
+def test_processes_that_have_made_several_meshes_end_well():
+    """Signs of life that went on into the end of the interpreter aborted every third run."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(HERE / "meshes.py")]
+    for _ in range(6):
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=ALONE | {"OMP_NUM_THREADS": "1"}, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_one_thread_gives_signs_of_life_for_all_groups_and_ends():
+    store, others = torch.distributed.HashStore(), torch.distributed.HashStore()
+    beating = lambda: [one for one in threading.enumerate() if "_beat" in one.name]  # noqa: E731
+    before = len(beating())
+    pulses = [Pulse(store, 0, ranks, 1.0) for ranks in ([0, 1], [0, 2], [0, 3])]
+    assert len(beating()) == before + 1
+    Pulse(others, 0, [0, 1], 1.0)
+    assert len(beating()) == before + 1
+    wait_until(lambda: others.add("metaprox/0/beats", 0) > 0)
+    assert [pulse.silence().keys() for pulse in pulses] == [{1}, {2}, {3}]
+    Heart.end()
+    assert len(beating()) == before
+
+
+def wait_until(done):
+    while not done():
+        time.sleep(0.01)
+
+
+class Counting:
+    """A store that counts the messages that it gets."""
+
+    def __init__(self, store):
+        self.store, self.messages = store, Counter()
+
+    def __getattr__(self, name):
+        def call(*given):
+            self.messages[name] += 1
+            return getattr(self.store, name)(*given)
+
+        return call
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_messages_of_a_meeting_grow_as_the_number_of_processes(size):
+    """Whoever comes last; and a few more where something is left of earlier ones."""
+    store = torch.distributed.HashStore()
+    for last, most in ((0, 0), (1, 0), (0, 8)):
+        counted = Counting(store if last == 0 else torch.distributed.HashStore())
+        assert len(set(meeting(counted, [0.3 if rank == last else 0 for rank in range(size)]))) == 1
+        others = size - 1
+        assert 0 <= counted.messages.total() - (2 + 6 * others) <= most * others, counted.messages
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_look_at_who_lives_takes_three_messages_of_however_many(size):
+    store = torch.distributed.HashStore()
+    pulse = Pulse(store, 0, range(size), 1.0)
+    pulse._store = counted = Counting(pulse._store)
+    pulse.silence()  # the first time each is asked for
+    assert counted.messages["add"] == size
+    time.sleep(0.1)
+    counted.messages.clear()
+    store.add(f"metaprox/{size - 1}/beats", 1)
+    silent = pulse.silence()
+    assert silent[size - 1] < 0.1
+    assert all(silent[rank] > 0.1 for rank in range(1, size - 1))
+    assert pulse.told() == {}
+    assert counted.messages.pop("has_extended_api") == 1  # which is no message
+    assert counted.messages.total() == 3
+    other = Pulse(store, size - 1, range(size), 1.0)
+    other.tell("a reason")
+    assert pulse.told() == pulse.told() == {size - 1: "a reason"}
+    other.tell("")
+    assert pulse.told() == {}
 
 
 @pytest.mark.parametrize(("rank", "missing"), [(0, r"ranks \[1, 2\]"), (1, "rank 0")])

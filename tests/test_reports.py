@@ -140,6 +140,8 @@ def test_an_unfinished_run_is_shown_as_far_as_it_is(runs):
 @pytest.mark.parametrize("lines", [0, 1, 2])
 def test_a_run_that_has_hardly_begun_is_shown(runs, lines):
     log = runs / "half" / "metrics.jsonl"
+    for checkpoint in training.RunFolder("half").checkpoints():  # which know more of the log
+        checkpoint.unlink()
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:lines]))
     main(["report", "half"])
     assert f"meta-step {max(0, lines - 1)} of 80" in (runs / "half" / "report.html").read_text()
@@ -318,21 +320,15 @@ FILES = ("config.json", "metrics.jsonl", "test_tasks.json", "starts.jsonl", "wei
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_run_is_one_line(runs, capsys, damage, name, checked):
-    """Or its page is right all the same: an empty list of starts is that of a run from before there were such."""
     file = runs / "plain" / name
     if not checked:
         (runs / "plain" / "checksums.json").unlink()
     content = file.read_bytes()
     file.write_bytes(DAMAGES[damage](content))
-    if (name, damage, checked) in (("starts.jsonl", "empty", False), ("metrics.jsonl", "half", False)):
-        main(["report", "plain"])  # half a log is that of an unfinished run
-        assert ("Not finished" in (runs / "plain" / "report.html").read_text()) == (name == "metrics.jsonl")
-        return
     status, said = refused(capsys, "plain")
     assert status == 1
     assert f"plain/{name}" in said
-    if name != "weights.safetensors":  # which side by side nobody needs
-        assert f"plain/{name}" in refused(capsys, "half", "plain")[1]
+    assert f"plain/{name}" in refused(capsys, "half", "plain")[1]
 
 
 @pytest.mark.filterwarnings("ignore:.*The picture of a task is left out")
@@ -356,7 +352,7 @@ def test_whatever_is_missing_is_one_line_or_not_needed(runs, capsys, monkeypatch
             except SystemExit as ended:
                 said = capsys.readouterr().err
                 assert said.count("\n") == 1, key
-                assert f"metaprox: error: plain/{name}" in said, key
+                assert f"plain/{name}" in said, key
                 counts[ended.code] += 1
     assert counts[1] > 5, counts
 
@@ -364,6 +360,7 @@ def test_whatever_is_missing_is_one_line_or_not_needed(runs, capsys, monkeypatch
 def test_markup_in_a_run_is_text(runs):
     file = runs / "plain" / "starts.jsonl"
     start = json.loads(file.read_text())
+    del start["sha256"]
     (runs / "plain" / "checksums.json").unlink()
     file.write_text(json.dumps(start | {"command": "<script>alert(1)</script>", "host": "<b>"}) + "\n")
     shutil.copytree("plain", "<img src=x>")

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from faults import damage
+from faults import damage, kept
 from faults.damage import Folders
 from faults.stops import Undisturbed, stopped, together
+
+BOTH = ("config.json", "data.json", "starts.jsonl", "checksums.json")
 
 
 @dataclass
@@ -52,19 +54,27 @@ def rows(place: Path, share: float = 1.0) -> list[Row]:
         return 3, together(kind, 3, rng, place / f"crowd-{next(names)}", undisturbed)
 
     kills, asks = [signal.SIGKILL], [signal.SIGTERM, signal.SIGINT]
-    found = [Row(f"SIGKILL, {kind}", n, partial(stops, kind, kills)) for kind, n in (("settings", 90), ("script", 90))]
+    often = (("settings", 90), ("script", 90), ("data", 20))
+    found = [Row(f"SIGKILL, {kind}", n, partial(stops, kind, kills)) for kind, n in often]
     found += [Row("SIGKILL, comparison", 40, partial(stops, "comparison", kills))]
     found += [Row(f"SIGTERM and SIGINT, {kind}", 30, partial(stops, kind, asks)) for kind in ("settings", "script")]
     found += [Row("SIGTERM and SIGINT, comparison", 15, partial(stops, "comparison", asks))]
     found += [Row(f"three at once, {kind}", 9, partial(crowd, kind)) for kind in undisturbed.seconds]
     every = {
-        "finished": ["config.json", "weights.safetensors", "test_tasks.json", "metrics.jsonl", "checksums.json"],
-        "half": ["config.json", "checkpoint-*", "metrics.jsonl", "checksums.json"],
+        "finished": [*BOTH, "weights.safetensors", "test_tasks.json", "metrics.jsonl"],
+        "half": [*BOTH, "checkpoint-*", "metrics.jsonl"],
     }
     for which, files in every.items():
         for name in files:
             found.append(Row(f"a bit of {name}, {which} run", 20, _once(damage.flipped, folders, which, name)))
             found.append(Row(f"{name} cut or filled, {which} run", 12, _once(damage.cut, folders, which, name)))
+            if (name, which) != ("metrics.jsonl", "half"):  # without which a run goes on, once it is deleted
+                found.append(Row(f"{name} lost, {which} run", 2, _once(damage.lost, folders, which, name)))
+    for name in ("report.html", "figures/*"):
+        found.append(Row(f"{name} damaged, lost or a folder", 10, _once(kept.page, folders, name)))
+    for kind, files in kept.FILES.items():
+        for name in files:
+            found.append(Row(f"{name} damaged or lost, {kind}", 20, _once(kept.kept, folders, kind, name)))
     found += [Row("hostile checkpoints with right checksums", 60, _once(damage.hostile, folders))]
     others = ["checkpoint", "weights.safetensors", "edited config.json", "edited config.json without checksums"]
     found += [Row(f"of another run: {name}", 2, _once(damage.another, folders, name)) for name in others]

@@ -10,9 +10,9 @@ import signal
 
 import torch
 
-from faults.runs import KINDS, SETTINGS, command, contents, copied, done, ended, in_fork
-from metaprox import training
-from metaprox.training import weights
+from faults.runs import KINDS, command, contents, copied, done, ended, in_fork, settings_of_data
+from metaprox import reports, training
+from metaprox.training import starts, weights, whole
 
 DEEP = "[" * 100_000
 TEXTS = (
@@ -31,16 +31,20 @@ TEXTS = (
 
 
 class Folders:
-    """A run that was stopped in its middle, and one that has finished, with what the undisturbed one ends with."""
+    """A run that was stopped in its middle, and one that has finished, with what the undisturbed one ends with.
+
+    Both are of data of one's own, which leave most files; the finished one has its page.
+    """
 
     def __init__(self, place, undisturbed):
-        self.place, self.finished = place, undisturbed.folder / "settings"
-        self.contents = undisturbed.contents["settings"]
+        self.place, self.finished = place, undisturbed.folder / "data"
+        self.contents = undisturbed.contents["data"]
+        assert done(lambda: reports.write_report(training.RunFolder.open(self.finished)), place / "l")[0] == 0
         self.half = place / "half"
         log = place / "half.log"
         while True:  # until a stop comes in the middle
             shutil.rmtree(self.half, ignore_errors=True)
-            pid = in_fork(lambda: KINDS["settings"].work(self.half), log)
+            pid = in_fork(lambda: KINDS["data"].work(self.half), log)
             while ended(pid, 0.001) is None:
                 if len(list(self.half.glob("checkpoint-0000001*"))) == 2:
                     os.kill(pid, signal.SIGKILL)
@@ -71,9 +75,10 @@ def read_all(folder):
 
     def work():
         found = training.RunFolder.open(folder)
+        whole.check(found)
         trainer = training.trainer_of(found)
         trainer.load_weights(found)
-        values = [found.read_metrics(), found.read_test_values(), trainer.model.state_dict()]
+        values = [found.read_metrics(), found.read_test_values(), trainer.model.state_dict(), starts.read(found.starts)]
         torch.save(values, folder.with_suffix(".read"))
 
     return work
@@ -136,6 +141,21 @@ def cut(folders, which, name, rng):
     return wrong
 
 
+def lost(folders, which, name, rng):
+    """A file is gone: that is said, or nothing is lost with it."""
+    folder = folders.copy(which)
+    file = rng.choice(sorted(folder.glob(name)))
+    file.unlink()
+    work = read_all(folder) if which == "finished" else lambda: training.resume(folder)
+    status, said = done(work, folders.place / "l")
+    if status != 0:
+        return told(status, said, [file.name])
+    if which == "half":
+        return None if contents(folder) == folders.contents else f"without {file.name}, ended with other results"
+    found, wanted = (torch.load(path, weights_only=True) for path in (folder.with_suffix(".read"), folders.read()))
+    return None if repr(found) == repr(wanted) else f"without {file.name}, other numbers were taken"
+
+
 def hostile(folders, rng):
     """A checkpoint that somebody made, with checksums that are right: no traceback, and no code of theirs is run."""
     folder = folders.copy("half")
@@ -168,7 +188,10 @@ def another(folders, name, rng):
     folder = folders.copy("half" if name != "weights.safetensors" else "finished")
     place = folders.place / "other"
     if not place.exists():
-        assert done(lambda: training.train(SETTINGS.but(lr=0.05), place), folders.place / "l")[0] == 0
+        assert (
+            done(lambda: training.train(settings_of_data(folders.place).but(lr=0.05), place), folders.place / "l")[0]
+            == 0
+        )
     if name == "checkpoint":
         for path in training.RunFolder.open(folder).checkpoints():
             shutil.copy(training.RunFolder.open(place).checkpoint, path)
@@ -210,12 +233,12 @@ def refusing_disk(folders, number, rng):
         pathlib.Path.open = lambda path, mode="r", *more, **named: (refused(opened) if mode[0] in "aw" else opened)(
             path, mode, *more, **named
         )
-        KINDS["settings"].work(folder)
+        KINDS["data"].work(folder)
 
     status, said = done(work, folders.place / "l")
     if wrong := status and told(status, said, [folder]):
         return f"after {left} writes: {wrong}"
-    status, said = done(lambda: KINDS["settings"].work(folder), folders.place / "l")
+    status, said = done(lambda: KINDS["data"].work(folder), folders.place / "l")
     return None if status == 0 and contents(folder) == folders.contents else f"after {left} writes, again: {said}"
 
 
@@ -223,7 +246,7 @@ def removed(folders, rng):
     """The folder of a run is removed while it goes on."""
     folder = folders.place / "removed"
     shutil.rmtree(folder, ignore_errors=True)
-    pid = in_fork(lambda: KINDS["settings"].work(folder), folders.place / "l")
+    pid = in_fork(lambda: KINDS["data"].work(folder), folders.place / "l")
     while len(list(folder.glob("checkpoint-*"))) < 2:
         pass
     with contextlib.suppress(OSError):

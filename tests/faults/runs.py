@@ -1,7 +1,7 @@
 """Small fast runs, each in a process that is forked from one which has imported everything and computed nothing."""
 
 import contextlib
-import json
+import csv
 import os
 import random
 import shutil
@@ -23,13 +23,14 @@ from metaprox.cli import main
 from metaprox.cli.ending import ending_in_one_line
 from metaprox.comparison import cost
 from metaprox.comparison import runs as comparison_runs
-from metaprox.training import Pace, Trainer
+from metaprox.training import Pace, Trainer, starts
 
 PACE = Pace(meta_steps=20, meta_batch=2, eval_every=6, eval_tasks=3, test_tasks=4, checkpoint_every=4)
 SETTINGS = training.Settings(
     "sinusoid", hidden=(6,), steps=2, compile="off", **{k: v for k, v in vars(PACE).items() if k != "seed"}
 )
 OURS = {"config.json", "checksums.json", "starts.jsonl", "metrics.jsonl", "test_tasks.json", "weights.safetensors"}
+OURS |= {"data.json", "figures"}
 
 
 class Noisy(torch.nn.Module):
@@ -81,6 +82,26 @@ def _train_settings(folder):
     training.resume(folder) if (folder / "config.json").exists() else training.train(SETTINGS, folder)
 
 
+def settings_of_data(place):
+    """Of a run on data of one's own, which lie in ``place``: lines of 16 slopes, 8 points of each."""
+    if not (data := place / "lines.csv").exists():
+        source = random.Random(0)
+        with data.open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["line", "a", "b", "y"])
+            for line in range(16):
+                slope = source.gauss(0, 1)
+                for a, b in ((source.gauss(0, 1), source.gauss(0, 1)) for _ in range(8)):
+                    out.writerow([f"line {line}", a, b, slope * a - b])
+    own = {"data": data, "target": "y", "by": "line", "queries": 3}
+    return training.Settings("tables", **own, **{k: v for k, v in SETTINGS.given.items() if k != "tasks"})
+
+
+def _train_data(folder):
+    going = (folder / "config.json").exists()
+    training.resume(folder) if going else training.train(settings_of_data(folder.parent), folder)
+
+
 def _train_script(folder):
     comparison.train_or_resume(scripted(), folder)
 
@@ -102,19 +123,30 @@ class Kind:
 
 KINDS = {
     kind.name: kind
-    for kind in (Kind("settings", _train_settings), Kind("script", _train_script), Kind("comparison", _compare))
+    for kind in (
+        Kind("settings", _train_settings),
+        Kind("data", _train_data),
+        Kind("script", _train_script),
+        Kind("comparison", _compare),
+    )
 }
+
+
+ASKS = {signal.SIGINT, signal.SIGTERM}
 
 
 def in_fork(work, log):
     """Returns the process that does ``work()``; what it prints goes into ``log``. Status 70: an exception came out."""
     sys.stdout.flush()
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)  # but while there is something to run
     pid = os.fork()
     if pid:
+        os.close(out)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
         return pid
-    status, began = 70, False
+    status = 70
     try:
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
         sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
@@ -122,14 +154,12 @@ def in_fork(work, log):
         torch.set_num_threads(1)
         warnings.simplefilter("always")
         with ending_in_one_line():
-            began = True
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKS)
             work()
+            signal.pthread_sigmask(signal.SIG_BLOCK, ASKS)
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 1
-    except KeyboardInterrupt:
-        status = 70 if began else 130  # a signal before there was anything to run
-        traceback.print_exc()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -165,7 +195,7 @@ def command(*words):
 def contents(folder):
     """What a run or a comparison ended with, without seconds, bit for bit."""
     if (folder / "comparison.json").exists():
-        results = json.loads((folder / "comparison.json").read_text())
+        results = comparison.read(folder)
         for method in results["methods"].values():
             del method["cost"]
         return results, [contents(path.parent) for path in sorted(folder.glob("*/*/config.json"))]
@@ -173,7 +203,8 @@ def contents(folder):
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in found.read_metrics()]
     checkpoints = {path.name for path in found.checkpoints()}
     strange = {path.name for path in folder.iterdir()} - OURS - checkpoints
-    strange = {name for name in strange if not name.endswith((".damaged", ".html")) and name != "figures"}
+    strange = {name for name in strange if not name.endswith((".damaged", ".html"))}
+    assert starts.read(found.starts)
     return found.weights.read_bytes(), repr(rows), found.read_test_values(), strange
 
 

@@ -16,7 +16,11 @@ class Undisturbed:
     def __init__(self, folder):
         self.folder, self.contents, self.seconds = folder, {}, {}
         torch.set_num_threads(1)
-        for name in ("settings", "script"):  # what every process would import and look up anew is in this one then
+        for name in (
+            "settings",
+            "data",
+            "script",
+        ):  # what every process would import and look up anew is in this one then
             KINDS[name].work(folder / f"{name} here")
         for name, kind in KINDS.items():
             began = time.monotonic()

@@ -1,6 +1,5 @@
 """metaprox compare, recount: several methods on the same tasks."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from metaprox import comparison, reports, training
 from metaprox.cli.options import WithSettings
+from metaprox.comparison.results import write
 from metaprox.storage.files import damaged
 
 
@@ -66,11 +66,10 @@ class Recount:
 
     def run(self, console: Console) -> None:
         """Read the runs, and write the report."""
-        results = comparison.read(self.out)
-        folder = training.RunFolder(self.out)
-        with folder.locked(), damaged(self.out / "comparison.json", "the comparison.json of a comparison"):
+        results, place = comparison.read(self.out), self.out / "comparison.json"
+        with training.RunFolder(self.out).locked(), damaged(place, "the comparison.json of a comparison"):
             results = comparison.recount(results, self.out)
-            folder.write_text("comparison.json", json.dumps(results, indent=2) + "\n")
+            write(results, self.out)
             _show_comparison(results, self.out, console)
 
 

@@ -1,5 +1,6 @@
 """What the runs of a comparison say: means and intervals, paired differences, costs, curves."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from metaprox.comparison.cost import Cost
 from metaprox.comparison.plan import Contender, Plan, per_meta_step, run_path
 from metaprox.comparison.statistics import Estimate, OfSeed
 from metaprox.errors import RunFolderError
+from metaprox.storage import checksums
 from metaprox.storage.files import damaged, json_of, read_bytes, text_of
 from metaprox.training import RunFolder
 from metaprox.training.stored import flat
@@ -106,6 +108,11 @@ def _kept(method: Mapping[str, Any], label: str, seeds: Sequence[int], metric: s
     )
 
 
+def write(results: Mapping[str, Any], out: Path) -> None:
+    """Keep ``results`` as comparison.json in ``out``, with their SHA-256."""
+    RunFolder(out).write_text("comparison.json", json.dumps(checksums.sealed(results), indent=2) + "\n")
+
+
 def read(out: str | Path) -> dict[str, Any]:
     """What comparison.json in ``out`` holds. Raises RunFolderError where there is none, or it is damaged."""
     place = checks.path("out", out) / "comparison.json"
@@ -114,7 +121,7 @@ def read(out: str | Path) -> dict[str, Any]:
     results: dict[str, Any] = json_of(place, text_of(place, read_bytes(place)))
     if not isinstance(results, dict) or not {"metric", "seeds", "methods"} <= results.keys():
         raise RunFolderError(f"{place} is not the comparison.json of a comparison")
-    return results
+    return checksums.unsealed(place, results)
 
 
 def statistics(mine: Runs, first: Runs | None, metric: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Runs of a comparison: what is missing is run, what is there is kept."""
 
-import json
 import os
 import signal
 import threading
@@ -13,7 +12,7 @@ from typing import Any
 from metaprox import checks
 from metaprox.comparison.cost import measure, sent
 from metaprox.comparison.plan import FILES, Contender, Plan, run_path
-from metaprox.comparison.results import collect
+from metaprox.comparison.results import collect, write
 from metaprox.errors import InputError, MetaproxError, NonFiniteError, RunFolderError, with_notes
 from metaprox.storage.files import is_leftover, naming
 from metaprox.training import Progress, RunFolder, Trainer, configuration_of, starts
@@ -76,7 +75,7 @@ def _compare(plan: Plan, out: Path, jobs: int, say: Callable[[str], None], stop:
         where = error.where if isinstance(error, Stopped) else f"between two runs of the comparison in {out}"
         raise Stopped(stop.asked, where) from None
     results = collect(plan, costs, failures, out)
-    RunFolder(out).write_text("comparison.json", json.dumps(results, indent=2) + "\n")
+    write(results, out)
     return results
 
 

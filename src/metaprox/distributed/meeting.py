@@ -15,7 +15,8 @@ import torch
 
 from metaprox.errors import PeerError
 
-PLACE, WAIT, POLL = "metaprox/meeting", 300.0, 0.01  # seconds
+PLACE, WAIT, POLL = "metaprox/meeting", 300.0, 1.0  # seconds
+FIRST = f"{PLACE}/first"
 
 
 def outlives_processes() -> bool:
@@ -34,34 +35,44 @@ def fresh_store(rank: int, size: int, wait: float = WAIT) -> Any:
 def met(store: Any, rank: int, size: int, wait: float = WAIT) -> str:
     """Returns a word that these processes have in common, and that none from before had. All come here.
 
-    Rank 0 gives each process the word in answer to a name of its own, and goes on when all have said the word: what
-    earlier processes have left is no answer to new names. Costs 5 messages to the store for each process.
+    Rank 0 leaves a word, each other rank a name of its own under that word, and rank 0 an answer to each name: what
+    earlier processes have left is no answer to new names, and who finds an old word looks until there is a new one.
+    Costs 4 messages to the store of each of the others, and of rank 0 two and two for each; after more than a second
+    of waiting for an answer, 2 a second.
 
     Raises:
         PeerError: after ``wait`` seconds, naming the ranks that are missing.
     """
-    own = uuid.uuid4().hex
+    own, end = uuid.uuid4().hex, time.monotonic() + wait
     if rank > 0:
-        store.set(f"{PLACE}/asks/{rank}", own)
-        word = _got(store, f"{PLACE}/answers/{own}", wait)
-        store.set(f"{PLACE}/{word}/{rank}", "")
-        return word
-    missing, end = set(range(1, size)), time.monotonic() + wait
-    while missing:
-        for other in sorted(missing):
-            if store.check([f"{PLACE}/{own}/{other}"]):
-                missing.discard(other)
-            elif store.check([f"{PLACE}/asks/{other}"]):
-                store.set(f"{PLACE}/answers/{store.get(f'{PLACE}/asks/{other}').decode()}", own)
-        if missing and time.monotonic() > end:
-            raise PeerError(f"ranks {sorted(missing)} have not come within {wait:.0f} s", rank=min(missing))
-        time.sleep(POLL)
+        return _answered(store, rank, own, end, wait)
+    store.set(FIRST, own)
+    names = [f"{PLACE}/{own}/{other}" for other in range(1, size)]
+    if not _there(store, names, wait):
+        missing = [other for other, name in enumerate(names, start=1) if not store.check([name])]
+        raise PeerError(f"ranks {missing} have not come within {wait:.0f} s", rank=missing[0] if missing else None)
+    for name in names:
+        store.set(f"{PLACE}/answers/{store.get(name).decode()}", "")
     return own
 
 
-def _got(store: Any, key: str, wait: float) -> str:
+def _answered(store: Any, rank: int, own: str, end: float, wait: float) -> str:
+    """The word of the rank 0 that answers to ``own``."""
+    word = ""
+    if _there(store, [FIRST], wait):
+        while time.monotonic() < end:
+            if (found := str(store.get(FIRST).decode())) != word:
+                word = found
+                store.set(f"{PLACE}/{word}/{rank}", own)
+            if _there(store, [f"{PLACE}/answers/{own}"], POLL):
+                return word
+    raise PeerError(f"rank 0 has not come within {wait:.0f} s", rank=0)
+
+
+def _there(store: Any, keys: list[str], wait: float) -> bool:
+    """Whether these keys are in the store, or come within ``wait`` seconds."""
     try:
-        store.wait([key], timedelta(seconds=wait))
-    except RuntimeError as error:
-        raise PeerError(f"rank 0 has not come within {wait:.0f} s", rank=0) from error
-    return str(store.get(key).decode())
+        store.wait(keys, timedelta(seconds=wait))
+    except RuntimeError:
+        return False
+    return True

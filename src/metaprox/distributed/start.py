@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from metaprox.distributed.group import Group
 from metaprox.distributed.meeting import fresh_store, outlives_processes
+from metaprox.distributed.pulse import Heart
 
 
 def several() -> bool:
@@ -50,4 +51,5 @@ def processes() -> Iterator[int]:
     yield dist.get_rank()
     if own := Group.of():
         own.together()  # what is left of the last operations is done in all
+    Heart.end()
     dist.destroy_process_group()  # not where something was raised: the others may be gone

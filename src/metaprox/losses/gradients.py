@@ -1,7 +1,6 @@
 """Gradients of the two losses at T x B points, counted and with coupled noise."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +8,11 @@ import torch
 from torch import Tensor
 
 from metaprox.data.batch import TaskBatch
-from metaprox.errors import MetaproxError
 from metaprox.losses.adapted import AdaptedLoss, flat_loss
 from metaprox.losses.backend import Backend, Evaluation, Further, Run, Seed, Step, Steps
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.counts import Counts
+from metaprox.losses.evaluation import Unwritten, evaluation
 from metaprox.losses.memory import Memory
 from metaprox.losses.noise import Noise
 from metaprox.losses.sharded import LossInShards
@@ -62,7 +61,7 @@ class Gradients:
         self.adapted_inner = self._adapted(self.inner)
         self.adapted_outer = self._adapted(self.outer)
         self._values = self._adapted(replace(self.outer, differentiable=False))
-        self._version = parameters.w._version
+        self._unwritten = Unwritten(parameters.w)
         self._left: tuple[Tensor | None, Tensor | None] = (None, None)  # a point, and ``proximal`` there
         self._memory: Memory | None = None  # of the latest solve
 
@@ -140,8 +139,7 @@ class Gradients:
         term, seed = self.term(branches, linear), self.seed(0, noise, step)
         with self.evaluation("support"):
             taken = self.backend.step(self.adapted_inner, y, self.data.support, seed, term, size)
-        if taken is not None:
-            self.counts.support_gradients += y.shape[0] * y.shape[1]
+        self.counts.support_gradients += 0 if taken is None else y.shape[0] * y.shape[1]
         return taken
 
     def steps(
@@ -234,23 +232,9 @@ class Gradients:
         count, apart = self.stop - self.start, self.draws
         return lambda task: self.noise.of_tasks(self.start, count, *noise_ids, apart=apart)
 
-    @contextmanager
-    def evaluation(self, half: str) -> Iterator[None]:
+    def evaluation(self, half: str) -> AbstractContextManager[None]:
         """Around a call of the backend: losses let go of its tensors; errors of the user's code say where they rose."""
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, MetaproxError):
-                some = f"s {self.start} to {self.stop - 1}" if self.stop > self.start + 1 else f" {self.start}"
-                error.add_note(f"metaprox: in task{some}{half and f', {half}'}")
-            raise
-        self.inner.release()
-        self.outer.release()
-        if self.parameters.w._version != self._version:
-            raise MetaproxError(
-                "a loss wrote on parameters that do not adapt, which it did not when it was first looked at; let them "
-                "adapt, or write on a copy"
-            )
+        return evaluation((self.start, self.stop), half, (self.inner, self.outer), self._unwritten)
 
     def _adapted(self, loss: CheckedLoss) -> FlatLoss:
         """``loss`` of y [P]."""

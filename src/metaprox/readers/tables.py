@@ -159,10 +159,9 @@ class _Rows:
         left_out = Examples(source, [], problems=tuple(self.problems)).report()
         if self.odd:
             odd = ", ".join(map(repr, self.odd))
-            why = (
-                f"no row of {source} has a number in each of its columns ({odd} lack some): choose others as columns. "
-            )
-            raise InputError(why + left_out)
+            by = "" if self.wanted.by else ", or name the one that says to which group a row belongs (--by)"
+            why = f"no row of {source} has a number in each of its columns ({odd} lack some): choose others as columns"
+            raise InputError(f"{why} (--columns){by}. {left_out}")
         raise InputError(left_out or f"{source} has no rows")
 
 

@@ -17,7 +17,7 @@ from metaprox.reports.health import health_table
 from metaprox.reports.page import shown, time_of
 from metaprox.storage.files import damaged
 from metaprox.storage.lock import holder
-from metaprox.training import RunFolder, configuration_of, starts
+from metaprox.training import RunFolder, configuration_of, starts, whole
 from metaprox.training.stored import flat
 
 Record = dict[str, Any]
@@ -36,11 +36,15 @@ class RunView:
     @classmethod
     def of(cls, folder: RunFolder, name: str = "") -> "RunView":
         """Read it. Raises RunFolderError where a file is damaged; names it."""
+        ended = folder.weights.exists()
         one = cls(folder, name, configuration_of(folder), folder.read_metrics(), starts.read(folder.starts))
         with damaged(folder.path / "config.json", "the configuration of a run"):
             one._check_configuration()
-        if not one.records and (folder.weights.exists() or folder.test_values.exists()):
+        whole.check(folder)
+        if not one.records and (ended or folder.test_values.exists()):
             raise RunFolderError(f"{folder.metrics} is missing or empty: there is nothing to report")
+        if ended and not one._log_ends:
+            raise RunFolderError(f"{folder.metrics} is cut short: the run has finished, and its log does not say so")
         with damaged(folder.metrics, "the log of a run"):
             one._check_log()
         if one.finished and one.metric not in folder.read_test_values():
@@ -112,9 +116,14 @@ class RunView:
 
     @cached_property
     def finished(self) -> bool:
+        """Whether there are results on test tasks, and the log says so."""
+        return self.folder.test_values.is_file() and self._log_ends
+
+    @property
+    def _log_ends(self) -> bool:
         """Whether its last lines are the last evaluation during training, and the test after it."""
         last = [one["kind"] for one in self.records[-2:]]
-        return self.folder.test_values.is_file() and last == ["evaluation"] * 2 and self.records[-1]["step"] > 0
+        return last == ["evaluation"] * 2 and self.records[-1]["step"] > 0
 
     @cached_property
     def final(self) -> Record | None:

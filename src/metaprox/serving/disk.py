@@ -11,11 +11,13 @@ from torch import Tensor
 
 from metaprox import checks
 from metaprox.checks import shown
-from metaprox.errors import InputError, RunFolderError, needs_extra
+from metaprox.errors import DamagedFileError, InputError, RunFolderError, needs_extra
+from metaprox.storage import checksums
 from metaprox.storage.files import naming
 
 VERSION = 1
 WEIGHTS = "weights.safetensors"
+SUM = "weights_sha256"
 LARGEST_JSON = 2**24  # bytes; labels of a million classes
 
 
@@ -47,7 +49,8 @@ def write(folder: str | Path, name: str, values: Mapping[str, Any], tensors: Map
         content = save(held)
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"weights of these kinds can't be kept: {error}") from error
-    text = json.dumps({"kind": name, "version": VERSION, **values}, indent=2, ensure_ascii=False, allow_nan=False)
+    about = checksums.sealed({"kind": name, "version": VERSION, **values, SUM: checksums.of_bytes(content)})
+    text = json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False)
     partial = place.absolute().with_name(f".{place.absolute().name}.{os.getpid()}.partial")
     with naming(place):
         place.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +82,7 @@ def read(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Tenso
 
     Raises:
         RunFolderError: a file is missing, damaged, too large, or another thing.
+        DamagedFileError: one is not as it was written; what was saved before there were checksums has none.
     """
     with needs_extra("saving and loading"):
         from safetensors import SafetensorError
@@ -89,6 +93,12 @@ def read(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Tenso
     weights = place / WEIGHTS
     if not weights.is_file():
         raise RunFolderError(f"{weights} is missing; weights in other forms, such as pickles, are not read")
+    known = values.pop(SUM, None)
+    if known is not None and known != checksums.of_file(weights):
+        raise DamagedFileError(
+            f"{weights} is not as it was written: its SHA-256 is not that in {name}.json: put it back, or save anew; "
+            "nothing was loaded"
+        )
     try:
         return values, load_file(weights)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
@@ -100,6 +110,7 @@ def about(folder: Path, name: str) -> dict[str, Any]:
 
     Raises:
         RunFolderError: it is missing, damaged, too large, or another thing.
+        DamagedFileError: it is not as it was written.
     """
     path = folder / f"{name}.json"
     try:
@@ -112,8 +123,9 @@ def about(folder: Path, name: str) -> dict[str, Any]:
         raise RunFolderError(f"{path} is missing: {path.parent} is no saved {name}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunFolderError(f"{path} can't be read: {error}") from error
-    if not isinstance(values, dict) or values.pop("kind", None) != name:
+    if not isinstance(values, dict) or values.get("kind") != name:
         raise RunFolderError(f"{path} is not that of a saved {name} of metaprox")
-    if (version := values.pop("version", None)) != VERSION:
+    if (version := values.get("version")) != VERSION:
         raise RunFolderError(f"{path} is of version {shown(version)}; this metaprox reads {VERSION}: install another")
-    return values
+    found = checksums.unsealed(path, values)
+    return {key: value for key, value in found.items() if key not in ("kind", "version")}

@@ -50,7 +50,7 @@ def recover_configuration(path: Path) -> None:
     folder, place = RunFolder(path), path / "config.json"
     if path.is_dir() and not place.exists() and (recorded := folder.recorded()):
         with folder.locked():
-            folder.configure(recorded[1])
+            folder.reconfigure(recorded[1])
         warnings.warn(f"{place} was missing: it is made again from {recorded[0].name}", stacklevel=3)
 
 

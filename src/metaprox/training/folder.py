@@ -12,9 +12,9 @@ from metaprox import checks
 from metaprox.errors import DamagedFileError, InputError, MetaproxError, RunFolderError
 from metaprox.evaluation import Statistic
 from metaprox.storage import checksums
-from metaprox.storage.files import damaged, is_leftover, json_of, naming, read_bytes, write_text
+from metaprox.storage.files import damaged, is_leftover, json_of, naming, write_text
 from metaprox.storage.lock import locked
-from metaprox.training import records, weights
+from metaprox.training import log, records, weights
 from metaprox.training.stored import different, parsed
 
 KEPT = "configuration"  # where a checkpoint holds it
@@ -62,14 +62,25 @@ class RunFolder:
 
     def configure(self, configuration: Mapping[str, Any], contents: Mapping[str, str] | None = None) -> None:
         """Write config.json, after its checksum; and before both, where there are some, ``contents`` as data.json."""
+        sums = {}
         if contents is not None:
-            self.write_text(self.data.name, json.dumps(contents, indent=1) + "\n")
+            text = json.dumps(contents, indent=1) + "\n"
+            self.write_text(self.data.name, text)
+            sums[self.data.name] = checksums.of_bytes(text.encode())
+        self._configure(configuration, sums)
+
+    def reconfigure(self, configuration: Mapping[str, Any]) -> None:
+        """Write config.json of a run that has lost it."""
+        self._configure(configuration, self._begun())
+
+    def _configure(self, configuration: Mapping[str, Any], sums: Mapping[str, str]) -> None:
         text = json.dumps(configuration, indent=2) + "\n"
-        checksums.write(self.path, {"config.json": checksums.of_bytes(text.encode()), **self._sum_of_data()})
+        checksums.write(self.path, {**sums, "config.json": checksums.of_bytes(text.encode())})
         self.write_text("config.json", text)
 
-    def _sum_of_data(self) -> dict[str, str]:
-        return {self.data.name: checksums.of_bytes(read_bytes(self.data))} if self.data.is_file() else {}
+    def _begun(self) -> dict[str, str]:
+        """The sums of what a run begins with, as they were then: what was damaged since is not to become right."""
+        return {name: own for name, own in checksums.read(self.path).items() if name in ("config.json", "data.json")}
 
     def contents(self) -> dict[str, str]:
         """What data.json holds; {} where there is none. Raises RunFolderError where it is damaged."""
@@ -183,10 +194,7 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every whole line, up to now. Raises RunFolderError where one is damaged; names it."""
-        if not self.metrics.exists():
-            return []
-        *lines, _ = checksums.checked(self.metrics).split("\n")
-        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
+        return log.read(self.metrics)
 
     def read_finished(self) -> list[dict[str, Any]]:
         """The log of a finished run. Raises RunFolderError where it has not finished, or its log is gone or damaged."""
@@ -205,13 +213,6 @@ class RunFolder:
         with damaged(self.metrics, "the log of a finished run"):
             return records.tested(found)
 
-    def _record(self, number: int, line: str) -> dict[str, Any]:
-        record = json_of(f"{self.metrics}, line {number},", line)
-        kinds = {"kind": str, "step": int}
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in kinds.items()):
-            raise RunFolderError(f"{self.metrics}, line {number}, is damaged: it is no record of a meta-step")
-        return record
-
     def tasks_skipped(self) -> int:
         """How many training tasks diverged and were left out of their meta-step, up to now."""
         return int(sum(record.get("tasks_skipped", 0) for record in self.read_metrics()))
@@ -222,6 +223,7 @@ class RunFolder:
 
     def read_test_values(self) -> dict[str, list[float]]:
         """What ``write_test_values`` wrote. Raises RunFolderError where the run has not finished, or it is damaged."""
+        checksums.refuse_lost(self.test_values)
         if not self.test_values.is_file():
             raise self.unfinished(self.test_values)
         values = json_of(self.test_values, checksums.checked(self.test_values))
@@ -230,16 +232,14 @@ class RunFolder:
 
     def seal(self) -> None:
         """Keep the checksums of what a finished run leaves, before its weights make it one."""
-        files = (self.path / "config.json", self.metrics, self.test_values, self.starts)
-        with naming(self.path, "read"):
-            sums = {path.name: checksums.of_bytes(path.read_bytes()) for path in files if path.exists()}
-            checksums.write(self.path, sums | self._sum_of_data())
+        files = (self.path / "config.json", self.data, self.metrics, self.test_values, self.starts)
+        sums = {path.name: checksums.of_file(path) for path in files if path.exists()}
+        checksums.write(self.path, sums | self._begun())
 
     def unseal(self) -> None:
         """Of a run that goes on nothing but the configuration, and what is known of its data, is as it will be."""
-        known, kept = checksums.read(self.path), {"config.json", self.data.name}
-        if known.keys() - kept:
-            checksums.write(self.path, {name: known[name] for name in sorted(kept & known.keys())})
+        if checksums.read(self.path).keys() - (begun := self._begun()).keys():
+            checksums.write(self.path, begun)
 
 
 def _is_nothing(path: Path) -> bool:

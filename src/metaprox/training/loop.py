@@ -84,14 +84,18 @@ class Loop:
         if ranks.by_first(lambda: bool(folder.checkpoints()) or folder.metrics.exists()):
             at = ranks.first_then_others(lambda: checkpoint.load(folder, self.trainer))
             self.saved = at.step, at.evaluated
-            starts.append(folder.starts, at.step)
+            self._begin(at.step)
             self._tell("on_start", folder, at.step)
             return at
-        starts.append(folder.starts)
+        self._begin(0)
         seed_generators(self.trainer.pace.seed)
         self._tell("on_start", folder, 0)
         self._save(at := Standing())
         return at
+
+    def _begin(self, step: int) -> None:
+        if ranks.writes():
+            starts.append(self.folder.starts, step)
 
     def _health(self, at: Standing) -> Health:
         records = self.folder.read_metrics() if at.step else []

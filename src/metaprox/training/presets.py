@@ -5,6 +5,7 @@ from typing import Any
 
 from metaprox import checks
 from metaprox.errors import InputError, RunFolderError
+from metaprox.storage import checksums
 from metaprox.storage.files import json_of, read_bytes, text_of
 from metaprox.training.names import METHODS
 
@@ -32,6 +33,8 @@ def read_variants(path: str | Path) -> dict[str, dict[str, Any]]:
     path = checks.path("path", path)
     try:
         variants = json_of(path, text_of(path, read_bytes(path)))
+        if isinstance(variants, dict):
+            variants = checksums.unsealed(path, variants)  # what a search has found is sealed
     except RunFolderError as error:
         raise InputError(f"--variants {path}: {error}") from error
     if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):

@@ -173,13 +173,7 @@ class ReadFolder(RunFolder):
     def append_metrics(self, record: Mapping[str, Any]) -> None:
         """Rank 0 does."""
 
-    def append_start(self, start: Mapping[str, Any]) -> None:
-        """Rank 0 does."""
-
     def write_test_values(self, values: Mapping[str, list[float]]) -> None:
-        """Rank 0 does."""
-
-    def truncate_metrics(self, state: Mapping[str, Any]) -> None:
         """Rank 0 does."""
 
     def seal(self) -> None:

@@ -6,6 +6,7 @@ import re
 import shlex
 import socket
 import sys
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,49 @@ import torch.distributed as dist
 
 import metaprox
 from metaprox.distributed.group import Group
+from metaprox.errors import RunFolderError
 from metaprox.storage import checksums
 from metaprox.storage.files import damaged, json_of, naming, write_text
 
 START = {"date": str, "step": int, "command": str, "host": str, "processes": int}
 START |= dict.fromkeys(("metaprox", "torch", "python"), str)
+REMEDY = "which says no more than where the run was: delete it"
 SECRET = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")  # name and password in a URL
 
 
 def append(place: Path, step: int = 0) -> None:
-    """A line in starts.jsonl for this process, which begins a run or goes on with it after meta-step ``step``."""
+    """A line in starts.jsonl for this process, which begins a run or goes on with it after meta-step ``step``.
+
+    Lines that are damaged are left out, with a warning that names them: nothing of the run depends on them.
+    """
     with naming(place, "read"):
-        before = place.read_text(encoding="utf-8", errors="replace") if place.exists() else ""
-    write_text(place, "".join(f"{line}\n" for line in [*before.splitlines(), json.dumps(start(step))]))
+        before = place.read_bytes().decode("utf-8", "replace").splitlines() if place.exists() else []
+    kept = []
+    for number, line in enumerate(before, start=1):
+        try:
+            _start_of(place, line)
+        except RunFolderError:
+            warnings.warn(f"{place}, line {number}, was damaged, and is left out: the run goes on", stacklevel=3)
+        else:
+            kept.append(line)
+    own = json.dumps(checksums.sealed(start(step)))
+    write_text(place, "".join(f"{line}\n" for line in [*kept, own]))
 
 
 def read(place: Path) -> list[dict[str, Any]]:
     """Every line; none of a run from before there were such. Raises RunFolderError where one is damaged."""
+    checksums.refuse_lost(place)
     if not place.exists():
         return []
-    with damaged(place, "a list of starts of a run, which says no more than where it was: delete it"):
-        found = [json_of(place, line) for line in checksums.checked(place).splitlines()]
-        return [{name: kind(one[name]) for name, kind in START.items()} for one in found]
+    if not (lines := checksums.checked(place).splitlines()):
+        raise RunFolderError(f"{place} is empty, {REMEDY}")
+    return [_start_of(place, line) for line in lines]
+
+
+def _start_of(place: Path, line: str) -> dict[str, Any]:
+    with damaged(place, f"a list of starts of a run, {REMEDY}"):
+        one = checksums.unsealed(place, json_of(place, line))
+        return {name: kind(one[name]) for name, kind in START.items()}
 
 
 def start(step: int = 0) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from metaprox.comparison import gradient_evaluations, train_or_resume
 from metaprox.errors import NonFiniteError, with_notes
 from metaprox.losses.counts import Counts
-from metaprox.training import Composition, Progress, RunFolder
+from metaprox.training import Composition, Progress, RunFolder, whole
 
 COUNTS = tuple(field.name for field in fields(Counts))
 COST = ("meta_steps", "gradient_evaluations", "seconds")  # of what is judged
@@ -56,7 +57,11 @@ def judged_after(run: Composition, path: Path, rung: int) -> Judged:
 
 def _found(path: Path, rung: int, failure: str | None = None) -> Judged:
     """What the run has logged: its cost so far, and the validation after ``rung`` meta-steps where it got there."""
-    records = RunFolder.open(path).read_metrics() if (path / "metrics.jsonl").exists() else []
+    records: list[dict[str, Any]] = []
+    if (path / "metrics.jsonl").exists():
+        folder = RunFolder.open(path)
+        whole.check(folder)
+        records = folder.read_metrics()
     steps = [record for record in records if record["kind"] == "step"]
     counts = (Counts(**{name: record[name] for name in COUNTS}) for record in steps)
     judged = [record for record in records if record.get("split") == "validation" and record["step"] == rung]

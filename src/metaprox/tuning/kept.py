@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from metaprox import checks
 from metaprox.errors import InputError, RunFolderError
+from metaprox.storage import checksums
+from metaprox.storage.files import json_of, read_bytes, text_of
 from metaprox.training import RunFolder, Settings, read_variants
 from metaprox.tuning.search import Search
 
@@ -79,7 +81,7 @@ def opened(out: Path, searches: Sequence[Search]) -> str:
         there = kept["searches"].setdefault(one.label, entry)
         if odd := differences(there, entry):
             raise RunFolderError(f"{out} is another search for {one.label} ({'; '.join(odd)}): choose another --out")
-    RunFolder(out).made().write_text(FILE, json.dumps(kept, indent=1) + "\n")
+    RunFolder(out).made().write_text(FILE, json.dumps(checksums.sealed(kept), indent=1) + "\n")
     return str(kept["id"])
 
 
@@ -112,7 +114,7 @@ def write(out: Path, found: Sequence[Found]) -> None:
     best = {one.search.label: one.settings(trial) for one in found if (trial := one.best()) is not None}
     if best:
         there = read_variants(out / BEST) if (out / BEST).exists() else {}
-        folder.write_text(BEST, json.dumps(there | best, indent=1) + "\n")
+        folder.write_text(BEST, json.dumps(checksums.sealed(there | best), indent=1) + "\n")
 
 
 def _table(found: Sequence[Found]) -> str:
@@ -161,12 +163,9 @@ def with_best(settings: Settings, folder: str | Path) -> Settings:
 def _read(folder: Path) -> dict[str, Any]:
     """What search.json holds. Raises RunFolderError where there is none, or it is damaged."""
     place = folder / FILE
-    try:
-        kept = json.loads(place.read_text(encoding="utf-8"))
-        if not isinstance(kept, dict) or not kept.keys() >= {"id", "searches"}:
-            raise ValueError("it holds something else")
-    except FileNotFoundError as error:
-        raise RunFolderError(f"{folder} is not the folder of a search: it has no {FILE}") from error
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{place} can't be read: {error}") from error
-    return kept
+    if not place.is_file():
+        raise RunFolderError(f"{folder} is not the folder of a search: it has no {FILE}")
+    kept = json_of(place, text_of(place, read_bytes(place)))
+    if not isinstance(kept, dict) or not kept.keys() >= {"id", "searches"}:
+        raise RunFolderError(f"{place} is not the {FILE} of a search: it holds something else")
+    return checksums.unsealed(place, kept)
