@@ -51,15 +51,13 @@ class Gradients:
     ) -> None:
         self.start, self.stop = first + tasks[0], first + tasks[1]
         self.lam, self.counts = problem.lam, Counts()
-        self.backend = backend
-        self.noise = noise
+        self.backend, self.noise = backend, noise
         self.data = backend.data(batch, *tasks)
         self.parameters = parameters
         self.writes, self.draws = writes, draws
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
-        self.adapted_inner = self._adapted(self.inner)
-        self.adapted_outer = self._adapted(self.outer)
+        self.adapted_inner, self.adapted_outer = self._adapted(self.inner), self._adapted(self.outer)
         self._values = self._adapted(replace(self.outer, differentiable=False))
         self._unwritten = Unwritten(parameters.w)
         self._left: tuple[Tensor | None, Tensor | None] = (None, None)  # a point, and ``proximal`` there
