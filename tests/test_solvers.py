@@ -196,7 +196,7 @@ def by_hand(gradient, start, steps, lr, probe):
                     limits.append(max(by_last, 1 / (2 * whole) if whole else 0.0))
                 for j, (s, d) in enumerate(zip(*((z - z.mean(0)) for z in (y - last[0], g - last[1])), strict=True)):
                     if float(s.norm()) > 100 * torch.finfo(y.dtype).eps * float(y[j].norm()):
-                        limits[j] = max(limits[j], float(s.norm() / d.norm()))
+                        limits[j] = max(limits[j], float(s.norm() / d.norm()) / 2)
                 before, h = h, min(limits) if k == 1 and min(limits) < float("inf") else min(*limits, 1.5 * h)
                 rises = [float(a @ (b + c)) / 2 for a, b, c in zip(y - last[0], g, last[1], strict=True)]
                 if any(losses[-1][j] + rise > fmean(one[j] for one in losses) for j, rise in enumerate(rises)):

@@ -13,7 +13,7 @@ from metaprox.vectors.shards import total
 
 GROWTH = 1.5  # by which a step is longer than the one before at most
 ALONG = 1 / 4  # of L is counted at least, where the curvature along a step is less
-WHOLE = 1 / 2  # of the step by the curvature over the whole way is taken at least
+HALF = 1 / 2  # of the step by what is known of the curvature beside the last step is taken at least
 ROUNDING = 100.0  # times machine epsilon ||y|| is what branches differ in to be taken for a difference
 
 
@@ -52,7 +52,7 @@ class AdaptiveGradientDescent:
 
         s = y_k - y_(k-1),  d = grad_k - grad_(k-1),  L = ||d|| / ||s||,  c = max( <s, d> / (||s|| ||d||), 1/4 )
         M = (sum of ||d||^2 so far / sum of ||s||^2)^(1/2),  D = ||d - mean d|| / ||s - mean s||, means over branches
-        lr_k = min( lr,  1.5 lr_(k-1),  max(1 / (sqrt(c) L), 1 / (2 M), 1 / D) )   (the least over a task's branches)
+        lr_k = min( lr,  1.5 lr_(k-1),  max(1 / (sqrt(c) L), 1 / (2 M), 1 / (2 D)) )  (the least over its branches)
 
     c L is the curvature along the step: beyond lr_k c L = 2 a step raises the loss. L counts besides how the gradient
     turns, which is most of it where a net has batch statistics. 1/L is short there, and 1/(c L) too long where the loss
@@ -118,9 +118,9 @@ class AdaptiveGradientDescent:
             unit = step / length  # NaN where a branch did not move
             moved, turned = moved.hypot(length), turned.hypot(torch.where(length > 0, turn, 0.0))
             along = total((unit * change).sum(-1, keepdim=True)) / turn
-            size = torch.maximum(length / turn / along.clamp(ALONG, 1.0).sqrt(), WHOLE * moved / turned)
+            size = torch.maximum(length / turn / along.clamp(ALONG, 1.0).sqrt(), HALF * moved / turned)
             if y.shape[1] > 1:
-                size = torch.maximum(size, _apart(step, change, y))
+                size = torch.maximum(size, HALF * _apart(step, change, y))
             lr, adapted = _least(size, length, turn, state), torch.ones_like(state.adapted)
             way, too_far = _went(state.way, y, grad, unit, length)
             lr = torch.where(too_far, torch.minimum(lr, state.lr / 2), lr)
