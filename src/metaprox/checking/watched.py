@@ -9,7 +9,7 @@ from metaprox.call import Call
 from metaprox.estimators import FOBMAML, Estimator, Info
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.result import ChunkResult
-from metaprox.solvers.protocol import InnerSolver, Views, for_parameters, relative_step
+from metaprox.solvers.protocol import InnerSolver, Views, for_parameters
 
 
 @dataclass
@@ -22,14 +22,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Watched:
-    """``solver``, which leaves a record of the solve of one task, with all its branches together."""
+    """``solver``, which leaves a record of the solve of one task, with all its branches together.
+
+    It promises no relative step, with which its own would not be called.
+    """
 
     solver: InnerSolver
     record: Record = field(default_factory=Record)
-
-    @property
-    def relative_step(self) -> float | None:
-        return relative_step(self.solver)
 
     @property
     def differentiable(self) -> bool:
