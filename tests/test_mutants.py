@@ -71,7 +71,10 @@ def test_a_change_leaves_the_rest_of_the_text_as_it_is():
             "enough = norms.amin(1) <= self.tol if isinstance(self.tol, Tensor) else self.tol(y, norms)",
         ),
         ("inner/solve.py", 'with __import__("contextlib").nullcontext():'),
-        ("solvers/adaptive.py", "size = length / change * along.clamp(ALONG, 1.0).sqrt()"),
+        (
+            "solvers/adaptive.py",
+            "size = torch.maximum(length / turn * along.clamp(ALONG, 1.0).sqrt(), HALF * moved / turned)",
+        ),
     ],
 )
 def test_what_survived_once_is_tried(file, after):

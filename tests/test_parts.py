@@ -105,7 +105,7 @@ def test_the_difference_is_the_weighted_sum_of_the_ends():
     same(branches().difference([ends[:, :1], ends[:, 1:]]), expected)
     alone = branches(nodes=(2.0,), weights=(0.5,))
     same(alone.difference([ends[:, 2:]]), 0.5 * (ends[:, 2:] - Y0))
-    divided = branches().per_nu(expected)
+    divided = branches().per_nu(expected.clone())
     same(divided[[0, 2]], (expected / NU)[[0, 2]])
     assert divided[1].abs().max() == 0
 

@@ -123,6 +123,8 @@ def test_an_example_that_is_another_is_named(family, made, tmp_path, capsys):
     said = refused(capsys, "resume", out)
     assert "have changed since it began, and" in said
     made(place)
+    assert "data.json is missing" in refused(capsys, "resume", out)
+    (out / "checksums.json").unlink()
     main(["resume", str(out)])
     assert training.RunFolder.open(out).weights.is_file()
 

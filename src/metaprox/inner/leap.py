@@ -18,12 +18,11 @@ _LASTING: BoundedCache[Any, bool] = BoundedCache(256)  # how states are built th
 
 def leap(progress: Progress, in_one: InOne, parts: list[Tensor], states: list[Any], step: int) -> bool:
     """Whether steps from ``step`` on are taken in one, point and state replaced, and all recorded."""
-    run = _run(progress, parts, states, step) if progress.may_leap else None
-    if run is None:
-        return False
-    taken = in_one(run if progress.trail is None else progress.trail.told(run))
-    if taken is None:
-        progress.may_leap = False
+    run, taken = _run(progress, parts, states, step) if progress.may_leap else None, None
+    if run is not None:
+        taken = in_one(run if progress.trail is None else progress.trail.told(run))
+        progress.may_leap = taken is not None
+    if run is None or taken is None:
         return False
     parts[0], went, sizes = taken.y, None, taken.sizes
     if sizes is None:

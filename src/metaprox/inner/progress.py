@@ -10,6 +10,7 @@ from torch import Tensor
 from metaprox.errors import NonFiniteError
 from metaprox.inner.failures import Purpose, failure_of
 from metaprox.inner.trail import Trail
+from metaprox.losses.memory import Memory
 from metaprox.solvers.protocol import InnerSolver, relative_step, step_size_of
 
 Enough = Callable[[Tensor, Tensor], Tensor]  # (y [T, B, P], gradient norms [T, B]) -> who needs no more steps [T]
@@ -51,8 +52,10 @@ class Progress:
         trail: Trail | None,
         tol: Tensor | Enough | None,
         purpose: Purpose,
+        memory: Memory | None = None,
     ) -> None:
         self.solver, self.max_steps, self.trail, self.tol, self.purpose = solver, max_steps, trail, tol, purpose
+        self.memory = memory
         self.everyone = torch.ones(len(like), dtype=torch.bool, device=like.device)  # [T]
         self.active = self.everyone  # going on
         self.finite = self.everyone  # so far; looked at only where something depends on it
@@ -127,6 +130,8 @@ class Progress:
     def solution(self, parts: tuple[Tensor, ...]) -> Solution:
         """Raises NonFiniteError where a gradient was not finite, if it is to be raised."""
         failure = None
+        if self.memory is not None:
+            self.memory.end()
         if self.trail is not None and not self.trail.closed:
             self.trail.let_go()
         if self.norms:

@@ -110,7 +110,7 @@ def solve_parts(
             that an accelerator never waits for the host; the step named is the first bad one all the same.
     """
     assert tol is None or len(parts) == 1
-    progress, known = Progress(parts[0], solver, max_steps, trail, tol, purpose), first or []
+    progress, known = Progress(parts[0], solver, max_steps, trail, tol, purpose, memory), first or []
     current, branches, states = parts[:], _slices(parts), [(begin or solver.init)(y) for y in parts]
     parts.clear()
     for step, (index, where) in itertools.product(range(max_steps), enumerate(branches)):
@@ -131,8 +131,6 @@ def solve_parts(
             new, states[index] = _stepped(solver, y, taken.grad, states[index], where.start, memory, progress)
         current[index] = progress.moved(step, new, y, taken.norm, where, states[index])
         del new, y, taken  # so that their memory serves the next lines
-    if memory is not None:
-        memory.end()
     return progress.solution(tuple(current))
 
 

@@ -119,8 +119,7 @@ class AdaptiveGradientDescent:
             moved, turned = moved.hypot(length), turned.hypot(torch.where(length > 0, turn, 0.0))
             along = total((unit * change).sum(-1, keepdim=True)) / turn
             size = torch.maximum(length / turn / along.clamp(ALONG, 1.0).sqrt(), HALF * moved / turned)
-            if y.shape[1] > 1:
-                size = torch.maximum(size, HALF * _apart(step, change, y))
+            size = torch.maximum(size, HALF * _apart(step, change, y))
             lr, adapted = _least(size, length, turn, state), torch.ones_like(state.adapted)
             way, too_far = _went(state.way, y, grad, unit, length)
             lr = torch.where(too_far, torch.minimum(lr, state.lr / 2), lr)
@@ -142,10 +141,16 @@ class AdaptiveGradientDescent:
 
 
 def _apart(step: Tensor, change: Tensor, y: Tensor) -> Tensor:
-    """1 / D [T, B, 1]; 0 where branches do not differ by more than rounding."""
-    length, turn = (norm(one - one.mean(1, keepdim=True)) for one in (step, change))
-    known = (length > ROUNDING * torch.finfo(y.dtype).eps * norm(y)) & (turn > 0)
-    return torch.where(known, length / turn, 0.0)
+    """1 / D [T, B, 1]; 0 where branches do not differ by more than rounding. Of a derivative over them, its own."""
+    if y.shape[1] > 1:
+        length, turn = (norm(one - one.mean(1, keepdim=True)) for one in (step, change))
+        least = ROUNDING * torch.finfo(y.dtype).eps * norm(y)
+    else:
+        along, turned = (forward_ad.unpack_dual(one).tangent for one in (step, change))
+        if along is None or turned is None:
+            return torch.zeros_like(y[..., :1])
+        length, turn, least = norm(along), norm(turned), torch.zeros_like(y[..., :1])
+    return torch.where((length > least) & (turn > 0), length / turn, 0.0)
 
 
 def _least(size: Tensor, length: Tensor, turn: Tensor, state: AdaptiveState) -> Tensor:

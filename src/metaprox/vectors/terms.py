@@ -72,10 +72,8 @@ class Descent:
     ) -> None:
         sizes, linear = term.parameters.adapted.sizes, [] if term.linear is None else term.linear.terms
         self._lam, self._size, self._weights = term.lam, size, weights
-        self._x, self._y, self._out = (
-            term.parameters.x_by_parameter,
-            *(v[0, 0].split_with_sizes(sizes) for v in (y, out)),
-        )
+        self._x = term.parameters.x_by_parameter
+        self._y, self._out = (vectors[0, 0].split_with_sizes(sizes) for vectors in (y, out))
         self._linear = [(c[0, 0], u[0, 0].split_with_sizes(sizes)) for c, u in linear]
         self._marks: list[Tensor] = []
 
