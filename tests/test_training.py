@@ -183,12 +183,11 @@ def test_runs_from_before_a_setting_was_there_have_its_default(tmp_path):
     written = json.loads(place.read_text())
     assert written["method"].pop("on_nonfinite") == "raise"
     place.write_text(json.dumps(written))
-    tensors, meta = weights.load(folder.weights, weights.WEIGHTS)
-    del meta["config"]["method"]["on_nonfinite"]
-    weights.save(folder.weights, weights.WEIGHTS, tensors, meta)
     (folder.path / "checksums.json").unlink()  # nor were there any
     assert training.composition_of(folder) == SMALL.composition()
-    assert "were skipped" not in reports.write_report(folder).read_text()
+    assert folder.tasks_skipped() == 0
+    with pytest.raises(mp.RunFolderError, match="of a run with other settings: on_nonfinite: 'raise' there, None here"):
+        reports.write_report(folder)  # the weights are not from before
 
 
 def test_runs_of_version_1_read_and_go_on(tmp_path):
@@ -440,7 +439,7 @@ def test_what_a_finished_run_was_tested_with(tmp_path):
     before = SMALL.composition().trainer().evaluate("test", SMALL.composition().pace.test_tasks)
     assert tested["before"]["loss"] == before.loss
     run.test_values.unlink()
-    with pytest.raises(mp.DamagedFileError, match="test_tasks.json is missing, and was there"):
+    with pytest.raises(mp.RunFolderError, match="test_tasks.json is missing, and was there"):
         run.tested()
     (run.path / "checksums.json").unlink()
     with pytest.raises(mp.RunFolderError, match="has not finished; resume it"):
