@@ -439,7 +439,7 @@ def test_what_a_finished_run_was_tested_with(tmp_path):
     before = SMALL.composition().trainer().evaluate("test", SMALL.composition().pace.test_tasks)
     assert tested["before"]["loss"] == before.loss
     run.test_values.unlink()
-    with pytest.raises(mp.RunFolderError, match="test_tasks.json is missing, and was there"):
+    with pytest.raises(mp.RunFolderError, match=r"test_tasks\.json is missing, and was there"):
         run.tested()
     (run.path / "checksums.json").unlink()
     with pytest.raises(mp.RunFolderError, match="has not finished; resume it"):
