@@ -7,14 +7,12 @@ from torch.distributed.fsdp import fully_shard
 
 import metaprox as mp
 
-torch.set_num_threads(1)
-
 
 def loss(model, batch):
     return (model(batch[0]) - batch[1]).square().mean()
 
 
-with mp.distributed.processes():
+def main():
     found = []
     for _ in range(3):
         mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("tasks", "shards"))
@@ -27,3 +25,9 @@ with mp.distributed.processes():
         mp.FOBMAML(mp.GradientDescent(0.1), 2, reduce=reduce).backward(problem, [mp.Task((x, x[:, :1]), (x, x[:, :1]))])
         found.append(float(model.weight.grad.full_tensor().norm()))
     assert len(set(found)) == 1, found
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with mp.distributed.processes():
+        main()
