@@ -1,7 +1,7 @@
 """What is compiled: losses at all points at once, a step along their gradients, and a whole solve of such steps."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,21 @@ from metaprox.vectors.parameters import Structure
 MOST_STEPS = 64  # evaluations that a graph has room to record
 
 # Shapes: T tasks, B branches, P parameters that adapt, W that do not.
+
+
+class Seen(NamedTuple):
+    """Of an evaluation in a solve: where, g_j and ||g_j|| [T, B], G and ||G|| [T], and who steps [T, 1, 1]."""
+
+    y: Tensor
+    gradient: Tensor
+    norms: Tensor
+    total: Tensor
+    length: Tensor
+    moves: Tensor
+
+
+Advanced = tuple[Tensor, list[Tensor], list[Tensor]]  # the next point, what is noted of the step, and the memory
+Advance = Callable[[Seen, tuple[Tensor, ...]], Advanced]
 
 
 def evaluate(structure: Structure) -> Callable[..., Any]:
@@ -86,7 +101,7 @@ def solve(structure: Structure) -> Callable[..., Any]:
 
 
 def _body(
-    gradient_at: Callable[[Tensor], Tensor], advance: Callable[..., Any], plan: Tensor, weights: Tensor, records: int
+    gradient_at: Callable[[Tensor], Tensor], advance: Advance, plan: Tensor, weights: Tensor, records: int
 ) -> Callable[..., Any]:
     """An evaluation and a step; of what is carried ``records`` tensors have a row for each evaluation."""
 
@@ -97,7 +112,7 @@ def _body(
         length = weights.abs() * norms[:, 0] if y.shape[1] == 1 else norm_here(total).flatten()
         active = active & (norms.isfinite().all(1) | (plan[2] == 0))
         moves = (active & (step < plan[1]))[:, None, None]
-        new, found, memory = advance(y, gradient, norms, total, length, moves, kept[records:])
+        new, found, memory = advance(Seen(y, gradient, norms, total, length, moves), kept[records:])
         here = torch.arange(MOST_STEPS, device=y.device) == step
         pairs = zip((norms, length, *found), kept, strict=False)
         noted = [torch.where(here.view(-1, *[1] * one.dim()), one, rows) for one, rows in pairs]
@@ -106,42 +121,27 @@ def _body(
     return body
 
 
-def _by_gradient(numbers: Tensor) -> Callable[..., Any]:
+def _by_gradient(numbers: Tensor) -> Advance:
     """Steps -size g. Memory: G [T, 1, P] one evaluation before, and its norm [T]."""
 
-    def advance(
-        y: Tensor,
-        gradient: Tensor,
-        norms: Tensor,
-        total: Tensor,
-        length: Tensor,
-        moves: Tensor,
-        memory: tuple[Tensor, ...],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def advance(seen: Seen, memory: tuple[Tensor, ...]) -> Advanced:
         (way, before), size = memory, numbers[1]
-        curvature = (1 - inner_here(total, way, before) / before) / size
-        return torch.where(moves, y - size * gradient, y), [curvature], [total, length]
+        curvature = (1 - inner_here(seen.total, way, before) / before) / size
+        return torch.where(seen.moves, seen.y - size * seen.gradient, seen.y), [curvature], [seen.total, seen.length]
 
     return advance
 
 
-def _by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Callable[..., Any]:
+def _by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Advance:
     """Returns the steps of ``solver``, whose state is built as ``form`` says; ``sized``: whether it tells their size.
 
     Memory: G at the last evaluation; S = sum_j a_j (y_j - y_j before) [T, 1, P], its norm and <S, G before> / ||S||
     [T]; the tensors of the state.
     """
 
-    def advance(
-        y: Tensor,
-        gradient: Tensor,
-        norms: Tensor,
-        total: Tensor,
-        length: Tensor,
-        moves: Tensor,
-        memory: tuple[Tensor, ...],
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def advance(seen: Seen, memory: tuple[Tensor, ...]) -> Advanced:
         _, way, before, slope, *tensors = memory
+        y, gradient, norms, total, _, moves = seen
         curvature = (inner_here(total, way, before) - slope) / before
         stepped, state = solver.step(gradient, y, put_together(form, iter(tensors)))
         parts = taken_apart(state)

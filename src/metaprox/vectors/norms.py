@@ -63,8 +63,7 @@ def inner_here(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
     scale = lengths.reshape(-1, 1, 1)
     if vectors.numel() <= BLOCK:
         return ((directions / scale) * vectors).sum((1, 2))
-    width = max(1, BLOCK * vectors.shape[-1] // vectors.numel())
-    pieces = zip(directions.split(width, -1), vectors.split(width, -1), strict=True)
+    pieces = zip(_blocks(directions), _blocks(vectors), strict=True)
     return torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0)
 
 

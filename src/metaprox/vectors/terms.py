@@ -81,7 +81,7 @@ class Descent:
         """The gradient of a loss with respect to one parameter, None where that is 0: of loss 0 first, and of all."""
         dense = gradient is None or gradient.layout == torch.strided
         flat = gradient.reshape(-1) if gradient is not None and dense else None
-        for part in _blocks(len(self._y[index]), BLOCK):
+        for part in _blocks(len(self._y[index])):
             if loss == 0:
                 self._begin(index, part)
             if flat is not None:
@@ -119,5 +119,5 @@ def add_product(total: Tensor, gradient: Tensor, weight: Tensor | None) -> None:
         total.add_(gradient * weight)
 
 
-def _blocks(count: int, width: int) -> Iterator[slice]:
-    return (slice(start, min(start + width, count)) for start in range(0, count, width))
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
