@@ -12,7 +12,7 @@ DEMO := runs/demo
 .PHONY: help demo docs docs-serve test wheel-test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d \
   mnist1d-methods omniglot banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
-  bench-sampling bench-norms bench-suggest bench-processes bench-cost-model examples five-cases clean
+  bench-sampling bench-norms bench-suggest bench-processes bench-cost-model gpu examples five-cases clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -138,6 +138,9 @@ bench-processes: $(READY)  ## throughput of two processes against one, on two id
 
 bench-cost-model: $(READY)  ## bytes moved and numbers held on several processes, times of 1, 2 and 4, on idle cores, two minutes: results/cost-model
 	$(BIN)/python benchmarks/cost_model.py --out results/cost-model
+
+gpu: $(READY)  ## on a CUDA device: the tests marked for it, speed and memory at sizes that fill it, ten minutes: results/gpu
+	$(BIN)/python benchmarks/gpu.py --out results/gpu
 
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling

@@ -131,7 +131,7 @@ def gradient(prepare: Prepare, load: Workload, steps: int) -> list[Tensor]:
 
 
 def gradients(load: Workload) -> list[Tensor]:
-    return [p.grad.detach().clone() for p in load.model.parameters()]
+    return [p.grad.detach().clone() for p in load.model.parameters() if p.requires_grad]
 
 
 SETTINGS: dict[str, Any] = {"residual_correction": True, "branch_steps": 5, "perturb": "center"}

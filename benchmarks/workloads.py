@@ -74,10 +74,10 @@ def workload(name: str, seed: int) -> Workload:
         return MAKERS[name](seed)
 
 
-def classes(*shape: int) -> mp.Task:
-    """4 tasks of random inputs."""
+def classes(*shape: int, tasks: int = 4) -> mp.Task:
+    """Random inputs of each class, in as many tasks."""
 
     def data(count: int) -> tuple[Tensor, Tensor]:
-        return torch.randn(4, count, *shape), (torch.arange(count) % WAYS).expand(4, count)
+        return torch.randn(tasks, count, *shape), (torch.arange(count) % WAYS).expand(tasks, count)
 
     return mp.Task(data(WAYS), data(WAYS * QUERIES))

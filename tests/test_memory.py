@@ -244,7 +244,7 @@ def test_no_step_makes_a_vector(meta):
 
     def vectors(steps):
         model.zero_grad()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
             meta(mp.GradientDescent(0.01), steps, **LOOP).backward(problem, tasks)
         events = record.profiler.kineto_results.events()
         return sum(event.name() == "[memory]" and event.nbytes() >= bytes_of_all for event in events)

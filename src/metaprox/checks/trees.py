@@ -39,6 +39,11 @@ def on_device(tree: Any, device: torch.device) -> Any:
     return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def devices(tree: Any) -> set[str]:
+    """Those that its tensors lie on."""
+    return {str(leaf.device) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
+
+
 def leaves(tree: Any) -> list[tuple[str, Any]]:
     """(path, leaf), such as (".support[0]", tensor)."""
     named, _ = pytree.tree_flatten_with_path(tree)

@@ -62,7 +62,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         module.synchronize(device)
         return int(module.max_memory_allocated(device) - before)
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         work()
     assert record.profiler is not None
     assert record.profiler.kineto_results is not None

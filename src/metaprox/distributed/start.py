@@ -27,7 +27,8 @@ def processes() -> Iterator[int]:
     """Yields the rank of this process among those that ``torchrun`` has started, which belong together within it.
 
     In a single process it is 0, and nothing is done. They communicate by gloo and, on GPUs, nccl. With GPUs each
-    process has the one of its local rank, on which the device "cuda" is. A process group that there is already is used.
+    process has the one of its local rank, on which the device "cuda" is; where a machine has fewer of them than
+    processes they take turns, and communicate by gloo alone. A process group that there is already is used.
     After a restart (``--max-restarts``) they find each other whatever those before them have left in torchrun's store.
 
     Example:
@@ -41,8 +42,10 @@ def processes() -> Iterator[int]:
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        backend = "cpu:gloo,cuda:nccl"
+        local, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        torch.cuda.set_device(local % devices)
+        if int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)) <= devices:  # nccl has no two processes on a device
+            backend = "cpu:gloo,cuda:nccl"
     if outlives_processes():
         rank, size = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
         dist.init_process_group(backend, store=fresh_store(rank, size), rank=rank, world_size=size)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.checks.trees import describe, kind
+from metaprox.checks.trees import describe, devices, kind
 from metaprox.errors import InputError, MetaproxError
 from metaprox.modules.loss import ModuleLoss, PrivateLoss
 from metaprox.types import Loss, Metrics
@@ -33,8 +33,15 @@ class CheckedLoss:
         try:
             result = self.loss(params, batch)
         except Exception as error:
-            if not isinstance(error, MetaproxError):
-                error.add_note(f"metaprox: raised by {self.role} on a batch of {describe(batch)}; {A_LOSS}")
+            if isinstance(error, MetaproxError):
+                raise
+            if isinstance(error, RuntimeError) and (apart := devices(batch) - devices(params)):
+                raise InputError(
+                    f"{self.role} got a batch with tensors on {', '.join(apart)} and parameters on "
+                    f"{', '.join(devices(params))}, and failed: {str(error).splitlines()[0]}; move the tasks to the "
+                    "parameters' device, or each batch in the loss"
+                ) from error
+            error.add_note(f"metaprox: raised by {self.role} on a batch of {describe(batch)}; {A_LOSS}")
             raise
         return self._value(params, result)
 

@@ -51,7 +51,7 @@ class Noise:
         value = int.from_bytes(digest)
         torch.default_generator.manual_seed(value)
         if self.device != CPU:
-            torch.get_device_module(self.device).manual_seed(value)
+            _seed(self.device, value)
 
     def state(self) -> list[Tensor]:
         """Of the generators that are seeded: another one after a draw."""
@@ -196,6 +196,15 @@ def _devices(device: torch.device) -> list[torch.device]:
 
 def _draw() -> int:
     return int(torch.randint(2**63 - 1, (), device=CPU))
+
+
+def _seed(device: torch.device, value: int) -> None:
+    """That device's generator, which need not be the current one of its kind."""
+    module = torch.get_device_module(device)
+    if device.index is not None and (generators := getattr(module, "default_generators", ())):
+        generators[device.index].manual_seed(value)
+    else:
+        module.manual_seed(value)
 
 
 def _state(device: torch.device) -> Tensor:

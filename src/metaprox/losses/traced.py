@@ -10,7 +10,7 @@ from torch._higher_order_ops.while_loop import while_loop
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import NotCompiledError, only_compiled
 from metaprox.losses.vmapped import evaluate_all
-from metaprox.solvers.state import Form, put_together, taken_apart
+from metaprox.solvers.state import Form, alike, put_together, taken_apart
 from metaprox.vectors.norms import inner_here, norm_here
 from metaprox.vectors.parameters import Structure
 
@@ -145,7 +145,7 @@ def _by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Advance
         curvature = (inner_here(total, way, before) - slope) / before
         stepped, state = solver.step(gradient, y, put_together(form, iter(tensors)))
         parts = taken_apart(state)
-        if parts is None or parts[0] != form:
+        if parts is None or not alike(parts[0], form):
             raise NotCompiledError
         new = torch.where(moves, stepped, y)
         way = (weights[:, None] * (new - y)).sum(1, keepdim=True)

@@ -29,6 +29,16 @@ def taken_apart(state: Any) -> tuple[Form, list[Tensor]] | None:
     return (kind, tuple(forms)), tensors
 
 
+def alike(one: Form, other: Form) -> bool:
+    """Whether these forms are the same: by identity, since some versions of torch's compiler can't compare classes."""
+    if not isinstance(one, tuple) or not isinstance(other, tuple):
+        return one is other
+    (kind, parts), (other_kind, others) = one, other
+    if kind is not other_kind or len(parts) != len(others):
+        return False
+    return all(alike(*pair) for pair in zip(parts, others, strict=True))
+
+
 def put_together(form: Form, tensors: Iterator[Tensor]) -> Any:
     """The state of this form."""
     if form is None:

@@ -1,0 +1,254 @@
+"""On a CUDA device: the tests marked for it, then times and memory of meta-gradients at sizes that fill it.
+
+The rows are those of speed.py, in its units: K plain support gradients for each task, tasks one by one in eager mode.
+Times are of the clock, with the device waited for, in turn, in ``--rounds`` rounds; a row that has had 3 calls and
+``--seconds`` sits out the rest; the median of ratios to the unit of the same round, and its quartiles. The first call
+is shown apart, and counts only where it took ``--seconds`` or more and compiled nothing. Memory: the peak of what torch
+allocates in a further call, beyond the model, the data and ``.grad``. A row that runs out of memory says so. float32
+products are as torch has them by default: those of convolutions in TF32.
+
+Error: ||g - reference|| / ||reference||, the reference in float64 on the same device; for the conv net alone.
+
+sinusoid  MLP 1-40-40-1, 25 tasks, too small for such a device.
+conv      speed.py's, 64 filters, with 32 tasks of 5 ways, 1 shot and 15 queries.
+encoder   MiniLM-L6's sizes (transformers.BertModel), all 22 million parameters; 4 tasks of 5 ways, 5 shots of 128
+          tokens, and 75 queries; bfloat16 autocast, fused attention.
+decoder   GPT-2's sizes (transformers.GPT2LMHeadModel), LoRA of rank 8 on its attention; 4 tasks of 8 + 8 sequences of
+          512 tokens; bfloat16 autocast, fused attention.
+
+Weights and data are random. Where there is no CUDA device it says so and stops. Prints tables, and writes results.json,
+table.md and tests.txt.
+"""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import metaprox as mp
+from measures import relative_error
+from metaprox.checks.trees import on_device
+from metaprox.comparison import peak_memory
+from peer_methods import Predictor
+from speed import LEAST_CALLS, Result, described, section, spread
+from speed_rows import COMPILED, FLOOR, OWN, ROWS, UNIT, Row, Work, gradient, gradients, version_of
+from workloads import WAYS, Workload, classes, workload
+
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "test_gpu.py"
+DEVICE = torch.device("cuda")
+VOCABULARY = 30522
+
+
+def mixed(model: Predictor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of the last dimension, the model in bfloat16."""
+    inputs, labels = batch
+    with torch.autocast("cuda", torch.bfloat16):
+        logits = model(inputs)
+    return nn.functional.cross_entropy(logits.float().flatten(0, -2), labels.flatten())
+
+
+class Encoder(nn.Module):
+    """Tokens [N, L] -> logits of the classes [N, WAYS]."""
+
+    def __init__(self) -> None:
+        from transformers import BertConfig, BertModel
+
+        super().__init__()
+        sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        self.body = BertModel(BertConfig(vocab_size=VOCABULARY, **sizes, **dropout), add_pooling_layer=False)
+        self.head = nn.Linear(384, WAYS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.body(tokens).last_hidden_state.mean(1))
+
+
+class Decoder(nn.Module):
+    """Tokens [N, L] -> logits of the next ones [N, L, V]; of its parameters LoRA's alone are trained."""
+
+    def __init__(self) -> None:
+        from peft import LoraConfig, get_peft_model
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        super().__init__()
+        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        base = GPT2LMHeadModel(GPT2Config(use_cache=False, **dropout))
+        self.body = get_peft_model(base, LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.body(tokens).logits
+
+
+def conv() -> Workload:
+    return replace(workload("conv", 0), tasks=classes(1, 28, 28, tasks=32))
+
+
+def encoder() -> Workload:
+    def part(count: int) -> tuple[Tensor, Tensor]:
+        return torch.randint(VOCABULARY, (4, count, 128)), (torch.arange(count) % WAYS).expand(4, count)
+
+    return Workload(Encoder(), mixed, mp.Task(part(5 * WAYS), part(15 * WAYS)), 0.01, second_order=False)
+
+
+def decoder() -> Workload:
+    def part() -> tuple[Tensor, Tensor]:
+        text = torch.randint(50257, (4, 8, 513))
+        return text[..., :-1].contiguous(), text[..., 1:].contiguous()
+
+    return Workload(Decoder(), mixed, mp.Task(part(), part()), 0.1, second_order=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed at which numbers of inner steps. names: of the rows. precise: whether errors are looked at."""
+
+    build: Callable[[], Workload]
+    steps: tuple[int, ...]
+    names: tuple[str, ...]
+    precise: bool = False
+
+
+PLAIN = (UNIT.name, FLOOR.name, OWN)
+LOOPS = ("FO-B-MAML, loop", "FO-MAML, loop", "MAML, loop", "iMAML, loop")
+SMALL = (
+    *(*PLAIN, "K + 1 gradients, vmapped (floor)", *LOOPS, "FO-B-MAML, vmap", COMPILED, "FO-MAML, vmap", "MAML, vmap"),
+    *("iMAML, vmap", "MAML, torch.func by hand", "MAML, mixed mode by hand", "MAML, higher"),
+)
+CASES = {
+    "sinusoid": Case(lambda: workload("sinusoid", 0), (10,), SMALL, precise=True),
+    "conv": Case(conv, (5, 20), SMALL, precise=True),
+    "encoder": Case(encoder, (5, 20), (*PLAIN, *LOOPS, "MAML, mixed mode by hand")),
+    "decoder": Case(decoder, (5, 20), (*PLAIN, *LOOPS)),
+}
+
+
+def seconds(load: Workload, run: Work) -> float:
+    load.model.zero_grad(set_to_none=False)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def first_call(row: Row, load: Workload, steps: int) -> tuple[Work | None, Result]:
+    """What runs, and the seconds and the peak of its first calls; or why it can't."""
+    try:
+        run = row.work(load, steps)
+        first = seconds(load, run)
+        return run, {"first_call_seconds": first, "peak_bytes": peak_memory(run, DEVICE)}
+    except torch.cuda.OutOfMemoryError as error:
+        why = f"out of memory: {str(error).split('. GPU')[0]}"
+    except Exception as error:
+        if row.package is None and not row.second_order:
+            raise
+        why = "can't: " + textwrap.shorten(f"{type(error).__name__}: {error}", 100)
+    load.model.zero_grad()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None, {"cannot": why}
+
+
+def measure(name: str, steps: int, rounds: int, budget: float) -> list[Result]:
+    """A result for each row of a case, of which the first is the unit."""
+    case = CASES[name]
+    torch.manual_seed(0)
+    load = case.build()
+    load = replace(load, model=load.model.to(DEVICE), tasks=on_device(load.tasks, DEVICE))
+    load.model.zero_grad()
+    for p in load.model.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    rows = [row for row in ROWS if row.name in case.names and row.installed]
+    work, found = {}, {}
+    wide = load.double() if case.precise else load
+    for row in rows:
+        run, found[row] = first_call(row, load, steps)
+        if run is not None:
+            work[row] = run
+        got = gradients(load) if run is not None and case.precise else None
+        for which in ("exactly", "limit"):
+            prepare = getattr(row, which)
+            known = got is not None and prepare is not None
+            truth = gradient(prepare, wide, steps) if known else None
+            found[row]["error" if which == "exactly" else "limit_error"] = known and relative_error(got, truth)
+    ratios: dict[Row, list[float]] = {row: [] for row in work}
+    spent = {row: found[row]["first_call_seconds"] for row in work}
+    unit = seconds(load, work[UNIT])
+    for row in work:
+        if spent[row] >= budget and row.name != COMPILED:
+            ratios[row].append(spent[row] / unit)
+    for _ in range(rounds):
+        for row, run in work.items():
+            if row is not UNIT and len(ratios[row]) >= LEAST_CALLS and spent[row] > budget:
+                continue
+            last = seconds(load, run)
+            unit = last if row is UNIT else unit
+            spent[row] += last
+            ratios[row].append(last / unit)
+    floor = found[FLOOR]["peak_bytes"]
+    for row in work:
+        found[row]["peak_ratio"] = found[row]["peak_bytes"] / floor
+        found[row] = {key: value for key, value in found[row].items() if value is not False}
+    head = {"workload": name, "steps": steps, "unit_seconds": unit}
+    empty = {"error": None, "limit_error": None}
+    return [head | {"row": row.label(load)} | empty | found[row] | spread(ratios.get(row, []), []) for row in rows]
+
+
+def run_tests(out: Path) -> str:
+    """Runs them in a process of its own; returns the last line of what pytest prints, all of which is kept."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-m", "gpu", "--durations=5", str(TESTS)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    (out / "tests.txt").write_text(done.stdout)
+    last = done.stdout.strip().splitlines()[-1]
+    print(last, flush=True)
+    return last
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.json, table.md and tests.txt")
+    parser.add_argument("--workloads", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="enough for a row (default: %(default)s)")
+    parser.add_argument("--no-tests", action="store_true", help="times and memory alone")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device is at hand: nothing was run, and nothing written")
+    options.out.mkdir(parents=True, exist_ok=True)
+    tests = None if options.no_tests else run_tests(options.out)
+    rows: list[Result] = []
+    record: dict[str, Any] = {
+        "machine": {"processor": torch.cuda.get_device_name(), "cores": os.cpu_count(), "system": platform.system()},
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "seed": 0,
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, "metaprox": mp.__version__}
+        | {name: version_of(name) for name in ("torch", "transformers", "peft", "higher")},
+        "tests": tests,
+        "rows": rows,
+    }
+    tables = [described(record)]
+    for name in options.workloads:
+        found = [one for steps in CASES[name].steps for one in measure(name, steps, options.rounds, options.seconds)]
+        rows += found
+        tables.append(section(name, found))
+        print(tables[-1], flush=True)
+        (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+        (options.out / "table.md").write_text("\n\n".join(tables))
+
+
+if __name__ == "__main__":
+    main()
