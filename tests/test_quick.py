@@ -1,4 +1,4 @@
-"""Quick sizes under several settings: which there are, that a process has the setting it says, what is said of checks."""
+"""Quick sizes under several settings: which there are, that a process has its own, what is said of checks."""
 
 import json
 import os
@@ -28,7 +28,8 @@ def run(size, seed, remember):
     out = mp.FOBMAML(mp.GradientDescent(0.01), 2).backward(problem, Sinusoid(seed=seed).batch(range(2)))
     bits = torch.finfo(next(iter(out.grad.values())).dtype).bits
     time.sleep(SLEEP)
-    return {"numbers": {"bits": bits, "threads": torch.get_num_threads(), "seed": seed, "default": torch.rand(1).itemsize}}
+    numbers = {"bits": bits, "threads": torch.get_num_threads(), "seed": seed, "default": torch.rand(1).itemsize}
+    return {"numbers": numbers}
 
 
 def draw(results):
