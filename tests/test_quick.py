@@ -10,7 +10,7 @@ import pytest
 from quick import campaign, report
 from quick.campaign import Ran, Setting
 
-TOY = '''
+TOY = """
 import time
 
 import torch
@@ -37,7 +37,7 @@ def draw(results):
 
 
 EXPERIMENT = Experiment("toy", "A toy", run, draw, lambda results: results["numbers"])
-'''
+"""
 BOUNDS = {"both": {"bits": [32, 64], "threads": [1, 2], "seed": [0, 0], "default": [4, 4]}}
 
 
