@@ -10,7 +10,7 @@ from torch import nn
 
 import metaprox as mp
 from metaprox.comparison import gradient_evaluations
-from metaprox.experiments.inner_step import convolutional
+from metaprox.experiments.problems import convolutional
 from metaprox.models import mlp
 from metaprox.modules.loss import ModelLoss
 from metaprox.tasks import MNIST1D, Family, Sinusoid, Split
