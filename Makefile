@@ -9,7 +9,7 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs docs-serve test wheel-test distributed bad-inputs faults mutants lint experiments experiments-quick mnist1d \
+.PHONY: help demo docs docs-serve test wheel-test distributed bad-inputs faults mutants lint experiments experiments-quick quick-everywhere mnist1d \
   mnist1d-methods omniglot banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
   bench-sampling bench-norms bench-suggest bench-processes bench-cost-model gpu examples five-cases clean
@@ -78,6 +78,9 @@ experiments: $(READY)  ## every experiment at full size, some hours: results/rep
 experiments-quick: $(READY)  ## every experiment at small size, ten minutes: runs/quick/report.html
 	rm -rf runs/quick
 	$(BIN)/metaprox reproduce all --quick --out runs/quick
+
+quick-everywhere: $(READY)  ## the same under two numbers of threads, two precisions and three seeds, three hours of one core: results/quick-everywhere
+	$(BIN)/python tests/quick --jobs $(or $(JOBS),2) --out results/quick-everywhere
 
 mnist1d: $(READY)  ## the run behind docs/evidence/few-shot.md, as demo but kept: results/mnist1d
 	rm -rf results/mnist1d

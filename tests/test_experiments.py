@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,9 +74,25 @@ def test_generators_and_threads_are_put_back(tmp_path, bounds):
     expected = torch.rand(2)
     torch.manual_seed(3)
     threads = torch.get_num_threads()
-    experiments.reproduce(toy()[0], tmp_path)
+    experiments.reproduce(toy()[0], tmp_path, threads=threads + 1)
     assert torch.equal(torch.rand(2), expected)
     assert torch.get_num_threads() == threads
+
+
+def test_an_experiment_has_the_threads_asked_for_and_float32_whatever_the_default_is(tmp_path, bounds):
+    def run(size, seed, remember):
+        seen.append((torch.get_num_threads(), torch.rand(1).dtype))
+        return {"value": 2.0, "parts": []}
+
+    experiment, seen = replace(toy()[0], run=run), []
+    torch.set_default_dtype(torch.float64)
+    try:
+        experiments.reproduce(experiment, tmp_path)
+        experiments.reproduce(experiment, tmp_path, threads=2)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert seen == [(1, torch.float32), (2, torch.float32)]
 
 
 @pytest.mark.parametrize("value", [0.5, 3.5, math.nan])

@@ -96,28 +96,32 @@ class Outcome:
         return all(check.passed for check in self.checks)
 
 
-def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int = 0) -> Outcome:
+def reproduce(experiment: Experiment, out: Path, size: Size = "full", seed: int = 0, *, threads: int = 1) -> Outcome:
     """Run an experiment in ``out``/name: results.json, figures and checks.json.
 
     A run that was stopped goes on with the parts that it had finished; they lie in ``parts`` and are deleted at the
-    end. Runs with one thread, and puts torch's threads and generator back afterwards.
+    end. Runs with ``threads`` of torch, and with float32 where nothing else is said; puts torch's threads, default type
+    and generator back afterwards.
 
     Returns:
         Where it lies, its figures, and which of the checks hold.
     """
     checks.choice("size", size, ("quick", "full"))
     checks.count("seed", seed, least=0)
+    checks.count("threads", threads)
     folder = RunFolder(checks.path("out", out) / experiment.name).made()
     starts.append(folder.starts)
     remember = Remember(folder.path, f"{size}_{seed}")
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads(), torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore", HealthWarning)  # what is not healthy is what experiments look at
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
         try:
             raw = experiment.run(size, seed, remember)
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(before[0])
+            torch.set_default_dtype(before[1])
     results = {"experiment": experiment.name, "size": size, "seed": seed, "torch": torch.__version__, **raw}
     folder.write_text("results.json", json.dumps(results, indent=1) + "\n")
     outcome = judge(experiment, out)

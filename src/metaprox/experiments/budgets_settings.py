@@ -10,16 +10,21 @@ from torch import nn
 
 import metaprox as mp
 from metaprox.comparison import gradient_evaluations
+from metaprox.experiments.problems import convolutional
 from metaprox.models import mlp
 from metaprox.modules.loss import ModelLoss
-from metaprox.tasks import Family, Sinusoid, Split
+from metaprox.tasks import MNIST1D, Family, Sinusoid, Split
 
 TEST_TASKS, VALIDATION_TASKS = 400, 200
 
 
 @dataclass(frozen=True)
 class Training:
-    """A family with a network, and what all variants share. metric: by which it is judged; better: its direction."""
+    """A family with a network, and what all variants share.
+
+    metric: by which it is judged. outer_lr: the middle one of the outer steps that are tried first. useless: a run that
+    ends on this side of it is lost. all_variants: or all but those of ``BEYOND``.
+    """
 
     family: Family
     model: Callable[[int], nn.Module]
@@ -28,6 +33,8 @@ class Training:
     inner_lr: float
     meta_batch: int
     outer_lr: float
+    useless: float
+    all_variants: bool
 
     @property
     def loss(self) -> ModelLoss:
@@ -38,9 +45,17 @@ class Training:
         """1 where more of the metric is better, else -1."""
         return 1 if self.metric == "accuracy" else -1
 
+    def lost(self, result: float) -> bool:
+        """Whether a run that ends with this has learned no more than to answer alike whatever it is given."""
+        return self.sign * (result - self.useless) < 0
+
 
 TRAININGS = {
-    "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1),
+    "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1, 3.0, True),
+    "MNIST-1D, MLP": Training(
+        MNIST1D(), lambda seed: mlp([40, 24, 24, 5], seed), "accuracy", 0.5, 0.1, 8, 0.4, 0.25, False
+    ),
+    "MNIST-1D, conv": Training(MNIST1D(), convolutional, "accuracy", 0.5, 0.1, 8, 0.4, 0.25, False),
 }
 
 
@@ -57,6 +72,15 @@ class Variant:
     settings: dict[str, Any]
     fixed: bool = False
     conjugate: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What runs of it are counted with."""
+        if "branch_steps" not in self.settings:
+            return "FO-MAML"
+        few = 2 * self.settings["branch_steps"] < self.steps
+        kind = "conjugate branches" if self.conjugate else "J < K / 2" if few else "J >= K / 2"
+        return kind + (", fixed step" if self.fixed else "")
 
     def estimator(self, training: Training) -> mp.Estimator:
         solver = mp.GradientDescent(training.inner_lr) if self.fixed else mp.AdaptiveGradientDescent()
@@ -80,6 +104,13 @@ VARIANTS = {
     "FO-MAML, K = 10, fixed step": Variant(mp.FOMAML, 10, {}, fixed=True),
     "FO-MAML, K = 50, fixed step": Variant(mp.FOMAML, 50, {}, fixed=True),
 }
+
+BEYOND = ("loss, K = 10, J = 2", "FO-MAML, K = 10, fixed step", "FO-MAML, K = 50, fixed step")
+
+
+def variants_of(name: str) -> list[str]:
+    """Those that are trained on a problem."""
+    return [variant for variant in VARIANTS if TRAININGS[name].all_variants or variant not in BEYOND]
 
 
 def evaluations(name: str, variant: str) -> int:

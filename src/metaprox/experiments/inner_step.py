@@ -18,16 +18,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 import metaprox as mp
 from metaprox.comparison.statistics import Estimate, OfSeed
 from metaprox.experiments.base import Experiment, Remember, Size
+from metaprox.experiments.problems import convolutional
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.reports import style
 from metaprox.tasks import MNIST1D, Family, Sinusoid
@@ -49,24 +50,6 @@ class Case:
     meta_steps: dict[Size, int]
     held_out: int
     steps: tuple[float, ...]
-
-
-class OneChannel(nn.Module):
-    """[N, 40] -> [N, 1, 40]."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs[:, None]
-
-
-def convolutional(seed: int) -> nn.Module:
-    """Three strided convolutions with statistics of the batch, and a linear layer."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers: list[nn.Module] = [OneChannel()]
-        for inputs, outputs in pairwise((1, 16, 16, 16)):
-            norm = nn.BatchNorm1d(outputs, track_running_stats=False)
-            layers += [nn.Conv1d(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU()]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(80, 5))
 
 
 CASES = {
@@ -180,25 +163,42 @@ def ratio(results: dict[str, Any], name: str, step: float) -> tuple[float, float
 
 
 def draw(results: dict[str, Any]) -> dict[str, Figure]:
-    """Training loss against meta-steps: a line for each run, a cross where it died."""
+    """Training loss against meta-steps: a line for each run, with a cross where it died.
+
+    The scale ends at twice the largest loss that a run begins with: a triangle where a run leaves it.
+
+    Returns:
+        The figure.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained")
     for panel, name in zip(figure.subplots(1, len(CASES)), CASES, strict=True):
         style.tidy(panel, name)
         colors = dict(zip([*steps_of(results, name), FOUND], _colors(results, name), strict=True))
-        for one in (one for one in results["runs"] if one["case"] == name):
-            log = [row["loss"] for row in one["log"]]
-            smooth = [sum(log[max(0, i - 4) : i + 1]) / len(log[max(0, i - 4) : i + 1]) for i in range(len(log))]
-            color = colors[one["step"]]
-            panel.plot([row["step"] for row in one["log"]], smooth, linewidth=0.8, color=color)
-            if one["died"]:
-                panel.plot(one["died"]["meta_step"], smooth[-1] if smooth else 4.0, "x", color=color, markersize=8)
+        runs = [one for one in results["runs"] if one["case"] == name]
+        top = 2 * max((one["log"][0]["loss"] for one in runs if one["log"]), default=4.0)
+        off = [_draw_run(panel, one, colors[one["step"]], top) for one in runs]
         for step, color in colors.items():
             panel.plot([], [], color=color, label=step if step == FOUND else f"{step:g}")
+        if any(off):
+            panel.plot([], [], "^", color=style.GREY, label="beyond the scale")
         panel.set_yscale("log")
         panel.set_xlabel("meta-steps")
         panel.set_ylabel("query loss in training")
         panel.legend(frameon=False, fontsize="small", title="inner step")
     return {"inner_step": figure}
+
+
+def _draw_run(panel: Axes, one: dict[str, Any], color: str, top: float) -> bool:
+    """The mean of the last five logged losses, ``top`` at most. Returns whether one is beyond that."""
+    log = [row["loss"] for row in one["log"]]
+    smooth = [sum(log[max(0, i - 4) : i + 1]) / len(log[max(0, i - 4) : i + 1]) for i in range(len(log))]
+    steps, heights = [row["step"] for row in one["log"]], [min(value, top) for value in smooth]
+    panel.plot(steps, heights, linewidth=0.8, color=color)
+    beyond = [step for step, value in zip(steps, smooth, strict=True) if value > top]
+    panel.plot(beyond[:1], [top] * len(beyond[:1]), "^", color=color, markersize=8)
+    if one["died"]:
+        panel.plot(one["died"]["meta_step"], (heights or [4.0])[-1], "x", color=color, markersize=8)
+    return bool(beyond)
 
 
 def _colors(results: dict[str, Any], name: str) -> list[str]:

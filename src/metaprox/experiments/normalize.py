@@ -102,7 +102,7 @@ def _train(name: str, lr: float, seed: int, meta_steps: int) -> dict[str, Any]:
         result["error"] = _held_out(problem, seed)
     except mp.NonFiniteError as error:
         result["died"] = {"meta_step": step + 1, "message": str(error)}
-    quantiles = torch.stack(norms).quantile(torch.tensor([0.0, 0.5, 1.0])).tolist() if norms else None
+    quantiles = [float(torch.stack(norms).quantile(share)) for share in (0.0, 0.5, 1.0)] if norms else None
     return result | {"gradient_norm_least_median_largest": quantiles}
 
 

@@ -1,7 +1,9 @@
 """Problems that several experiments share."""
 
+from itertools import pairwise
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import metaprox as mp
 from metaprox.types import Params
@@ -27,3 +29,21 @@ def logistic_tasks(seed: int, count: int = 8, examples: int = 40, dim: int = 20)
         return inputs, (torch.rand(chance.shape, dtype=torch.float64, generator=rng) < chance).double()
 
     return mp.Task(data(), data())
+
+
+class OneChannel(nn.Module):
+    """[N, 40] -> [N, 1, 40]."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs[:, None]
+
+
+def convolutional(seed: int) -> nn.Module:
+    """Three strided convolutions with statistics of the batch, and a linear layer."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [OneChannel()]
+        for inputs, outputs in pairwise((1, 16, 16, 16)):
+            norm = nn.BatchNorm1d(outputs, track_running_stats=False)
+            layers += [nn.Conv1d(inputs, outputs, 3, stride=2, padding=1), norm, nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(80, 5))
