@@ -1,4 +1,5 @@
-"""A whole solve in one graph: whatever the steps, with the records of the loop; step by step where it can't be had."""
+"""Solves in one graph, and base and branches in one: whatever the steps, with the records of the loop; in smaller ones
+where it can't be had."""
 
 import warnings
 from dataclasses import fields
@@ -13,7 +14,7 @@ from conftest import relative_error
 from metaprox.losses import compiled, compiling, traced
 from metaprox.losses.shared_graphs import Graphs
 from metaprox.models import mean_squared_error, mlp
-from test_compiled import assert_same, flat, graphs, needs_compiler, pair, sinusoids
+from test_compiled import assert_same, flat, graphs, needs_compiler, pair, sinusoids, some
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's compiler itself
@@ -62,15 +63,100 @@ def assert_equal_records(ours, theirs):
     ("perturb", "scheme", "corrected"),
     [("loss", "forward", False), ("loss", "forward", True), ("loss", "symmetric", False), ("center", "central4", True)],
 )
-def test_base_and_branches_are_a_graph_each_and_records_are_those_of_the_loop(perturb, scheme, corrected, runs):
+@pytest.mark.parametrize("start", ["base", "predictor"])
+def test_base_and_branches_are_one_graph_and_records_are_those_of_the_loop(perturb, scheme, corrected, start, runs):
     problem, tasks = sinusoids(mlp([1, 8, 1]).double())
     tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
-    settings = {"scheme": scheme, "perturb": perturb, "residual_correction": corrected}
+    settings = {"scheme": scheme, "perturb": perturb, "residual_correction": corrected, "start": start}
     for steps in (1, 2, 7):
         ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, steps, **settings))
         assert_equal_records(ours, theirs)
-    assert graphs() == 3
-    assert runs == ["solve", "evaluate", *2 * ["solve", "evaluate", "solve"]]  # a first step of branches needs none
+        assert ours.info.counts == theirs.info.counts
+    assert graphs() == 1
+    assert runs == 3 * ["branched"]
+
+
+@pytest.mark.parametrize("adapt", [None, "2.*"])
+def test_a_base_and_branches_that_are_not_one_graph_are_one_each(adapt, runs):
+    """As where parameters do not adapt, or there is more to be seen on the way."""
+    problem, tasks = sinusoids(mlp([1, 8, 1]).double())
+    problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]).double(), mean_squared_error, lam=0.5, adapt=adapt)
+    tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
+    settings = {"scheme": "forward", "estimate_truncation": adapt is None}
+    for steps in (1, 2, 7):
+        ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, steps, **settings))
+        assert_equal_records(ours, theirs)
+    assert "branched" not in runs
+    assert runs.count("solve") >= 5  # a first step of branches needs none
+
+
+def test_no_number_is_a_constant_of_the_graph_of_base_and_branches(runs):
+    model = mlp([1, 8, 1]).double()
+    tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in sinusoids(model)[1]))
+    for lam, lr, ours, eps in ((0.5, 0.01, 0.02, 0.1), (0.7, 0.02, 0.02, 0.1), (0.7, 0.02, 0.01, 0.3)):
+        problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=lam)
+        settings = {"perturb": "center", "eps": eps, "branch_solver": mp.GradientDescent(ours), "branch_steps": 4}
+        found = [called(one, problem, tasks) for one in pair(mp.FOBMAML, 3, mp.GradientDescent(lr), **settings)]
+        assert_equal_records(*found)
+    for count in (5, 4):  # which are padded
+        assert_equal_records(
+            *(called(one, problem, some(tasks, count)) for one in pair(mp.FOBMAML, 3, eps=0.2, perturb="center"))
+        )
+    assert graphs() == 1 + 2 * 1
+    assert graphs() == 1
+    assert runs == 5 * ["branched"]
+
+
+def test_padded_tasks_change_nothing_in_the_graph_of_base_and_branches(monkeypatch):
+    monkeypatch.setattr(compiled, "EXACT_SIZES", 1)
+    problem, tasks = sinusoids(mlp([1, 8, 1]), count=8)
+    both = pair(mp.FOBMAML, 3, branch_solver=mp.ConjugateGradient(0.05), branch_steps=3)
+    for count in (8, 5):
+        assert_equal_records(*(called(one, problem, some(tasks, count)) for one in both))
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+@pytest.mark.parametrize("where", ["base", "query", "branches"])
+def test_what_is_not_finite_in_base_or_branches_is_treated_as_step_by_step(where, on_nonfinite):
+    model = mlp([1, 8, 1])
+
+    def loss(module, batch):
+        found = mean_squared_error(module, batch)
+        return torch.where(batch[1].amax() > 1e3, found**3, found) if where == "base" else found
+
+    def outer(module, batch):
+        return mean_squared_error(module, batch) * torch.where(batch[1].amax() > 1e3, torch.inf, 1.0)
+
+    problem = mp.ProximalProblem.from_module(model, loss, lam=0.5, outer_loss=outer)
+    tasks = sinusoids(model)[1]
+    (tasks.query if where == "query" else tasks.support)[1][2] *= 1e6
+    lr = 1e30 if where == "branches" else 0.01
+    settings = {"eps": 0.1, "perturb": "center", "branch_solver": mp.GradientDescent(lr), "branch_steps": 9}
+    said = []
+    for one in pair(mp.FOBMAML, 9, on_nonfinite=on_nonfinite, **settings):
+        if on_nonfinite == "raise" or where == "branches":
+            with pytest.raises(mp.NonFiniteError) as caught:
+                called(one, problem, tasks)
+            said.append((caught.value.task, caught.value.step, str(caught.value)))
+        else:
+            out = called(one, problem, tasks)
+            assert out.info.skipped.tolist() == [task == 2 for task in range(6)]
+            said.append(out.info.skipped.tolist())
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("solver", [mp.ConjugateGradient(0.05), mp.AdaptiveGradientDescent(), mp.Anderson(0.05, 2)])
+def test_branches_of_a_solver_are_in_the_graph_of_their_base_where_its_state_stays_as_it_is_built(solver, runs):
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    problem, tasks = sinusoids(model)
+    tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
+    for count in (1, 2, 3, 8):
+        runs.clear()
+        both = pair(mp.FOBMAML, 5, branch_solver=solver, branch_steps=count, perturb="center")
+        assert_equal_records(*(called(one, problem, tasks) for one in both))
+        assert runs[0] == "branched"
+        assert (len(runs) == 1) == (type(solver) is not mp.Anderson)
 
 
 @pytest.mark.parametrize("steps", [traced.MOST_STEPS - 1, traced.MOST_STEPS, 2 * traced.MOST_STEPS + 3])
@@ -78,8 +164,8 @@ def test_more_steps_than_a_graph_has_room_for_are_taken_in_several_goes(steps, r
     problem, tasks = sinusoids(mlp([1, 8, 1]))
     ours, theirs = pair(mp.FOBMAML, steps, scheme="forward", eps=0.1, perturb="center", branch_steps=3)
     assert_equal_records(called(ours, problem, tasks), called(theirs, problem, tasks))
-    assert graphs() == 3
-    assert len(runs) == 2 + -(-(steps + 1) // traced.MOST_STEPS)
+    goes = -(-(steps + 1) // traced.MOST_STEPS)
+    assert (graphs(), len(runs)) == ((1, 1) if goes == 1 else (3, 2 + goes))
 
 
 def diverging(model, batch):
@@ -162,7 +248,8 @@ def test_data_that_share_memory_are_no_obstacle():
     assert graphs() == 3
 
 
-def test_buffers_parameters_that_do_not_adapt_and_numbers_are_read_anew_by_a_solve():
+@pytest.mark.parametrize("adapt", ["net.2.*", None])
+def test_buffers_parameters_that_do_not_adapt_and_numbers_are_read_anew_by_a_solve(adapt, runs):
     class Scaled(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -173,7 +260,7 @@ def test_buffers_parameters_that_do_not_adapt_and_numbers_are_read_anew_by_a_sol
             return self.factor * self.net(inputs) + self.shift
 
     model = Scaled()
-    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5, adapt="net.2.*")
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5, adapt=adapt)
     tasks, both = sinusoids(model)[1], pair(mp.FOBMAML, 3, nu=0.1)
     found = []
 
@@ -194,6 +281,7 @@ def test_buffers_parameters_that_do_not_adapt_and_numbers_are_read_anew_by_a_sol
     assert_same_and_new()
     model.net[1] = torch.nn.Tanh()
     assert_same_and_new()
+    assert ("branched" in runs) == (adapt is None)
     model.net[0].requires_grad_(False)
     assert_same(*both, problem, tasks)
 

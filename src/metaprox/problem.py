@@ -134,12 +134,19 @@ class ProximalProblem:
 
     def modes(self) -> tuple[bool, ...]:
         """Which modules of the losses' models are in train mode: what was seen of a loss holds for them."""
-        losses = (self.inner_loss, self.outer_loss)
-        return tuple(mode for loss in losses if isinstance(loss, OF_MODULES) for mode in loss.modes())
+        return tuple(mode for loss in self._of_models() for mode in loss.modes())
+
+    def _of_models(self) -> list[Any]:
+        """Its losses of models, one of each model."""
+        losses: list[Any] = [loss for loss in (self.inner_loss, self.outer_loss) if isinstance(loss, OF_MODULES)]
+        models = [(loss if isinstance(loss, ModuleLoss) else loss.source).model for loss in losses]
+        return losses[:1] if len(losses) == 2 and models[0] is models[1] else losses
 
     def check_shards(self, given: bool) -> None:
         """Raise InputError unless parameters are ``given`` in shards where, and only where, the losses' model is."""
-        for loss in (self.inner_loss, self.outer_loss):
+        losses: list[Any] = self._of_models()
+        plain = [loss for loss in (self.inner_loss, self.outer_loss) if not isinstance(loss, OF_MODULES)]
+        for loss in (*losses, *plain):
             if given == (isinstance(loss, ModuleLoss) and is_fully_sharded(loss.model)):
                 continue
             raise InputError(
@@ -156,9 +163,8 @@ class ProximalProblem:
         Raises:
             InputError: a pattern fits none of them, or the model has no parameter of a name.
         """
-        for loss in (self.inner_loss, self.outer_loss):
-            if isinstance(loss, OF_MODULES):
-                loss.check_names(names)
+        for loss in self._of_models():
+            loss.check_names(names)
         if self.adapt is None:
             return tuple(names)
         patterns = (self.adapt,) if isinstance(self.adapt, str) else tuple(self.adapt)

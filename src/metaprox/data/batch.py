@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.checks.trees import check_alike, kind, leaves
+from metaprox.checks.trees import check_alike, flattened, kind, leaves, mapped
 from metaprox.data.inference import normal_tree
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.stacks import refuse_stack
@@ -57,12 +57,14 @@ class TaskBatch:
         """Task ``index`` without a leading dimension."""
         if self.stacked is None:
             return self.singles[index]
-        return pytree.tree_map(lambda leaf: leaf[index], self.stacked)
+        task: Task = mapped(lambda leaf: leaf[index], self.stacked)
+        return task
 
     def many(self, start: int, stop: int) -> Task:
         """Tasks start..stop-1 with a leading dimension."""
         if self.stacked is not None:
-            return pytree.tree_map(lambda leaf: leaf[start:stop], self.stacked)
+            tasks: Task = mapped(lambda leaf: leaf[start:stop], self.stacked)
+            return tasks
         chunk = self.singles[start:stop]
         check_alike(chunk, NO_VMAP)
         return Task.stack(chunk)
@@ -100,12 +102,27 @@ def _leaves_in_pieces(task: Task) -> Iterator[tuple[str, Any]]:
 
 
 def _check_values(task: Task, index: str) -> None:
-    for path, leaf in leaves(task):
-        if isinstance(leaf, Tensor) and leaf.is_meta:
-            raise InputError(f"tasks{index}{path} is on the device meta, without values; give data on a real one")
+    if not any(map(_is_meta, flattened(task)[0])):
+        return
+    path = next(path for path, leaf in leaves(task) if _is_meta(leaf))
+    raise InputError(f"tasks{index}{path} is on the device meta, without values; give data on a real one")
+
+
+def _is_meta(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_meta
 
 
 def _leading_size(tasks: Task) -> int:
+    found = flattened(tasks)[0]
+    if found and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in found):
+        size = len(found[0])
+        if size and all(len(leaf) == size for leaf in found):
+            return size
+    return _refused_size(tasks)
+
+
+def _refused_size(tasks: Task) -> NoReturn:
+    """Raise InputError that says why there is none."""
     sizes: dict[str, int] = {}
     for path, leaf in leaves(tasks):
         if not isinstance(leaf, Tensor) or leaf.dim() == 0:
@@ -119,7 +136,4 @@ def _leading_size(tasks: Task) -> int:
     if len(set(sizes.values())) > 1:
         listing = ", ".join(f"tasks{path}: {size}" for path, size in sizes.items())
         raise InputError(f"the leading (task) sizes differ: {listing}; every tensor needs the same number of tasks")
-    size = next(iter(sizes.values()))
-    if size == 0:
-        raise InputError("the batch of tasks is empty: the leading (task) size is 0")
-    return size
+    raise InputError("the batch of tasks is empty: the leading (task) size is 0")

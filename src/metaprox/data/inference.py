@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from metaprox.checks.trees import flattened, unflattened
 
 
 def normal(tensor: Tensor) -> Tensor:
@@ -17,7 +18,7 @@ def normal(tensor: Tensor) -> Tensor:
 
 def normal_tree(data: Any) -> Any:
     """``data``, with copies of the tensors in it that were made in inference mode."""
-    leaves, tree = pytree.tree_flatten(data)
+    leaves, form = flattened(data)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
         return data
-    return pytree.tree_unflatten([normal(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
+    return unflattened([normal(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], form)

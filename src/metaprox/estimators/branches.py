@@ -54,7 +54,7 @@ class AtBase:
         return at_base, Evaluation(norm_v, query.value, query.metrics), shared
 
     def leave(
-        self, tilt: Tensor, parts: Sequence[slice], *, lam: float, corrected: bool, predict: bool
+        self, tilt: Tensor, parts: Sequence[slice], *, lam: float | Tensor, corrected: bool, predict: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Returns where the branches in each part start, and their gradients there where known; ``tilt``: n_j nu.
 
@@ -106,7 +106,7 @@ class Branches:
             terms.append((-torch.ones_like(tilt), at_base.residual))
         y0, linear = at_base.y0 if len(nodes) == 1 else None, LinearTerm(terms) if terms else None
         if linear is not None and y0 is not None:  # of a single branch u is a vector like those that it is the sum of
-            linear = LinearTerm([(torch.ones_like(tilt), linear.vector)])
+            linear = LinearTerm([(torch.ones_like(tilt), linear.total())])
         return cls(nodes, weights, nu, tilt, linear, y0)
 
     def per_nu(self, difference: Tensor) -> Tensor:
@@ -126,6 +126,15 @@ class Branches:
             total = moved.mul_(weight) if total is None else total.add_(moved, alpha=weight)
         assert total is not None
         return total
+
+    def derivative(self, parts: Sequence[Tensor], lam: float | Tensor, *, consumed: bool = False) -> Tensor:
+        """Returns -(lam/nu) sum_j a_j y_j [T, 1, P]; ``consumed`` as for the difference."""
+        return self.per_nu(self.difference(parts, consumed=consumed).mul_(-lam))
+
+    @property
+    def queried(self) -> Tensor:
+        """The weights [T, b, 1] of f where it is evaluated at all steps: not at node 0, which comes first."""
+        return self.tilt[:, 1:] if self.nodes[0] == 0 else self.tilt
 
     def shared_difference(self, gradients: Gradients, parts: Sequence[Tensor]) -> Tensor:
         """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point. Costs a gradient for each."""
@@ -179,16 +188,13 @@ class Problems:
 
     def in_one(self, run: Run) -> Steps | None:
         """Several steps of all branches in one; each has the same noise, as losses draw none."""
-        branches, tilt = self.branches, None
-        if self.query_moves:
-            tilt = branches.tilt[:, 1:] if branches.nodes[0] == 0 else branches.tilt
-        return self.gradients.steps(run, linear=branches.linear, tilt=tilt)
+        tilt = self.branches.queried if self.query_moves else None
+        return self.gradients.steps(run, linear=self.branches.linear, tilt=tilt)
 
     def derivative(self, parts: Sequence[Tensor]) -> Tensor:
         """Returns -(lam/nu) sum_j a_j y_j [T, 1, P], where the solve's points are its own in their memory."""
         own = self.memory is not None and self.memory.size is not None
-        difference = self.branches.difference(parts, consumed=own)
-        return self.branches.per_nu(difference.mul_(-self.gradients.lam))
+        return self.branches.derivative(parts, self.gradients.lam, consumed=own)
 
     def _noise(self, step: int) -> int:
         return step if self.noisy else 0

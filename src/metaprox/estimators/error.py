@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,15 @@ BRANCH_STEPS = 5  # of branches whose steps are no multiple of the gradient; els
 LEAST_RATIO = 0.03  # by which a step of the branches is trusted to bring them closer
 BASE_SHARE = 1 / 3
 PARTS = ("branch", "base", "truncation", "rounding")
+
+
+class Ends(NamedTuple):
+    """The numbers of a trail that has ended, each [T]: ||G|| at the last evaluation and before, and the curvature."""
+
+    last: Tensor
+    before: Tensor | None
+    curvature: Tensor | None
+    relative_step: float | None
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def of_last_steps(weights: Sequence[float], solver: InnerSolver, steps: int) -> 
     return Trail(weights, multiple, 1 + (BRANCH_STEPS if multiple is None else 1), closed=False)
 
 
-def of_branches(trail: Trail, per_nu: Tensor, ended: Tensor | None) -> dict[str, Tensor]:
+def of_branches(trail: Trail | Ends, per_nu: Tensor, ended: Tensor | None) -> dict[str, Tensor]:
     """Returns what is seen of the branches; rho is ||sum_j a_j grad_j|| / nu.
 
     By how much a step reduced it says something of the next one where both are the same multiple of the gradient; tasks
@@ -147,7 +157,7 @@ def of_difference(
     return Seen(lam, length, **base, **known, truncation=truncation)
 
 
-def linear_residual(branches: Trail | None, norm_v: Tensor, per_nu: Tensor) -> Tensor:
+def linear_residual(branches: Trail | Ends | None, norm_v: Tensor, per_nu: Tensor) -> Tensor:
     """||rho|| / (lam ||v||) [T], 0 where v = 0; NaN where the branches were not watched."""
     if branches is None or branches.last is None:
         return torch.full_like(norm_v, torch.nan)
@@ -177,7 +187,7 @@ def sampling_error(lengths: Tensor, mean: Tensor, weights: Tensor | None = None)
     return (((lengths / norm(mean)).square().mean() - 1).clamp(min=0) / (len(lengths) - 1)).sqrt()
 
 
-def _curvature(trail: Trail) -> Tensor:
+def _curvature(trail: Trail | Ends) -> Tensor:
     """Along the last step [T]; NaN where none is known."""
     assert trail.last is not None
     return torch.full_like(trail.last, torch.nan) if trail.curvature is None else trail.curvature

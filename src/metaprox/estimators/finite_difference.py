@@ -12,10 +12,11 @@ from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
 from metaprox.estimators.branches import AtBase, Branches, Problems
 from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
+from metaprox.estimators.in_one import estimate_in_one
 from metaprox.estimators.info import Info
 from metaprox.estimators.result import Estimate
 from metaprox.estimators.stencil import STENCILS, Scheme, stencil
-from metaprox.estimators.step import Lengths, weight
+from metaprox.estimators.step import nu_of
 from metaprox.estimators.truncation import FURTHER, Bend, check_known, truncation
 from metaprox.estimators.until import Until
 from metaprox.inner.failures import Purpose
@@ -140,6 +141,11 @@ class FOBMAML(Branched):
         return self._chooses and self.perturb == "loss" and min(stencil(self.scheme).nodes) < 0
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
+        found = estimate_in_one(self, gradients, keep_adapted) or self._in_steps(gradients, keep_adapted)
+        return self._unless_astray(found, gradients)
+
+    def _in_steps(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
+        """It as one solve and gradient after another, however each is taken."""
         watched, until = BASE_STEPS * self.estimate_error, Until.of(self.rtol, gradients, self._evaluations_at_once())
         stopping, enough = self._stopping(), until.base if until else None
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
@@ -170,7 +176,7 @@ class FOBMAML(Branched):
             seen=of_difference(gradients.lam, length, seen, ends, per_nu, bent, early=(until or tol) is not None),
         )
         ends = replace(ends, parts=())
-        return self._unless_astray(Estimate.of(adapted, grad, shared, query, info, base, ends), gradients)
+        return Estimate.of(adapted, grad, shared, query, info, base, ends)
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients
@@ -180,7 +186,8 @@ class FOBMAML(Branched):
         They start in one part, or each in its own where that saves memory and changes nothing.
         """
         lam, corrected, norm_v, lengths = gradients.lam, self.residual_correction, at_base.norm_v, at_base.lengths
-        nu, (nodes, weights) = self._nu(lam, norm_v, lengths), self._nodes_and_weights
+        given, (nodes, weights) = {"nu": self.nu, "eps": self.eps}, self._nodes_and_weights
+        nu = nu_of(stencil(self.scheme), lam, norm_v, lengths, query_moves=self.perturb == "loss", **given)
         branches = Branches.of(at_base, nodes, weights, nu, center=self.perturb == "center", corrected=corrected)
         together = self.tol is not None or self.rtol is not None or not separates_branches(self._solver_of_branches)
         apart, predict = gradients.one_branch_at_a_time and not together, self.start == "predictor"
@@ -239,12 +246,3 @@ class FOBMAML(Branched):
         purpose = self._purpose("branch solve", gradients, advice)
         astray = self._may_go_astray and self.on_nonfinite == "raise"
         return replace(purpose, on_nonfinite="tell") if astray else purpose
-
-    def _nu(self, lam: float, norm_v: Tensor, lengths: Lengths | None) -> Tensor:
-        """The step of the difference [T, 1, 1]."""
-        if self.nu is not None:
-            return torch.full_like(norm_v, self.nu)
-        if self.eps is not None:
-            return weight(self.eps, lam, norm_v)
-        assert lengths is not None
-        return weight(lengths.eps(stencil(self.scheme), query_moves=self.perturb == "loss"), lam, norm_v)

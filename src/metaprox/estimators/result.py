@@ -47,7 +47,7 @@ class Estimate:
     """An estimate for some of the tasks, as it comes out of the formulas, finite or not.
 
     y: y_i [T, 1, P] where it is kept. grad: with respect to x and w [T, 1, P + W]. query: f_i at y_i, gradient aside.
-    solves: whatever was solved on the way, the base first.
+    solves: whatever was solved on the way, the base first. seen: of which tasks all was seen to be finite [T].
     """
 
     y: Tensor | None
@@ -55,6 +55,7 @@ class Estimate:
     query: Evaluation
     info: Info
     solves: Sequence[Solution]
+    seen: Tensor | None = None
 
     @classmethod
     def of(
@@ -67,6 +68,8 @@ class Estimate:
     @property
     def finite(self) -> Tensor:
         """Whether all of it is [T]."""
+        if self.seen is not None:
+            return self.seen
         parts = [finite_rows(self.grad), self.query.value.isfinite().all(1), *(solve.finite for solve in self.solves)]
         return everywhere(torch.stack(parts).all(0))
 

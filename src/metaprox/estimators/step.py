@@ -33,7 +33,7 @@ class Lengths:
     way: Tensor | None = None
 
     @classmethod
-    def of(cls, y0: Tensor, displacement: Tensor, residual: Tensor, lam: float) -> "Lengths":
+    def of(cls, y0: Tensor, displacement: Tensor, residual: Tensor, lam: float | Tensor) -> "Lengths":
         """From y_0, y_0 - x and r [T, 1, P]; ``displacement`` is written on."""
         point, way, left = norm(y0), norm(displacement), norm(residual) / lam
         pull = norm(displacement.mul_(-lam).add_(residual)) / lam
@@ -71,7 +71,26 @@ class Lengths:
         return torch.where(eps > 0, eps * (tol / self.moved).clamp(max=REDUCTION * lam), tol).flatten()
 
 
-def weight(eps: Tensor | float, lam: float, norm_v: Tensor) -> Tensor:
+def nu_of(
+    rule: Stencil,
+    lam: float | Tensor,
+    norm_v: Tensor,
+    lengths: Lengths | None,
+    *,
+    query_moves: bool,
+    nu: float | Tensor | None = None,
+    eps: float | Tensor | None = None,
+) -> Tensor:
+    """The step of the difference [T, 1, 1]: ``nu``, that of a given ``eps``, or by ``lengths`` that of the default."""
+    if nu is not None:
+        return torch.zeros_like(norm_v) + nu
+    if eps is not None:
+        return weight(eps, lam, norm_v)
+    assert lengths is not None
+    return weight(lengths.eps(rule, query_moves=query_moves), lam, norm_v)
+
+
+def weight(eps: Tensor | float, lam: float | Tensor, norm_v: Tensor) -> Tensor:
     """nu = lam eps / ||v|| [T, 1, 1]; 0 where v = 0, and with it every derivative of y_nu at nu = 0."""
     largest = torch.finfo(norm_v.dtype).max / 16  # of subnormal v, whose direction is all that is wanted
     return torch.where(norm_v > 0, (lam * eps / norm_v).clamp(max=largest), 0.0)

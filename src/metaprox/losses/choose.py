@@ -163,7 +163,7 @@ def cost_of_task(setting: Setting, *, twice: bool = False) -> Cost:
     problem, task = setting.problem, setting.batch.one(0)
     leaves, tree = flattened(task)
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
-    key = ("cost", setting.parameters.structure, problem.modes(), twice, shapes, tree)
+    key = ("cost", setting.parameters.structure, setting.look.modes, twice, shapes, tree)
     found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(setting, task, twice))
     return found
 

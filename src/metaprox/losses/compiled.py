@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from types import NoneType
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from metaprox.cache import BoundedCache
 from metaprox.errors import MetaproxError
-from metaprox.losses import traced
+from metaprox.losses import traced, traced_branched
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compile_lock
 from metaprox.losses.noise import Noise
@@ -25,8 +26,15 @@ EVALUATIONS_PER_GRAPH = 10_000
 # So many batch sizes of one shape are compiled as they are; further ones are powers of 2.
 EXACT_SIZES = 4
 STEPS = ("solve", "step")  # of which one does for the other
+IN_ONE = ("branched", "solve")  # which smaller graphs do for as well, and which draw no random numbers
+FUNCTIONS: dict[str, Callable[[Structure], Callable[..., Any]]] = {
+    "evaluate": traced.evaluate,
+    "step": traced.step,
+    "solve": traced.solve,
+    "branched": traced_branched.branched,
+}
 
-Key = tuple[str, int, type]
+Key = tuple[str, int, Any]
 
 
 def pool_of(key: Any, loss: CheckedLoss, structure: Structure, alone: "Pool | None" = None) -> "Pool":
@@ -85,40 +93,39 @@ class Batches:
         try:
             found = self._compiled(key, args)
         except Exception as error:  # torch is not asked again
-            if name == "solve":
+            if name in IN_ONE:
                 self._give_up(key, error)
             else:
                 self.drop()
                 self._pool.warn_of_failure(self, error)
             return None
-        if name == "step":
-            self._pool.warn_of_steps(self)
+        self._pool.warn_of_smaller(self, name)
         return found
 
     def _compiled(self, key: Key, args: tuple[Any, ...]) -> Any:
         function, noise = self._function_for_one_more(key), Noise(0, args[1].device)
         before = noise.state()
         found = function.compile(*args)
-        if key[0] == "solve" and not all(map(torch.equal, before, noise.state())):
+        if key[0] in IN_ONE and not all(map(torch.equal, before, noise.state())):
             raise MetaproxError("it draws random numbers, which it did not when it was first looked at")
         return found
 
     def _give_up(self, key: Key, error: Exception) -> None:
-        """Whole solves, which the steps, one by one, do for as well."""
+        """What is in one graph, for which smaller ones do as well."""
         self._without.add(key)
         self._graphs[key] = 0
         self._functions.pop(key).drop()
-        if key[2] is NoneType:
-            self._pool.fail_in_one(error)
-        else:
+        if isinstance(key[2], type) and key[2] is not NoneType:
             self._pool.warn_of_solver(self, key[2], error)
+        else:
+            self._pool.fail_in_one(key[0], error)
 
     def _function_for_one_more(self, key: Key) -> CompiledFunction:
         """With less than ``MOST_CHANGES`` graphs: a new one where there are as many."""
         if self._graphs[key] % MOST_CHANGES == 0:
             if key in self._functions:
                 self._functions[key].drop()
-            self._functions[key] = CompiledFunction(getattr(traced, key[0])(self._pool.structure))
+            self._functions[key] = CompiledFunction(FUNCTIONS[key[0]](self._pool.structure))
         self._graphs[key] += 1
         return self._functions[key]
 
@@ -130,7 +137,7 @@ class Pool:
         """``alone``: that of the first of two losses."""
         self.structure = structure
         self._alone = alone or self
-        self._steps_only: Exception | None = None  # why there was a solve that is in no graph, which was not said yet
+        self._failed: dict[str, Exception] = {}  # what is in no graph that was to be one, and why; not said yet
         self.evaluations = 0
         self._name = describe(loss)
         self._found = 0
@@ -157,9 +164,10 @@ class Pool:
         for batches in list(self._of_shape.values()):
             batches.drop()
 
-    def fail_in_one(self, error: Exception) -> None:
-        """A whole solve; said as soon as steps are compiled, and not where these fail too."""
-        self._alone._steps_only = error
+    def fail_in_one(self, name: str, error: Exception) -> None:
+        """Said as soon as smaller graphs are compiled, and not where these fail too."""
+        if not isinstance(error, NotCompiledError):
+            self._alone._failed[name] = error
 
     def warn_of_solver(self, where: Batches, solver: type, error: Exception) -> None:
         self._warn(
@@ -167,13 +175,16 @@ class Pool:
             f"metaprox takes the steps of {solver.__qualname__} outside of graphs: {_said(error)}",
         )
 
-    def warn_of_steps(self, where: Batches) -> None:
-        error, self._steps_only = self._steps_only, None
-        if error is not None:
-            self._warn(
-                ("steps", id(where)),
-                f"metaprox compiles the step alone, since a solve in one graph failed for {self._name}: {_said(error)}",
-            )
+    def warn_of_smaller(self, where: Batches, name: str) -> None:
+        """``name`` was compiled, in whose place a larger graph may have failed."""
+        for larger, smaller, words in (
+            ("branched", "solve", "each solve alone, since base and branches"),
+            ("solve", "step", "the step alone, since a solve"),
+        ):
+            error = self._failed.pop(larger, None) if name == smaller else None
+            if error is not None:
+                said = f"metaprox compiles {words} in one graph failed for {self._name}: {_said(error)}"
+                self._warn((name, id(where)), said)
 
     def warn_of_failure(self, where: Batches, error: Exception) -> None:
         reason = _said(error)

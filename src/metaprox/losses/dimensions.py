@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from metaprox.checks.trees import TreeKey, flattened
+from metaprox.checks.trees import Form, flattened
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.modules.loss import PrivateLoss
@@ -177,7 +177,7 @@ def _hooked(
             hook.remove()
 
 
-def _support(task: Task) -> tuple[list[Tensor], TreeKey]:
+def _support(task: Task) -> tuple[list[Tensor], Form]:
     """The tensors of the support, if it holds nothing else, and how it is built."""
     leaves, tree = flattened(task.support)
     return (leaves if all(isinstance(leaf, Tensor) for leaf in leaves) else []), tree

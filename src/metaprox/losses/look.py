@@ -48,12 +48,14 @@ class Look:
     repeats: whether, with equal seeds, they give the same value again.
     writes: whether they write on the parameters that adapt, or are shared.
     written: names of the buffers and frozen parameters that they write on.
+    modes: of the problem when they were looked at.
     """
 
     draws: bool
     repeats: bool
     writes: bool
     written: frozenset[str]
+    modes: tuple[bool, ...] = ()
 
 
 def look_at(
@@ -70,8 +72,11 @@ def look_at(
     task = batch.one(0)
     count = None if batch.stacked is None else batch.size
     check_dimensions(problem, task, count)
-    key = ("look", query, count is None, parameters.structure, problem.modes(), _kinds(task))
-    found: Look = problem.cache.get_or_make(key, lambda: _look_at_both(problem, parameters, task, noise, query, count))
+    modes = problem.modes()
+    key = ("look", query, count is None, parameters.structure, modes, _kinds(task))
+    found: Look = problem.cache.get_or_make(
+        key, lambda: _look_at_both(problem, parameters, task, noise, query, count, modes)
+    )
     for loss in (problem.inner_loss, problem.outer_loss):
         if isinstance(loss, PrivateLoss):
             loss.written = found.written
@@ -79,7 +84,13 @@ def look_at(
 
 
 def _look_at_both(
-    problem: ProximalProblem, parameters: Parameters, task: Task, noise: Noise, query: Query, count: int | None
+    problem: ProximalProblem,
+    parameters: Parameters,
+    task: Task,
+    noise: Noise,
+    query: Query,
+    count: int | None,
+    modes: tuple[bool, ...],
 ) -> Look:
     loss = problem.inner_loss
     with batches_told_of(loss, task) if count is None else single_examples_refused(problem, loss, task, count):
@@ -93,6 +104,7 @@ def _look_at_both(
         repeats=all(one.repeats for one in seen),
         writes=any(one.writes for one in seen),
         written=frozenset().union(*(one.written for one in seen)),
+        modes=modes,
     )
 
 

@@ -152,16 +152,27 @@ class _Generators:
 
     def _begin(self, device: torch.device, fresh: bool) -> tuple[int, dict[torch.device, Tensor]]:
         with self.lock:
+            seed = self._drawn() if fresh else 0
             for each in _devices(device):
                 if not self._calls.get(each):
                     self._saved[each] = _state(each)
                 self._calls[each] = self._calls.get(each, 0) + 1
-            running = _state(CPU)
-            _put_back({CPU: self._saved[CPU]})
-            seed = _draw() if fresh else 0
-            self._saved[CPU] = _state(CPU)
-            _put_back({CPU: running})
         return seed, {}
+
+    def drawn(self) -> int:
+        """A fresh seed, by a draw from what the caller's generator of the CPU is."""
+        with self.lock:
+            return _draw() if getattr(self._within, "call", False) else self._drawn()
+
+    def _drawn(self) -> int:
+        if not self._calls.get(CPU):  # it is the caller's own
+            return _draw()
+        running = _state(CPU)
+        _put_back({CPU: self._saved[CPU]})
+        seed = _draw()
+        self._saved[CPU] = _state(CPU)
+        _put_back({CPU: running})
+        return seed
 
     def _end(self, device: torch.device) -> None:
         with self.lock:
@@ -186,8 +197,7 @@ def coupled_noise(device: torch.device, seed: int | None = None) -> Iterator[Noi
 
 def drawn_seed() -> int:
     """A fresh seed: one draw from the caller's generator of the CPU."""
-    with _GENERATORS.borrowed(CPU) as seed:
-        return seed
+    return _GENERATORS.drawn()
 
 
 def _devices(device: torch.device) -> list[torch.device]:

@@ -6,11 +6,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.utils import _pytree as pytree
 
-from metaprox.checks.trees import flattened
+from metaprox.checks.trees import flattened, mapped
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.compiled import Batches, pool_of
+from metaprox.losses.compiled import IN_ONE, Batches, pool_of
 from metaprox.losses.noise import padded_to
 from metaprox.losses.origin import origin
 from metaprox.vectors.parameters import Structure
@@ -53,25 +52,26 @@ class Graphs:
         of_tasks: Sequence[Any],
         data: Any,
         evaluations: int = 1,
-        kind: type = NoneType,
+        kind: Any = NoneType,
+        branches: int | None = None,
     ) -> Any:
         """Returns what the function of ``metaprox.losses.traced`` of this ``name`` does; for T padded, if it is.
 
-        fixed: what it gets for all tasks alike. of_tasks: tensors, or trees of them, with a row for each task; the
-        first is y [T, B, P]. evaluations: of the loss, which pay for a graph. kind: of what
-        is called in it beside the loss.
+        fixed: what it gets for all tasks alike. of_tasks: tensors, or trees of them, with a row for each task.
+        evaluations: of the loss, which pay for a graph. kind: of what is called in it beside the loss. branches: of
+        the first of ``of_tasks``, y [T, B, P], unless given.
         """
-        tasks, branches = of_tasks[0].shape[:2]
+        tasks, branches = len(of_tasks[0]), branches or of_tasks[0].shape[1]
         batches, padded = self._batches(data, tasks)
         if batches is None:
-            self._pool.evaluations += name != "solve"
+            self._pool.evaluations += name not in IN_ONE
             return None
         missing = batches.size - tasks
         if missing:
             padded_to(batches.size)
         rows = _padded(tuple(of_tasks), missing)
         found = batches((name, branches, kind), self._losses, *fixed, *rows, padded)
-        paid = evaluations if found is not None or name != "solve" else 0  # whose steps then pay one by one
+        paid = evaluations if found is not None or name not in IN_ONE else 0  # what is taken in its place pays
         batches.evaluations += paid
         self._pool.evaluations += paid
         return found
@@ -108,4 +108,4 @@ def _padded(tree: Any, missing: int) -> Any:
     """With ``missing`` further copies of the first row."""
     if not missing:
         return tree
-    return pytree.tree_map(lambda leaf: torch.cat([leaf, leaf[:1].expand(missing, *leaf.shape[1:])]), tree)
+    return mapped(lambda leaf: torch.cat([leaf, leaf[:1].expand(missing, *leaf.shape[1:])]), tree)

@@ -39,7 +39,7 @@ def evaluate(structure: Structure) -> Callable[..., Any]:
 
     def evaluate(losses: tuple[CheckedLoss, ...], w: Tensor, y: Tensor, data: Any) -> Any:
         only_compiled()
-        return _evaluated(losses[0], structure, w, y, data)
+        return evaluated(losses[0], structure, w, y, data)
 
     return evaluate
 
@@ -55,7 +55,7 @@ def step(structure: Structure) -> Callable[..., Any]:
     ) -> tuple[Tensor, ...]:
         only_compiled()
         lam, size = numbers.unbind()
-        gradient = _evaluated(losses[0], structure, w, y, data)[0] + lam * (y - x) + shift
+        gradient = evaluated(losses[0], structure, w, y, data)[0] + lam * (y - x) + shift
         return y - size * gradient, gradient, norm_here(gradient).squeeze(-1)
 
     return step
@@ -88,40 +88,55 @@ def solve(structure: Structure) -> Callable[..., Any]:
     ) -> tuple[Any, ...]:
         only_compiled()
         y, shift, active, memory, further, data = of_tasks
-        gradient_at = _sum_of_gradients(losses, structure, w, x, numbers, shift, further, data)
-        advance = _by_gradient(numbers) if rule is None else _by_solver(weights, *rule)
-        empty = [y.new_empty(MOST_STEPS, *y.shape[:2])]  # of which only the rows of evaluations are looked at
-        empty += [y.new_empty(MOST_STEPS, len(y)) for _ in range(2 if rule is None else 3)]
+        gradient_at = sum_of_gradients(losses, structure, w, x, numbers, shift, further, data)
+        advance = by_gradient(numbers) if rule is None else by_solver(weights, *rule)
+        empty = empty_records(y, 1 if rule is None else 2)
         records, first = len(empty), memory if rule is None else (torch.empty_like(memory[0]), *memory)
-        body = _body(gradient_at, advance, plan, weights, records)
-        _, y, _, *kept = while_loop(lambda step, *_: step < plan[0], body, (start, y, active, *empty, *first))
+        first = (start, y, active, *empty, *first)
+        _, y, _, *kept = looped(gradient_at, advance, plan, weights, records, first)
         return y, tuple(kept[:records]), tuple(kept[records:])
 
     return solve
 
 
-def _body(
-    gradient_at: Callable[[Tensor], Tensor], advance: Advance, plan: Tensor, weights: Tensor, records: int
-) -> Callable[..., Any]:
-    """An evaluation and a step; of what is carried ``records`` tensors have a row for each evaluation."""
+def looped(
+    gradient_at: Callable[[Tensor], Tensor], advance: Advance, plan: Tensor, weights: Tensor, records: int, first: Any
+) -> Any:
+    """Evaluations and steps from ``first``: step, y, active, of which ``records`` have a row for each, and memory."""
 
     def body(step: Tensor, y: Tensor, active: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        gradient = gradient_at(y)
-        norms = norm_here(gradient).squeeze(-1)
-        total = (weights[:, None] * gradient).sum(1, keepdim=True)
-        length = weights.abs() * norms[:, 0] if y.shape[1] == 1 else norm_here(total).flatten()
-        active = active & (norms.isfinite().all(1) | (plan[2] == 0))
-        moves = (active & (step < plan[1]))[:, None, None]
-        new, found, memory = advance(Seen(y, gradient, norms, total, length, moves), kept[records:])
-        here = torch.arange(MOST_STEPS, device=y.device) == step
-        pairs = zip((norms, length, *found), kept, strict=False)
-        noted = [torch.where(here.view(-1, *[1] * one.dim()), one, rows) for one, rows in pairs]
-        return step + 1, new, active, *noted, *memory
+        seen, active = look(step, y, gradient_at(y), active, plan, weights)
+        new, found, memory = advance(seen, kept[records:])
+        return step + 1, new, active, *noted(step, seen, found, kept), *memory
 
-    return body
+    return while_loop(lambda step, *_: step < plan[0], body, first)
 
 
-def _by_gradient(numbers: Tensor) -> Advance:
+def look(
+    step: Tensor, y: Tensor, gradient: Tensor, active: Tensor, plan: Tensor, weights: Tensor
+) -> tuple[Seen, Tensor]:
+    """What is seen of an evaluation, and who goes on."""
+    norms = norm_here(gradient).squeeze(-1)
+    total = (weights[:, None] * gradient).sum(1, keepdim=True)
+    length = weights.abs() * norms[:, 0] if y.shape[1] == 1 else norm_here(total).flatten()
+    active = active & (norms.isfinite().all(1) | (plan[2] == 0))
+    moves = (active & (step < plan[1]))[:, None, None]
+    return Seen(y, gradient, norms, total, length, moves), active
+
+
+def noted(step: Tensor, seen: Seen, found: list[Tensor], kept: tuple[Tensor, ...]) -> list[Tensor]:
+    """The records that ``kept`` begins with, and in them this evaluation."""
+    here = torch.arange(MOST_STEPS, device=seen.y.device) == step
+    pairs = zip((seen.norms, seen.length, *found), kept, strict=False)
+    return [torch.where(here.view(-1, *[1] * one.dim()), one, rows) for one, rows in pairs]
+
+
+def empty_records(y: Tensor, further: int) -> list[Tensor]:
+    """Rows for the evaluations of a solve from y, of which only those are looked at that there have been."""
+    return [y.new_empty(MOST_STEPS, *y.shape[:2]), *(y.new_empty(MOST_STEPS, len(y)) for _ in range(1 + further))]
+
+
+def by_gradient(numbers: Tensor) -> Advance:
     """Steps -size g. Memory: G [T, 1, P] one evaluation before, and its norm [T]."""
 
     def advance(seen: Seen, memory: tuple[Tensor, ...]) -> Advanced:
@@ -132,7 +147,7 @@ def _by_gradient(numbers: Tensor) -> Advance:
     return advance
 
 
-def _by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Advance:
+def by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Advance:
     """Returns the steps of ``solver``, whose state is built as ``form`` says; ``sized``: whether it tells their size.
 
     Memory: G at the last evaluation; S = sum_j a_j (y_j - y_j before) [T, 1, P], its norm and <S, G before> / ||S||
@@ -140,45 +155,59 @@ def _by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Advance
     """
 
     def advance(seen: Seen, memory: tuple[Tensor, ...]) -> Advanced:
-        _, way, before, slope, *tensors = memory
-        y, gradient, norms, total, _, moves = seen
-        curvature = (inner_here(total, way, before) - slope) / before
-        stepped, state = solver.step(gradient, y, put_together(form, iter(tensors)))
-        parts = taken_apart(state)
-        if parts is None or not alike(parts[0], form):
+        new, found, now = step_of(solver, sized, weights, seen, memory[1:4], put_together(form, iter(memory[4:])))
+        if not alike(now[0], form):
             raise NotCompiledError
-        new = torch.where(moves, stepped, y)
-        way = (weights[:, None] * (new - y)).sum(1, keepdim=True)
-        before = norm_here(way).flatten()
-        told = solver.step_size(state) if sized else norm_here(new[:, 0] - y[:, 0]).squeeze(-1) / norms[:, 0]
-        tensors = [tensor.clone() for tensor in parts[1]]  # none of which may be what the loop has given
-        return new, [curvature, told], [total, way, before, inner_here(total, way, before), *tensors]
+        return new, found, now[1]
 
     return advance
 
 
-def _sum_of_gradients(
+def step_of(
+    solver: Any, sized: bool, weights: Tensor, seen: Seen, memory: tuple[Tensor, ...], state: Any
+) -> tuple[Tensor, list[Tensor], tuple[Form, list[Tensor]]]:
+    """A step of ``solver``: the point, what is noted, and how the state is built with the memory after it."""
+    way, before, slope = memory
+    y, gradient, norms, total, _, moves = seen
+    curvature = (inner_here(total, way, before) - slope) / before
+    stepped, state = solver.step(gradient, y, state)
+    parts = taken_apart(state)
+    if parts is None:
+        raise NotCompiledError
+    new = torch.where(moves, stepped, y)
+    way = (weights[:, None] * (new - y)).sum(1, keepdim=True)
+    before = norm_here(way).flatten()
+    told = solver.step_size(state) if sized else norm_here(new[:, 0] - y[:, 0]).squeeze(-1) / norms[:, 0]
+    tensors = [tensor.clone() for tensor in parts[1]]  # none of which may be what the loop has given
+    kept = [total, way, before, inner_here(total, way, before), *tensors]
+    return new, [curvature, told], (parts[0], kept)
+
+
+def sum_of_gradients(
     losses: tuple[CheckedLoss, ...],
     structure: Structure,
     w: Tensor,
     x: Tensor,
     numbers: Tensor,
-    shift: Tensor,
+    shift: Tensor | None,
     further: tuple[Tensor, ...],
     data: Any,
 ) -> Callable[[Tensor], Tensor]:
+    """Gradients + lam (y - x) + shift at y, to which f's are added where they are wanted, as for ``solve``."""
+
     def at(y: Tensor) -> Tensor:
         lam = numbers[0]  # taken apart here: a loop gets no two views of the same
         support = data[0] if further else data
-        gradient: Tensor = _evaluated(losses[0], structure, w, y, support)[0] + lam * (y - x) + shift
+        gradient: Tensor = evaluated(losses[0], structure, w, y, support)[0] + lam * (y - x)
+        gradient = gradient if shift is None else gradient + shift
         if not further:
             return gradient
         start = y.shape[1] - further[0].shape[1]
-        moved = further[0] * _evaluated(losses[1], structure, w, y[:, start:], data[1])[0]
+        moved = further[0] * evaluated(losses[1], structure, w, y[:, start:], data[1])[0]
         return torch.cat([gradient[:, :start], gradient[:, start:] + moved], 1) if start else gradient + moved
 
     return at
 
 
-def _evaluated(loss: CheckedLoss, structure: Structure, w: Tensor, y: Tensor, data: Any) -> Any:
+def evaluated(loss: CheckedLoss, structure: Structure, w: Tensor, y: Tensor, data: Any) -> Any:
     return evaluate_all(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)

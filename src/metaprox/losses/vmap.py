@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.func import grad, vjp, vmap
-from torch.utils import _pytree as pytree
 
+from metaprox.checks.trees import flattened, mapped, unflattened
 from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.losses.adapted import AdaptedLoss, guarded
@@ -46,7 +46,7 @@ class VmapBackend:
         if self.compile and isinstance(loss, AdaptedLoss):
             with seed(0):
                 found = loss.graphs.run("evaluate", (loss.w,), (y.contiguous(),), data)
-        gradient, (value, metrics) = self._eagerly(loss, y, data, seed) if found is None else _of_tasks(found, len(y))
+        gradient, (value, metrics) = self._eagerly(loss, y, data, seed) if found is None else rows_of(found, len(y))
         return Evaluation(gradient, value, metrics)
 
     def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
@@ -76,11 +76,11 @@ class VmapBackend:
         assert isinstance(loss, AdaptedLoss)
         y = y.contiguous()
         x, linear = _in_graph(term, y)
-        numbers = _constant(y.dtype, y.device, term.lam, size)
+        numbers = constant(y.dtype, y.device, term.lam, size)
         with seed(0):
             found = loss.graphs.run("step", (loss.w, x, numbers), (y, linear), data)
         if found is not None:
-            return Step(*_of_tasks(found, len(y)))
+            return Step(*rows_of(found, len(y)))
         gradient = term.gradient(y).add_(self._eagerly(loss, y, data, seed)[0])
         return Step(y.add(gradient, alpha=-size), gradient, norm_here(gradient).squeeze(-1))
 
@@ -93,8 +93,8 @@ class VmapBackend:
         y, steps, tasks = run.y.contiguous(), _part(run.steps), len(run.y)
         looks = steps + (run.ends and steps == run.steps)
         x, linear = _in_graph(term, y)
-        numbers, weights = _constant(y.dtype, y.device, term.lam, run.size), _constant(y.dtype, y.device, *run.weights)
-        plan = _constant(torch.int64, CPU, looks, steps, run.freezes)
+        numbers, weights = constant(y.dtype, y.device, term.lam, run.size), constant(y.dtype, y.device, *run.weights)
+        plan = constant(torch.int64, CPU, looks, steps, run.freezes)
         rule = None if run.solver is None else (run.solver, run.state[0], promised(run.solver, "step_size") is not None)
         rows, graphs = [y, linear, run.active, _memory(run), ()], loss.graphs
         if further is not None:
@@ -102,7 +102,7 @@ class VmapBackend:
             rows[-1] = (further.weight,)
             graphs, data = loss.graphs_with(further.loss), (data, further.data)
         with seed(0):
-            fixed = (loss.w, x, numbers, plan, _zero(), weights, rule)
+            fixed = (loss.w, x, numbers, plan, zero(), weights, rule)
             found = graphs.run("solve", fixed, rows, data, looks, kind=type(run.solver))
         if found is None:
             return None
@@ -143,7 +143,7 @@ def _vmap_errors_explained() -> Iterator[None]:
 
 def _apart(tree: Any) -> Any:
     """The same tensors, contiguous, of which none shares memory with another one: loops in graphs take no such two."""
-    leaves, spec = pytree.tree_flatten(tree)
+    leaves, form = flattened(tree)
     own: dict[Any, Tensor] = {}
     for place, leaf in enumerate(leaves):
         leaves[place] = one = leaf.contiguous()
@@ -151,7 +151,7 @@ def _apart(tree: Any) -> Any:
         if other is not one and one.numel():
             same = (other.data_ptr(), other.shape, other.dtype) == (one.data_ptr(), one.shape, one.dtype)
             leaves[place] = other if same else one.clone()
-    return pytree.tree_unflatten(leaves, spec)
+    return unflattened(leaves, form)
 
 
 def _carried(tensors: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:
@@ -187,9 +187,9 @@ def _in_graph(term: ProximalTerm, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, linear
 
 
-def _of_tasks(found: Any, tasks: int) -> Any:
+def rows_of(found: Any, tasks: int) -> Any:
     """The rows of tasks, without those that filled the batch up."""
-    return found if len(found[0]) == tasks else pytree.tree_map(lambda leaf: leaf[:tasks], found)
+    return found if len(found[0]) == tasks else mapped(lambda leaf: leaf[:tasks], found)
 
 
 def _part(steps: int) -> int:
@@ -198,12 +198,12 @@ def _part(steps: int) -> int:
 
 
 @lru_cache(maxsize=1)
-def _zero() -> Tensor:
+def zero() -> Tensor:
     """The first step, not to be written on."""
     return torch.zeros((), dtype=torch.int64, device=CPU)
 
 
 @lru_cache(maxsize=256)
-def _constant(dtype: torch.dtype, device: torch.device, *numbers: float) -> Tensor:
+def constant(dtype: torch.dtype, device: torch.device, *numbers: float) -> Tensor:
     """Not to be written on."""
     return torch.tensor(numbers, dtype=dtype, device=device)

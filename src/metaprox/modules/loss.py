@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from metaprox.data.inference import normal
 from metaprox.errors import InputError, MetaproxError
-from metaprox.modules.replica import Replica, places
+from metaprox.modules.replica import Replica, has_tensor, modules_of
 from metaprox.modules.sharded import ShardedLoss, is_fully_sharded
 from metaprox.modules.watch import Unwritten, WouldWriteError
 from metaprox.types import LossValue, Params
@@ -34,9 +34,8 @@ class ModuleLoss:
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise InputError where the model has no parameter, or buffer, of a name; a call would not miss it."""
-        known = places(self.model)
         for name in names:
-            if name not in known:
+            if not has_tensor(self.model, name):
                 raise InputError(f"the model has no parameter {name!r}")
 
     def __call__(self, params: Params, batch: Any) -> LossValue:
@@ -58,7 +57,7 @@ class ModuleLoss:
 
     def modes(self) -> tuple[bool, ...]:
         """Of each module, whether it is in train mode."""
-        return tuple(module.training for module in self.model.modules())
+        return tuple([module.training for module in modules_of(self.model)])
 
     def uses_batch_statistics(self) -> bool:
         """Whether predictions for the examples of a batch depend on each other, by a batch norm."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metaprox.errors import InputError
-from metaprox.modules.replica import containers_of, refuse_wrappers
+from metaprox.modules.replica import containers_of, modules_of, refuse_wrappers
 from metaprox.types import LossValue
 from metaprox.vectors.shards import Shards, part_here
 
@@ -22,14 +22,15 @@ AGAIN = "reset_iter_state"  # of torch 2.13: without it a module that has failed
 
 def is_fully_sharded(module: nn.Module) -> bool:
     """Whether ``fully_shard`` was called on it, or on a module in it."""
-    return any(map(_is_fsdp, module.modules()))
+    return any(map(_is_fsdp, modules_of(module)))
 
 
 def resharded(module: nn.Module) -> None:
     """Let go of whole parameters that forward passes have left, if it is in shards: its parameters are shards then."""
-    parts: list[Any] = list(filter(_is_fsdp, module.modules()))
-    for part in parts:
-        part.reshard()
+    if is_fully_sharded(module):
+        parts: list[Any] = list(filter(_is_fsdp, module.modules()))
+        for part in parts:
+            part.reshard()
 
 
 class ShardedLoss:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
@@ -55,14 +55,6 @@ class InnerSolver(Protocol):
         """One step from ``y``, where the gradient is ``grad``: the new point and state, the old point untouched."""
 
 
-@runtime_checkable
-class ShapedSolver(Protocol):
-    """A solver that wants to know the shapes of the parameters."""
-
-    def for_parameters(self, views: Views) -> InnerSolver:
-        """The solver to use on parameters that ``views`` finds in a vector."""
-
-
 def check_solver(name: str, solver: Any) -> Any:
     """Returns ``solver``. Raises InputError, saying how to write one, unless it has ``init`` and ``step``."""
     made = solver.func if isinstance(solver, functools.partial) else solver
@@ -87,9 +79,10 @@ def for_parameters(solver: InnerSolver, views: Views) -> InnerSolver:
     Raises:
         InputError: ``for_parameters`` is inherited and hands out a solver that would not step as this one does.
     """
-    if not isinstance(solver, ShapedSolver):
+    tell = getattr(solver, "for_parameters", None)
+    if tell is None:
         return solver
-    told = solver.for_parameters(views)
+    told: InnerSolver = tell(views)
     if "for_parameters" not in vars(type(solver)) and _methods(told) != _methods(solver):
         raise InputError(
             f"{solver!r} has an init or step of its own, but the for_parameters that {type(solver).__name__} inherits "

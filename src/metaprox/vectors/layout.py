@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from metaprox.data.inference import normal
 from metaprox.errors import InputError
-from metaprox.vectors.norms import largest_of
+from metaprox.vectors.norms import all_finite, largest_of
 from metaprox.vectors.shards import Shards, is_sharded, part_here
 
 
@@ -27,9 +27,14 @@ class Layout:
     device: torch.device
     dtype: torch.dtype
     sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)  # of each parameter
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(shape.numel() for shape in self.shapes))
+        object.__setattr__(self, "_hash", hash((self.names, self.shapes, self.dtypes, self.device, self.dtype)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def of(cls, params: Mapping[str, Tensor], shards: Shards | None = None) -> "Layout":
@@ -93,7 +98,19 @@ class Layout:
         return {name: part if part.dtype == dtype else part.to(dtype) for (name, part), dtype in own}
 
 
+_WIDE = (torch.float32, torch.float64)
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _is_odd(value: Tensor) -> bool:
+    """Whether a tensor may be one that can't be adapted."""
+    hooked = any(getattr(value, hooks, None) for hooks in _HOOKS)
+    return hooked or value.layout != torch.strided or value.is_nested or value.is_meta
+
+
 def _check_kind(name: str, value: Tensor, *, sharded: bool) -> None:
+    if type(value) in (Tensor, torch.nn.Parameter) and value.dtype in _WIDE and not _is_odd(value):
+        return
     if not isinstance(value, Tensor):
         raise InputError(f"parameter {name!r} must be a tensor, got {type(value).__name__}")
     if is_sharded(value) and not sharded:
@@ -101,7 +118,7 @@ def _check_kind(name: str, value: Tensor, *, sharded: bool) -> None:
             f"parameter {name!r} is a DTensor, of which this rank has a part: FOBMAML, FOMAML, Reptile and mp.evaluate "
             "take a model in shards; else give it before it is sharded"
         )
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+    for hooks in _HOOKS:
         if getattr(value, hooks, None):
             raise InputError(
                 f"parameter {name!r} has a gradient hook, which inner steps and the meta-gradient would pass by; do "
@@ -131,6 +148,8 @@ def _check_kind(name: str, value: Tensor, *, sharded: bool) -> None:
 
 def _check_finite(params: Mapping[str, Tensor]) -> None:
     """One look from the host, however many parameters there are."""
+    if all_finite(params.values()):
+        return
     filled = {name: value.detach() for name, value in params.items() if value.numel()}
     for name, largest in zip(filled, largest_of(list(filled.values())), strict=True):
         if not math.isfinite(largest):

@@ -4,13 +4,13 @@ Those of vectors in shards are over the numbers of all ranks, and the same on al
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, part_here, total
+from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, is_sharded, part_here, total
 
 BLOCK = 2**18  # numbers that are converted at a time, so that no second vector of P numbers is ever there
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
@@ -61,6 +61,9 @@ def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
 def inner_here(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
     """The same of the numbers that this rank has."""
     scale = lengths.reshape(-1, 1, 1)
+    if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE and torch.compiler.is_dynamo_compiling():
+        products = directions.double() * vectors.double()  # which a graph makes no vector of
+        return (products.sum((1, 2)) / lengths).to(torch.float32)
     if vectors.numel() <= BLOCK:
         return ((directions / scale) * vectors).sum((1, 2))
     pieces = zip(_blocks(directions), _blocks(vectors), strict=True)
@@ -83,6 +86,15 @@ def joint_norm(tensors: Sequence[Tensor]) -> tuple[float, float]:
     if scale == 0 or not math.isfinite(scale):
         return 1.0, scale
     return scale, _hypot(filled, lambda parts: [float(norm_here((part / scale).flatten())) for part in parts])
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all are known to be finite, by one look from the host; False too where it takes another one to say so."""
+    filled = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if len({tensor.device for tensor in filled}) != 1 or any(map(is_sharded, filled)):
+        return not filled
+    most = torch._foreach_norm(filled, torch.inf)
+    return bool(torch.stack([one.to(most[0].dtype) for one in most]).sum().isfinite())
 
 
 def largest_of(tensors: Sequence[Tensor]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +22,14 @@ class Structure:
     names: tuple[str, ...]
     adapted: Layout
     shared: Layout | None
+
+    @classmethod
+    @lru_cache(maxsize=64)
+    def of(cls, everything: Layout, names: tuple[str, ...]) -> "Structure":
+        """That of parameters laid out like this, of which those of these ``names`` adapt: one at least."""
+        adapted, shared = everything.only(names), everything.only(set(everything.names).difference(names))
+        assert adapted is not None  # patterns that fit nothing were refused
+        return cls(everything.names, adapted, shared)
 
     def merge(self, adapted: dict[str, Tensor], w: Tensor) -> dict[str, Tensor]:
         """All parameters [..., *shape], in the order they were given in, from those that adapt and w [..., W]."""
@@ -58,12 +66,10 @@ class Parameters:
         """
         shards = Shards.of(params)
         everything = Layout.of(params, shards)
-        names = adapted_names(everything.names)
-        adapted, shared = everything.only(names), everything.only(set(everything.names).difference(names))
-        assert adapted is not None  # patterns that fit nothing were refused
-        pieces = tuple(adapted.pieces(params))
-        w = shared.flatten(params) if shared else pieces[0].new_empty(0)
-        return cls(Structure(everything.names, adapted, shared), pieces, w, shards)
+        structure = Structure.of(everything, tuple(adapted_names(everything.names)))
+        pieces = tuple(structure.adapted.pieces(params))
+        w = structure.shared.flatten(params) if structure.shared else pieces[0].new_empty(0)
+        return cls(structure, pieces, w, shards)
 
     def flat(self, *, up_to: int | None = None) -> "Parameters":
         """The same with x as one vector of its own; only if it takes ``up_to`` so many bytes, where that is given."""

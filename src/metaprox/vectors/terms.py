@@ -32,6 +32,10 @@ class LinearTerm:
     @cached_property
     def vector(self) -> Tensor:
         """u as a tensor of its own, for those that have the memory."""
+        return self.total()
+
+    def total(self) -> Tensor:
+        """The same, a new one."""
         (coefficient, vector), *others = self.terms
         total = coefficient * vector
         for coefficient, vector in others:

@@ -1,0 +1,128 @@
+"""A method's base solve, query gradient, branches and end in one graph, where there is one to be had."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaprox.losses.adapted import AdaptedLoss
+from metaprox.losses.gradients import Gradients
+from metaprox.losses.noise import CPU
+from metaprox.losses.traced import MOST_STEPS
+from metaprox.losses.traced_branched import Method
+from metaprox.losses.vmap import constant, rows_of, zero
+from metaprox.solvers.protocol import InnerSolver, promised
+from metaprox.types import Metrics
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be taken in one.
+
+    method: its formulas. given: the step of its difference, where it has one. weights: a_j of the branches, whose
+    gradients at their start are known or not. queried: how many of them take f's gradient at each step. size,
+    size_of_branches: of steps that are multiples of the gradient; None of others.
+    """
+
+    method: Method
+    base: InnerSolver
+    steps: int
+    branches: InnerSolver
+    steps_of_branches: int
+    size: float | None
+    size_of_branches: float | None
+    weights: tuple[float, ...]
+    given: float = 0.0
+    known: bool = True
+    queried: int = 0
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What came of it: y_0 and the gradient [T, 1, P], f and its metrics at y_0 [T, 1], what is known of the tasks [T].
+
+    base_sizes, branch_sizes: of the steps [T, K].
+    """
+
+    y: Tensor
+    grad: Tensor
+    value: Tensor
+    metrics: Metrics
+    known: dict[str, Tensor]
+    base_sizes: Tensor
+    branch_sizes: Tensor
+
+
+def take(gradients: Gradients, plan: Plan) -> Taken | None:
+    """Returns all of ``plan``, taken in one graph. None where there is none, or where not all of it is finite.
+
+    There is none where losses draw random numbers, parameters do not adapt, tasks have some of their own, steps of the
+    base are no multiples of the gradient, or there are more than a graph has room to record.
+    """
+    size, stepped = plan.size, plan.size_of_branches
+    if size is None or not _in_one(gradients, plan) or (stepped is None and _needs_more(plan)):
+        return None
+    found = _run(gradients, plan, size, stepped)
+    if found is None:
+        return None
+    y, grad, (value, metrics), known, sizes, finite = found
+    tasks, count = len(y), plan.steps_of_branches
+    evaluated = tasks * (count - plan.known)
+    gradients.counts.took(tasks * (plan.steps + 1), 1, 0)
+    gradients.counts.took(evaluated, len(plan.weights), plan.queried)
+    gradients.counts.query_gradients += tasks
+    if not bool(finite):
+        return None
+    base_sizes = y.new_full((tasks, plan.steps), size)
+    branch_sizes = y.new_full((tasks, count), stepped) if sizes is None else sizes[:count].T
+    return Taken(y, grad, value, metrics, known, base_sizes, branch_sizes)
+
+
+def _in_one(gradients: Gradients, plan: Plan) -> bool:
+    own = gradients.parameters
+    fits = plan.steps < MOST_STEPS and 0 < plan.steps_of_branches <= MOST_STEPS
+    return (
+        gradients.backend.compile and fits and not gradients.draws and not gradients.shares and own.pieces[0].dim() == 1
+    )
+
+
+def _needs_more(plan: Plan) -> bool:
+    """Whether the branches' solver wants to know what the base's has done, or is not to be called in autocast."""
+    resumes = promised(plan.branches, "resume") is not None and type(plan.branches) is type(plan.base)
+    return resumes or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _run(gradients: Gradients, plan: Plan, size: float, stepped: float | None) -> Any:
+    loss, other = gradients.adapted_inner, gradients.adapted_outer
+    assert isinstance(loss, AdaptedLoss)
+    assert isinstance(other, AdaptedLoss)
+    x, tasks, steps = gradients.parameters.x, gradients.stop - gradients.start, plan.steps_of_branches
+    kind: Any = (plan.method, None)
+    solver: Any = None
+    if stepped is None:
+        solver = (plan.branches, promised(plan.branches, "step_size") is not None)
+        kind = (plan.method, type(plan.branches))
+    fixed = (
+        loss.w,
+        x,
+        constant(x.dtype, x.device, gradients.lam, size),
+        constant(x.dtype, x.device, gradients.lam, stepped or 0.0, plan.given),
+        constant(torch.int64, CPU, plan.steps + 1, plan.steps, False),
+        constant(torch.int64, CPU, steps, steps, False),
+        zero(),
+        constant(x.dtype, x.device, *plan.weights),
+        plan.method,
+        solver,
+    )
+    everyone = torch.ones(tasks, dtype=torch.bool, device=x.device)
+    with gradients.evaluation(""), gradients.seed(0)(0):
+        data, looks = (gradients.data.support, gradients.data.query), plan.steps + steps
+        found = loss.graphs_with(other).run(
+            "branched", fixed, [everyone], data, looks, kind=kind, branches=len(plan.weights)
+        )
+    if found is None or len(found[0]) == tasks:
+        return found
+    y, grad, of_query, known, sizes, finite = found
+    y, grad, of_query, known = rows_of((y, grad, of_query, known), tasks)
+    return y, grad, of_query, known, None if sizes is None else sizes[:, :tasks], finite

@@ -1,0 +1,150 @@
+"""What is compiled of a method with branches: its base solve, the query gradient, its branches and the end, in one."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.compiling import only_compiled
+from metaprox.losses.traced import (
+    by_gradient,
+    by_solver,
+    empty_records,
+    evaluated,
+    look,
+    looped,
+    noted,
+    step_of,
+    sum_of_gradients,
+)
+from metaprox.vectors.parameters import Structure
+
+# Shapes: T tasks, B branches, P parameters that adapt, W that do not.
+
+
+class Solved(NamedTuple):
+    """A solve that has ended at y [T, B, P], after ``steps`` steps, a number in a tensor.
+
+    grad: G at the last evaluation [T, 1, P], G = sum_j a_j grad_j. Of the evaluations, in the first rows of each:
+    norms ||grad_j|| [n, T, B], lengths ||G|| and curvatures along the step before [n, T].
+    """
+
+    y: Tensor
+    steps: Tensor
+    grad: Tensor
+    norms: Tensor
+    lengths: Tensor
+    curvatures: Tensor
+    sizes: Tensor | None
+
+
+class Leaving(NamedTuple):
+    """Where branches start [T, B, P], and their gradients there where they are known; their linear term or None;
+
+    and of f's gradients, which are added to those of the last b branches, the weights [T, b, 1], if they are wanted.
+    """
+
+    y: Tensor
+    first: Tensor | None
+    linear: Tensor | None
+    tilt: Tensor | None
+
+
+class Method(Protocol):
+    """The formulas of a method between its solves, and after them, which are traced. Hashable, without numbers."""
+
+    def leave(self, x: Tensor, base: Solved, v: Tensor, lam: Tensor, given: Tensor) -> tuple[Leaving, Any]:
+        """How it leaves the base's y_0, where v = grad f(y_0) [T, 1, P], and what it wants to know at the end.
+
+        given: the step of the difference, where it has one.
+        """
+
+    def end(self, known: Any, branches: Solved, lam: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient with respect to x [T, 1, P], and what is said of each task [T], NaN or inf where it is not."""
+
+
+def branched(structure: Structure) -> Callable[..., Any]:
+    """Returns what takes a base solve, grad f(y_0) and branches, by ``method``.
+
+    It gets losses, w, x; numbers: lam and the size of the base's steps [2]; lam, the size of the branches' and what is
+    given [3]; plans as of a solve: the base's, whose last evaluation is at its end, and the branches'; start, which is
+    0, on the CPU; weights a_j [B]; method; solver: None, for branches' steps -size g, or a solver, and whether it tells
+    the size of its steps; active [T], all; data of both losses.
+
+    It gives y_0 and the gradient [T, 1, P], f and its metrics there [T, 1], what is known of each task, sizes of the
+    branches' steps [MOST_STEPS, T] by a solver, and whether all is finite.
+    """
+
+    def branched(
+        losses: tuple[CheckedLoss, ...],
+        w: Tensor,
+        x: Tensor,
+        numbers: Tensor,
+        further: Tensor,
+        plan: Tensor,
+        plan_of_branches: Tensor,
+        start: Tensor,
+        weights: Tensor,
+        method: Method,
+        solver: Any,
+        active: Tensor,
+        data: Any,
+    ) -> tuple[Any, ...]:
+        only_compiled()
+        at = sum_of_gradients(losses, structure, w, x, numbers, None, (), data[0])
+        alone = torch.ones_like(numbers[:1])
+        y = x.expand(len(active), 1, -1).clone()
+        memory = (torch.zeros_like(y), torch.ones_like(y[:, 0, 0]))
+        records = empty_records(y, 1)
+        _, y0, active, *kept = looped(at, by_gradient(numbers), plan, alone, 3, (start, y, active, *records, *memory))
+        base = Solved(y0, plan[1], kept[3], kept[0], kept[1], kept[2], None)
+        v, (value, metrics) = evaluated(losses[1], structure, w, y0, data[1])
+        leaving, known = method.leave(x, base, v, numbers[0], further[2])
+        queried = () if leaving.tilt is None else (leaving.tilt,)
+        at = sum_of_gradients(losses, structure, w, x, further, leaving.linear, queried, data if queried else data[0])
+        branches = _solved(at, leaving, further, plan_of_branches, start, weights, solver, active)
+        grad, found = method.end(known, branches, numbers[0])
+        finite = _finite(base.norms, plan) & _finite(branches.norms, plan_of_branches) & value.isfinite().all()
+        for one in (v, grad):
+            finite = finite & one.isfinite().all()
+        return y0, grad, (value, metrics), found, branches.sizes, finite
+
+    return branched
+
+
+def _solved(
+    gradient_at: Callable[[Tensor], Tensor],
+    leaving: Leaving,
+    numbers: Tensor,
+    plan: Tensor,
+    start: Tensor,
+    weights: Tensor,
+    solver: Any,
+    active: Tensor,
+) -> Solved:
+    """Returns the branches, solved, with the first step before the loop: by a known gradient or an evaluation more.
+
+    So that a solver's state is built as it lasts when the loop begins.
+    """
+    y, records = leaving.y, empty_records(leaving.y, 1 if solver is None else 2)
+    seen, active = look(start, y, gradient_at(y) if leaving.first is None else leaving.first, active, plan, weights)
+    zero, one = torch.zeros_like(seen.total), torch.ones_like(seen.length)
+    if solver is None:
+        advance = by_gradient(numbers)
+        new, found, memory = advance(seen, (zero, one))
+    else:
+        settings, sized = solver
+        new, found, (form, memory) = step_of(settings, sized, weights, seen, (zero, one, 0 * one), settings.init(y))
+        advance = by_solver(weights, settings, form, sized)
+    first = (start + 1, new, active, *noted(start, seen, found, tuple(records)), *memory)
+    _, y, _, *kept = looped(gradient_at, advance, plan, weights, len(records), first)
+    sizes = None if solver is None else kept[3]
+    return Solved(y, plan[1], kept[len(records)], kept[0], kept[1], kept[2], sizes)
+
+
+def _finite(norms: Tensor, plan: Tensor) -> Tensor:
+    """Whether those of all evaluations are."""
+    beyond = torch.arange(len(norms), device=norms.device) >= plan[0]
+    return (norms.isfinite() | beyond[:, None, None]).all()
