@@ -2,12 +2,14 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import metaprox as mp
 from conftest import LAM, relative_error
+from metaprox.losses.noise import Noise
 from metaprox.tasks import quadratic as closed_form
 
 NOISE = 0.1
@@ -209,3 +211,23 @@ def test_the_global_generator_is_left_as_if_one_number_had_been_drawn(quadratic,
     with pytest.raises(error) if error else nullcontext():
         CALLS[name](problem, params, tasks)
     assert torch.equal(torch.get_rng_state(), one_draw)
+
+
+def test_the_generator_that_is_seeded_is_the_devices_own(monkeypatch):
+    """Of several devices of a kind, whichever is the current one; where a kind has but one, its module seeds it."""
+    seeded = []
+
+    class One:
+        def __init__(self, index):
+            self.manual_seed = lambda value: seeded.append((index, value))
+
+    several = SimpleNamespace(default_generators=(One(0), One(1)), manual_seed=One("current").manual_seed)
+    for module, where, device in (
+        (several, 1, torch.device("cuda", 1)),
+        (SimpleNamespace(manual_seed=One("only").manual_seed), "only", torch.device("mps", 0)),
+    ):
+        monkeypatch.setattr(torch, "get_device_module", lambda device, module=module: module)
+        with torch.random.fork_rng(devices=[]):
+            Noise(0, device).set(3)
+            assert seeded.pop() == (where, torch.initial_seed())
+    assert not seeded

@@ -507,3 +507,25 @@ def test_a_process_of_several_that_have_not_been_joined_is_refused(monkeypatch):
 def test_what_has_no_order_is_not_cut(odd):
     with pytest.raises(mp.InputError, match=r"tasks must be a mp\.Task, a list, a range or a tensor, got"):
         mp.distributed.shard(odd)
+
+
+@pytest.mark.parametrize(
+    ("rank", "devices", "own", "backend"), [(1, 4, 1, "cpu:gloo,cuda:nccl"), (3, 2, 1, "gloo"), (1, 0, None, "gloo")]
+)
+def test_each_process_has_a_device_and_nccl_where_there_are_enough(rank, devices, own, backend, monkeypatch):
+    taken = []
+    env = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    for name, value in (("is_available", devices > 0), ("device_count", devices)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+
+    def join(*args, **settings):
+        taken.append(args[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", join)
+    with pytest.raises(KeyboardInterrupt), mp.distributed.processes():
+        pass
+    assert taken == [*([] if own is None else [own]), backend]

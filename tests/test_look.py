@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 import metaprox as mp
 from conftest import relative_error
 from metaprox.data import stacks
+from metaprox.losses.checked import CheckedLoss
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.tasks import BANKING77, MNIST1D, Quadratic, Sinusoid
 
@@ -338,3 +339,14 @@ def test_one_task_is_not_told_of():
         mp.adapt(problem, (inputs, labels), mp.GradientDescent(0.1), steps=2)
     problem = mp.ProximalProblem.from_module(mlp([2, 4, 1]), mean_squared_error, lam=0.5)
     mp.adapt(problem, (torch.randn(6, 2), torch.randn(6, 1)), mp.GradientDescent(0.1), steps=2)
+
+
+def test_a_loss_that_fails_on_tasks_that_lie_elsewhere_is_told_so():
+    params = {"w": torch.ones(3, requires_grad=True)}
+    loss = CheckedLoss(lambda params, batch: (params["w"] * batch).sum(), "inner_loss")
+    mixed = CheckedLoss(lambda params, batch: torch.dot(params["w"], batch), "inner_loss")
+    with pytest.raises(mp.InputError, match=r"inner_loss got a batch with tensors on meta and parameters on cpu, and"):
+        mixed(params, torch.ones(3, device="meta"))
+    with pytest.raises(RuntimeError, match="must match") as caught:  # another fault, whatever the devices
+        loss(params, torch.ones(4))
+    assert not isinstance(caught.value, mp.InputError)

@@ -64,11 +64,11 @@ def step(structure: Structure) -> Callable[..., Any]:
 def solve(structure: Structure) -> Callable[..., Any]:
     """Returns what takes up to ``MOST_STEPS`` steps, in a loop that is a part of the graph.
 
-    It gets losses, w, x, numbers as a step does; plan (evaluations, steps, freezes) [3], and start, which is 0, on the
-    CPU; weights a_j [B]; rule: None, for steps -size g, or what ``_by_solver`` gets; y and shift; active [T], the tasks
-    that step; the memory of that rule; further, data. Evaluations beyond the steps are at the last point. ``freezes``:
-    whether a task stays where a gradient of its is not finite. Where data are those of two losses, further is the
-    weight [T, b, 1] of the second one's gradients, which are added to the last b of g.
+    It gets losses, w, x, numbers as a step does; limit, the number of evaluations, and start, which is 0, on the CPU;
+    plan (evaluations, steps, freezes) [3]; weights a_j [B]; rule: None, for steps -size g, or what ``by_solver`` gets;
+    y and shift; active [T], the tasks that step; the memory of that rule; further, data. Evaluations beyond the steps
+    are at the last point. ``freezes``: whether a task stays where a gradient of its is not finite. Where data are those
+    of two losses, further is the weight [T, b, 1] of the second one's gradients, which are added to the last b of g.
 
     It gives y; of each evaluation ||g_j|| [MOST_STEPS, T, B], ||G|| and the curvature along the step before
     [MOST_STEPS, T], G = sum_j a_j g_j, and by a solver the size of the step; and the memory, by a solver the last G
@@ -80,8 +80,9 @@ def solve(structure: Structure) -> Callable[..., Any]:
         w: Tensor,
         x: Tensor,
         numbers: Tensor,
-        plan: Tensor,
+        limit: Tensor,
         start: Tensor,
+        plan: Tensor,
         weights: Tensor,
         rule: Any,
         *of_tasks: Any,
@@ -93,23 +94,33 @@ def solve(structure: Structure) -> Callable[..., Any]:
         empty = empty_records(y, 1 if rule is None else 2)
         records, first = len(empty), memory if rule is None else (torch.empty_like(memory[0]), *memory)
         first = (start, y, active, *empty, *first)
-        _, y, _, *kept = looped(gradient_at, advance, plan, weights, records, first)
+        _, y, _, *kept = looped(gradient_at, advance, limit, plan, weights, records, first)
         return y, tuple(kept[:records]), tuple(kept[records:])
 
     return solve
 
 
 def looped(
-    gradient_at: Callable[[Tensor], Tensor], advance: Advance, plan: Tensor, weights: Tensor, records: int, first: Any
+    gradient_at: Callable[[Tensor], Tensor],
+    advance: Advance,
+    limit: Tensor,
+    plan: Tensor,
+    weights: Tensor,
+    records: int,
+    first: Any,
 ) -> Any:
-    """Evaluations and steps from ``first``: step, y, active, of which ``records`` have a row for each, and memory."""
+    """Returns what ``first`` becomes by evaluations and steps: step, y, active; records, with a row each; memory.
+
+    Whether to go on is known on the CPU, without waiting for a device, whose kernels take no tensor of the CPU.
+    """
 
     def body(step: Tensor, y: Tensor, active: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        seen, active = look(step, y, gradient_at(y), active, plan, weights)
+        now = step.to(y.device)
+        seen, active = look(now, y, gradient_at(y), active, plan, weights)
         new, found, memory = advance(seen, kept[records:])
-        return step + 1, new, active, *noted(step, seen, found, kept), *memory
+        return step + 1, new, active, *noted(now, seen, found, kept), *memory
 
-    return while_loop(lambda step, *_: step < plan[0], body, first)
+    return while_loop(lambda step, *_: step < limit, body, first)
 
 
 def look(

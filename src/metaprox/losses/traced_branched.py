@@ -69,9 +69,9 @@ def branched(structure: Structure) -> Callable[..., Any]:
     """Returns what takes a base solve, grad f(y_0) and branches, by ``method``.
 
     It gets losses, w, x; numbers: lam and the size of the base's steps [2]; lam, the size of the branches' and what is
-    given [3]; plans as of a solve: the base's, whose last evaluation is at its end, and the branches'; start, which is
-    0, on the CPU; weights a_j [B]; method; solver: None, for branches' steps -size g, or a solver, and whether it tells
-    the size of its steps; active [T], all; data of both losses.
+    given [3]; limits [2], start and plans [2, 3] as of a solve, of the base, whose last evaluation is at its end, and
+    of the branches; weights a_j [B]; method; solver: None, for branches' steps -size g, or a solver, and whether it
+    tells the size of its steps; active [T], all; data of both losses.
 
     It gives y_0 and the gradient [T, 1, P], f and its metrics there [T, 1], what is known of each task, sizes of the
     branches' steps [MOST_STEPS, T] by a solver, and whether all is finite.
@@ -83,9 +83,9 @@ def branched(structure: Structure) -> Callable[..., Any]:
         x: Tensor,
         numbers: Tensor,
         further: Tensor,
-        plan: Tensor,
-        plan_of_branches: Tensor,
+        limits: Tensor,
         start: Tensor,
+        plans: Tensor,
         weights: Tensor,
         method: Method,
         solver: Any,
@@ -94,17 +94,18 @@ def branched(structure: Structure) -> Callable[..., Any]:
     ) -> tuple[Any, ...]:
         only_compiled()
         at = sum_of_gradients(losses, structure, w, x, numbers, None, (), data[0])
-        alone = torch.ones_like(numbers[:1])
+        alone, (plan, plan_of_branches) = torch.ones_like(numbers[:1]), plans.unbind()
         y = x.expand(len(active), 1, -1).clone()
         memory = (torch.zeros_like(y), torch.ones_like(y[:, 0, 0]))
         records = empty_records(y, 1)
-        _, y0, active, *kept = looped(at, by_gradient(numbers), plan, alone, 3, (start, y, active, *records, *memory))
+        first = (start, y, active, *records, *memory)
+        _, y0, active, *kept = looped(at, by_gradient(numbers), limits[0], plan, alone, len(records), first)
         base = Solved(y0, plan[1], kept[3], kept[0], kept[1], kept[2], None)
         v, (value, metrics) = evaluated(losses[1], structure, w, y0, data[1])
         leaving, known = method.leave(x, base, v, numbers[0], further[2])
         queried = () if leaving.tilt is None else (leaving.tilt,)
         at = sum_of_gradients(losses, structure, w, x, further, leaving.linear, queried, data if queried else data[0])
-        branches = _solved(at, leaving, further, plan_of_branches, start, weights, solver, active)
+        branches = _solved(at, leaving, further, limits[1], start, plan_of_branches, weights, solver, active)
         grad, found = method.end(known, branches, numbers[0])
         finite = _finite(base.norms, plan) & _finite(branches.norms, plan_of_branches) & value.isfinite().all()
         for one in (v, grad):
@@ -118,8 +119,9 @@ def _solved(
     gradient_at: Callable[[Tensor], Tensor],
     leaving: Leaving,
     numbers: Tensor,
-    plan: Tensor,
+    limit: Tensor,
     start: Tensor,
+    plan: Tensor,
     weights: Tensor,
     solver: Any,
     active: Tensor,
@@ -129,7 +131,8 @@ def _solved(
     So that a solver's state is built as it lasts when the loop begins.
     """
     y, records = leaving.y, empty_records(leaving.y, 1 if solver is None else 2)
-    seen, active = look(start, y, gradient_at(y) if leaving.first is None else leaving.first, active, plan, weights)
+    now = start.to(y.device)
+    seen, active = look(now, y, gradient_at(y) if leaving.first is None else leaving.first, active, plan, weights)
     zero, one = torch.zeros_like(seen.total), torch.ones_like(seen.length)
     if solver is None:
         advance = by_gradient(numbers)
@@ -138,8 +141,8 @@ def _solved(
         settings, sized = solver
         new, found, (form, memory) = step_of(settings, sized, weights, seen, (zero, one, 0 * one), settings.init(y))
         advance = by_solver(weights, settings, form, sized)
-    first = (start + 1, new, active, *noted(start, seen, found, tuple(records)), *memory)
-    _, y, _, *kept = looped(gradient_at, advance, plan, weights, len(records), first)
+    first = (start + 1, new, active, *noted(now, seen, found, tuple(records)), *memory)
+    _, y, _, *kept = looped(gradient_at, advance, limit, plan, weights, len(records), first)
     sizes = None if solver is None else kept[3]
     return Solved(y, plan[1], kept[len(records)], kept[0], kept[1], kept[2], sizes)
 

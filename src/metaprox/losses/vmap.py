@@ -94,7 +94,7 @@ class VmapBackend:
         looks = steps + (run.ends and steps == run.steps)
         x, linear = _in_graph(term, y)
         numbers, weights = constant(y.dtype, y.device, term.lam, run.size), constant(y.dtype, y.device, *run.weights)
-        plan = constant(torch.int64, CPU, looks, steps, run.freezes)
+        limit, plan = constant(torch.int64, CPU, looks)[0], constant(torch.int64, y.device, looks, steps, run.freezes)
         rule = None if run.solver is None else (run.solver, run.state[0], promised(run.solver, "step_size") is not None)
         rows, graphs = [y, linear, run.active, _memory(run), ()], loss.graphs
         if further is not None:
@@ -102,7 +102,7 @@ class VmapBackend:
             rows[-1] = (further.weight,)
             graphs, data = loss.graphs_with(further.loss), (data, further.data)
         with seed(0):
-            fixed = (loss.w, x, numbers, plan, zero(), weights, rule)
+            fixed = (loss.w, x, numbers, limit, zero(), plan, weights, rule)
             found = graphs.run("solve", fixed, rows, data, looks, kind=type(run.solver))
         if found is None:
             return None
