@@ -92,6 +92,55 @@ def flat(out):
     return torch.cat([g.flatten().double() for g in out.grad.values()])
 
 
+@pytest.mark.parametrize("on", [False, True], ids=["eager", "compiled"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(on, tmp_path):
+    """A model with dropout, trained by `Trainer` on the device; compiled steps included."""
+    compiled.forget()
+
+    def trainer():
+        problem, _ = sinusoids(net(dropout=0.2))
+        meta = mp.FOBMAML(GD, 3, perturb="center", compile=on, backend="vmap", chunk_size=None)
+        outer = mp.optim.NormalizedSGD(problem.live_parameters().values(), lr=0.05)
+        pace = Pace(meta_steps=8, meta_batch=4, eval_tasks=4, test_tasks=4, checkpoint_every=2)
+        return Trainer(problem, meta, outer, {split: Sinusoid(split=split) for split in SPLITS}, pace)
+
+    def interrupt(progress):
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    straight, stopped, resumed = trainer(), trainer(), trainer()
+    straight.train(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(tmp_path / "stopped", interrupt)
+    resumed.resume(tmp_path / "stopped")
+    for one, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert one.is_cuda
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("method", ["center", "fomaml"])
+def test_compiled_equals_eager(method):
+    compiled.forget()
+    problem, tasks = sinusoids(net().double())
+    meta = replace(METHODS[method], backend="vmap", chunk_size=None)
+    for steps in (5, 8):
+        ours, theirs = (called(replace(meta, steps=steps, compile=on), problem, tasks) for on in (True, False))
+        assert relative_error(flat(ours), flat(theirs)) < 1e-7
+        torch.testing.assert_close(ours.query_loss, theirs.query_loss)
+        assert ours.info.counts == theirs.info.counts
+
+
+def test_compiled_noise_is_that_of_eager_mode():
+    compiled.forget()
+    problem, tasks = sinusoids(net(dropout=0.5).double())
+    found = []
+    for on in (True, False):
+        torch.manual_seed(1)
+        meta = replace(METHODS["center"], eps=1e-3, backend="vmap", chunk_size=None, compile=on)
+        found.append(flat(called(meta, problem, tasks)))
+    assert relative_error(*found) < 1e-8
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(
     ("solver", "backend"), [*((name, "vmap") for name in SOLVERS if name != "adam"), ("gd", "loop")]
@@ -195,29 +244,6 @@ def test_the_callers_generators_are_left(backend):
     torch.set_rng_state(own)  # of which one number was drawn
 
 
-@pytest.mark.parametrize("method", ["loss", "center", "adaptive", "fomaml"])
-def test_compiled_equals_eager(method):
-    compiled.forget()
-    problem, tasks = sinusoids(net().double())
-    meta = replace(METHODS[method], backend="vmap", chunk_size=None)
-    for steps in (5, 8):
-        ours, theirs = (called(replace(meta, steps=steps, compile=on), problem, tasks) for on in (True, False))
-        assert relative_error(flat(ours), flat(theirs)) < 1e-7
-        torch.testing.assert_close(ours.query_loss, theirs.query_loss)
-        assert ours.info.counts == theirs.info.counts
-
-
-def test_compiled_noise_is_that_of_eager_mode():
-    compiled.forget()
-    problem, tasks = sinusoids(net(dropout=0.5).double())
-    found = []
-    for on in (True, False):
-        torch.manual_seed(1)
-        meta = replace(METHODS["center"], eps=1e-3, backend="vmap", chunk_size=None, compile=on)
-        found.append(flat(called(meta, problem, tasks)))
-    assert relative_error(*found) < 1e-8
-
-
 def precise(model, tasks, steps=10):
     """The derivative that differences approximate, in float64."""
     wide = mp.Task(*((inputs.double(), labels) for inputs, labels in tasks))
@@ -308,32 +334,6 @@ def test_flash_attention_has_a_meta_gradient_of_ours_and_none_of_second_order():
         with pytest.raises(RuntimeError, match="flash_attention_backward"):
             called(mp.MAML(GD, 2, backend="loop"), problem, tasks)
     assert relative_error(flat(out), truth) < 0.1
-
-
-@pytest.mark.parametrize("on", [False, True], ids=["eager", "compiled"])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(on, tmp_path):
-    """A model with dropout, trained by `Trainer` on the device; compiled steps included."""
-    compiled.forget()
-
-    def trainer():
-        problem, _ = sinusoids(net(dropout=0.2))
-        meta = mp.FOBMAML(GD, 3, perturb="center", compile=on, backend="vmap", chunk_size=None)
-        outer = mp.optim.NormalizedSGD(problem.live_parameters().values(), lr=0.05)
-        pace = Pace(meta_steps=8, meta_batch=4, eval_tasks=4, test_tasks=4, checkpoint_every=2)
-        return Trainer(problem, meta, outer, {split: Sinusoid(split=split) for split in SPLITS}, pace)
-
-    def interrupt(progress):
-        if progress.step == 5:
-            raise KeyboardInterrupt
-
-    straight, stopped, resumed = trainer(), trainer(), trainer()
-    straight.train(tmp_path / "straight")
-    with pytest.raises(KeyboardInterrupt):
-        stopped.train(tmp_path / "stopped", interrupt)
-    resumed.resume(tmp_path / "stopped")
-    for one, other in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
-        assert one.is_cuda
-        assert torch.equal(one, other)
 
 
 def test_tasks_that_lie_elsewhere_are_named():

@@ -111,16 +111,21 @@ def looped(
 ) -> Any:
     """Returns what ``first`` becomes by evaluations and steps: step, y, active; records, with a row each; memory.
 
-    Whether to go on is known on the CPU, without waiting for a device, whose kernels take no tensor of the CPU.
+    Whether to go on is known on the CPU, without waiting for a device, which counts for itself: its kernels take no
+    tensor of the CPU.
     """
+    start, y, active, *kept = first
+    counter = () if y.device == start.device else (start.to(y.device),)
 
     def body(step: Tensor, y: Tensor, active: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        now = step.to(y.device)
+        now, kept = (kept[0], kept[1:]) if counter else (step, kept)
         seen, active = look(now, y, gradient_at(y), active, plan, weights)
         new, found, memory = advance(seen, kept[records:])
-        return step + 1, new, active, *noted(now, seen, found, kept), *memory
+        counted = (now + 1,) if counter else ()
+        return step + 1, new, active, *counted, *noted(now, seen, found, kept), *memory
 
-    return while_loop(lambda step, *_: step < limit, body, first)
+    step, y, active, *kept = while_loop(lambda step, *_: step < limit, body, (start, y, active, *counter, *kept))
+    return step, y, active, *kept[len(counter) :]
 
 
 def look(
