@@ -14,7 +14,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
-from metaprox.checks.trees import flattened
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss, flat_loss
@@ -160,8 +159,8 @@ def memory_of(device: torch.device) -> int:
 
 def cost_of_task(setting: Setting, *, twice: bool = False) -> Cost:
     """The cost of the batch's first task; looked up where a task of these shapes was seen before."""
-    problem, task = setting.problem, setting.batch.one(0)
-    leaves, tree = flattened(task)
+    problem, task = setting.problem, setting.batch.first
+    leaves, tree = setting.batch.leaves_of_first
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
     key = ("cost", setting.parameters.structure, setting.look.modes, twice, shapes, tree)
     found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(setting, task, twice))

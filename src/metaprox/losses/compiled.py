@@ -115,10 +115,11 @@ class Batches:
         self._without.add(key)
         self._graphs[key] = 0
         self._functions.pop(key).drop()
-        if isinstance(key[2], type) and key[2] is not NoneType:
-            self._pool.warn_of_solver(self, key[2], error)
-        else:
-            self._pool.fail_in_one(key[0], error)
+        name, _, kind = key
+        if name == "solve" and kind is not NoneType:
+            self._pool.warn_of_solver(self, kind, error)
+        elif name == "solve" or kind[1] is None:  # of branches of a solver its own graph says what there is to say
+            self._pool.fail_in_one(name, error)
 
     def _function_for_one_more(self, key: Key) -> CompiledFunction:
         """With less than ``MOST_CHANGES`` graphs: a new one where there are as many."""
@@ -166,8 +167,7 @@ class Pool:
 
     def fail_in_one(self, name: str, error: Exception) -> None:
         """Said as soon as smaller graphs are compiled, and not where these fail too."""
-        if not isinstance(error, NotCompiledError):
-            self._alone._failed[name] = error
+        self._alone._failed[name] = error
 
     def warn_of_solver(self, where: Batches, solver: type, error: Exception) -> None:
         self._warn(
