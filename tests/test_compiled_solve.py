@@ -1,6 +1,7 @@
 """Solves in one graph, and base and branches in one: whatever the steps, with the records of the loop; in smaller ones
 where it can't be had."""
 
+import re
 import warnings
 from dataclasses import fields
 
@@ -14,7 +15,7 @@ from conftest import relative_error
 from metaprox.losses import compiled, compiling, traced
 from metaprox.losses.shared_graphs import Graphs
 from metaprox.models import mean_squared_error, mlp
-from test_compiled import assert_same, flat, graphs, needs_compiler, pair, sinusoids, some
+from test_compiled import GD, assert_same, flat, graphs, needs_compiler, pair, sinusoids, some
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's compiler itself
@@ -337,3 +338,23 @@ def test_a_solver_that_counts_in_python_or_writes_on_itself_is_stepped_outside(r
     assert Counting.seen == 2 * 9
     for one in (mp.Adam(0.01), mp.Nesterov(0.01)):
         assert_same(*pair(mp.Reptile, 9, one), problem, tasks)
+
+
+def test_evaluate_compiles_its_solves(runs):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    ours, theirs = (mp.evaluate(problem, tasks, None, GD, 4, backend="vmap", compile=on) for on in (True, False))
+    torch.testing.assert_close(ours.values["loss"], theirs.values["loss"])
+    assert runs == ["solve"]
+    with pytest.raises(mp.InputError, match="compile=True needs backend='vmap'"):
+        mp.evaluate(problem, tasks, None, GD, 4, backend="loop", compile=True)
+
+
+def test_compiling_says_that_it_does_and_how_long_it_took(caplog):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    with caplog.at_level("INFO", logger="metaprox"):
+        for _ in range(2):
+            called(pair(mp.FOBMAML, 3)[0], problem, tasks)
+    said = [one.getMessage() for one in caplog.records if one.name == "metaprox"]
+    assert len(said) == 2
+    assert re.match(r"metaprox compiles base and branches of mean_squared_error \(.*\) for 6 tasks, once", said[0])
+    assert re.search(r"has compiled base and branches .* in \d+\.\d s$", said[1])
