@@ -35,6 +35,15 @@ def strided(channels: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, WAYS))
 
 
+def standard(channels: int) -> nn.Module:
+    """The network of Finn et al. (arXiv 1703.03400) for Omniglot."""
+    layers: list[nn.Module] = []
+    for inputs in (1, channels, channels, channels):
+        norm = nn.BatchNorm2d(channels, track_running_stats=False)
+        layers += [nn.Conv2d(inputs, channels, 3, stride=2, padding=1), norm, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, WAYS))
+
+
 def transformer(width: int, layers: int) -> nn.Module:
     layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
     encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
@@ -44,11 +53,14 @@ def transformer(width: int, layers: int) -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP 40-40-40-5": (lambda: mlp([40, 40, 40, WAYS]), (40,)),
     "MLP 40-160-160-5": (lambda: mlp([40, 160, 160, WAYS]), (40,)),
+    "MLP 40-320-320-5": (lambda: mlp([40, 320, 320, WAYS]), (40,)),
+    "MLP 40-480-480-5": (lambda: mlp([40, 480, 480, WAYS]), (40,)),
     "MLP 40-640-640-5": (lambda: mlp([40, 640, 640, WAYS]), (40,)),
     "MLP 40-1280-1280-5": (lambda: mlp([40, 1280, 1280, WAYS]), (40,)),
     "conv, 4 channels": (lambda: strided(4), (1, 28, 28)),
     "conv, 16 channels": (lambda: strided(16), (1, 28, 28)),
     "conv, 64 channels": (lambda: strided(64), (1, 28, 28)),
+    "conv, 64 channels, batch norm": (lambda: standard(64), (1, 28, 28)),
     "conv, 32 channels, 84x84": (lambda: strided(32), (1, 84, 84)),
     "transformer, d = 16, 1 layer": (lambda: transformer(16, 1), (16, 16)),
     "transformer, d = 32, 2 layers": (lambda: transformer(32, 2), (16, 32)),

@@ -358,3 +358,36 @@ def test_compiling_says_that_it_does_and_how_long_it_took(caplog):
     assert len(said) == 2
     assert re.match(r"metaprox compiles base and branches of mean_squared_error \(.*\) for 6 tasks, once", said[0])
     assert re.search(r"has compiled base and branches .* in \d+\.\d s$", said[1])
+
+
+def test_adapt_compiles_its_solve_and_never_asks_for_the_outer_loss(runs):
+    def never(model, batch):
+        raise AssertionError
+
+    model = mlp([1, 8, 1])
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5, outer_loss=never)
+    support = tuple(leaf[0] for leaf in sinusoids(model)[1].support)
+    found = [mp.adapt(problem, support, GD, 4, compile=on) for on in (True, False)]
+    for name, y in found[0].items():
+        torch.testing.assert_close(y, found[1][name])
+    assert runs == ["solve"]
+    for settings in ({"tol": 1e-9, "max_steps": 4}, {"steps": 4}):
+        y = mp.adapt(problem, support, mp.Nesterov(0.01), compile=True, **settings)
+        other = mp.adapt(problem, support, mp.Nesterov(0.01), **settings)
+        torch.testing.assert_close(y["0.weight"], other["0.weight"])
+
+    def item(model, batch):
+        return mean_squared_error(model, batch) * batch[1].abs().amax().item()
+
+    with pytest.warns(UserWarning, match="goes on without compile=True: these losses"):
+        mp.adapt(mp.ProximalProblem.from_module(model, item, lam=0.5), support, GD, 2, compile=True)
+
+
+def test_a_learner_adapts_in_a_graph_that_later_tasks_use(runs):
+    support = [tuple(leaf[i] for leaf in sinusoids(mlp([1, 8, 1]))[1].support) for i in range(2)]
+    learner = mp.Learner(mlp([1, 8, 1]), mean_squared_error, 0.5, GD, 4)
+    for one in support:
+        ours, theirs = (learner.adapt(one, (), compile=on) for on in (True, False))
+        torch.testing.assert_close(ours.module()(one[0]), theirs.module()(one[0]))
+    assert set(runs) == {"solve"}
+    assert graphs() == 1

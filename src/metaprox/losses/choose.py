@@ -75,11 +75,13 @@ class Choice:
         if self.compile and self.backend == "loop":
             raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
 
-    def backend_for(self, setting: Setting, at_once: int = 1, *, twice: bool = False) -> tuple[Backend, str]:
+    def backend_for(
+        self, setting: Setting, at_once: int = 1, *, twice: bool = False, queried: bool = True
+    ) -> tuple[Backend, str]:
         """Returns the backend for these losses and tasks, and why: what was asked for, or what decided.
 
         ``at_once``: the evaluations whose memory a task takes at once under vmap. ``twice``: whether the inner loss is
-        to be differentiated twice.
+        to be differentiated twice. ``queried``: whether the outer loss is evaluated at all.
 
         Raises:
             InputError: vmap is asked for, and gives other gradients than the loop.
@@ -100,7 +102,7 @@ class Choice:
                 LoopBackend(),
                 f"{size:,} parameters adapt; up to {limits.parameters:,.0f} vmap is the faster one",
             )
-        cost = cost_of_task(setting, twice=twice)
+        cost = cost_of_task(setting, twice=twice, queried=queried)
         chunk = self._chunk(cost, parameters, at_once)
         if self.backend == "vmap":
             if cost.differs:
@@ -157,28 +159,31 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def cost_of_task(setting: Setting, *, twice: bool = False) -> Cost:
-    """The cost of the batch's first task; looked up where a task of these shapes was seen before."""
+def cost_of_task(setting: Setting, *, twice: bool = False, queried: bool = True) -> Cost:
+    """Returns the cost of the batch's first task; looked up where a task of these shapes was seen before.
+
+    ``queried``: whether that of the outer loss is asked for too.
+    """
     problem, task = setting.problem, setting.batch.first
     leaves, tree = setting.batch.leaves_of_first
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
-    key = ("cost", setting.parameters.structure, setting.look.modes, twice, shapes, tree)
-    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(setting, task, twice))
+    key = ("cost", setting.parameters.structure, setting.look.modes, twice, queried, shapes, tree)
+    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_losses(setting, task, twice, queried))
     return found
 
 
-def _cost_of_both(setting: Setting, task: Task, twice: bool) -> Cost:
+def _cost_of_losses(setting: Setting, task: Task, twice: bool, queried: bool) -> Cost:
     problem, parameters, look = setting.problem, setting.parameters, setting.look
     # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
     comparable = look.repeats and (not look.draws or parameters.device.type == "cpu")
-    losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
+    losses = [(problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query)]
     seed = partial(_look_noise, setting.noise)
     with seed(0):
         parts = [
             _cost(
                 CheckedLoss(loss, role, differentiable=False), parameters, data, seed, comparable, twice=twice and not k
             )
-            for k, (loss, role, data) in enumerate(losses)
+            for k, (loss, role, data) in enumerate(losses[: 1 + queried])
         ]
     return Cost(
         max(part.flops for part in parts),
