@@ -19,6 +19,7 @@ from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss, flat_loss
 from metaprox.losses.agreement import agreement
 from metaprox.losses.backend import Backend, Seed
+from metaprox.losses.by_loss import BackendByLoss
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.look import LOOK_NOISE, Look
 from metaprox.losses.loop import LoopBackend
@@ -34,14 +35,14 @@ ChunkSize = int | Literal["auto"] | None
 
 @dataclass(frozen=True)
 class Limits:
-    """Up to how many parameters, and operations of a task's larger loss, eager vmap is taken for the faster one."""
+    """Up to how many parameters, and operations of a loss on a task, eager vmap is taken for the faster one."""
 
     parameters: float
     flops: float
 
 
 # One thread of a CPU was measured: benchmarks/backends.py. Elsewhere starting an operation is what takes the time.
-LIMITS, ELSEWHERE = {"cpu": Limits(1e5, 2e8)}, Limits(1e7, math.inf)
+LIMITS, ELSEWHERE = {"cpu": Limits(1.5e5, 2e8)}, Limits(1e7, math.inf)
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,14 @@ class Cost:
     saved_bytes: what that keeps for the backward pass, parameters aside.
     vmaps: whether vmap can take both losses, and gives the gradients that the loop gives.
     differs: where it can, and does not: by how much.
+    inner_flops: of the inner loss.
     """
 
     flops: int
     saved_bytes: int
     vmaps: bool
     differs: str = ""
+    inner_flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,11 @@ class Choice:
         if chunk is not None and chunk < min(2, batch.size):
             return self._loop(), "two tasks at once take too much memory"
         if not self.compile and cost.flops > limits.flops:
+            apart = cost.inner_flops <= limits.flops and not (twice or look.draws) and parameters.shared is None
+            which, loop = ("the outer", ", in the loop") if apart else ("a", "")
             return (
-                self._loop(),
-                f"a loss takes {cost.flops:.2g} operations; up to {limits.flops:.2g} vmap is the faster one",
+                BackendByLoss(chunk) if apart else self._loop(),
+                f"{which} loss takes {cost.flops:.2g} operations{loop}; up to {limits.flops:.2g} vmap is the faster one",
             )
         return VmapBackend(chunk, self._compiles(look)), "it is the faster one for a loss of this size"
 
@@ -190,6 +195,7 @@ def _cost_of_losses(setting: Setting, task: Task, twice: bool, queried: bool) ->
         max(part.saved_bytes for part in parts),
         all(part.vmaps for part in parts),
         next((part.differs for part in parts if part.differs), ""),
+        parts[0].flops,
     )
 
 
