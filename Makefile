@@ -12,7 +12,8 @@ DEMO := runs/demo
 .PHONY: help demo docs docs-serve test wheel-test distributed bad-inputs faults mutants lint experiments experiments-quick quick-everywhere mnist1d \
   mnist1d-methods omniglot banking77 \
   banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
-  bench-sampling bench-norms bench-suggest bench-processes bench-cost-model gpu examples five-cases clean
+  bench-sampling bench-norms bench-suggest bench-fixed bench-backends-by-loss bench-processes bench-cost-model gpu examples \
+  five-cases clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -135,6 +136,14 @@ bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, besid
 
 bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on networks of growing size, 20 minutes: results/backends
 	$(BIN)/python benchmarks/backends.py --out results/backends
+
+bench-fixed: $(READY)  ## where the time of a small compiled meta-gradient goes, beside its graph, a minute: results/fixed
+	$(BIN)/python benchmarks/fixed.py --out results/fixed
+
+bench-backends-by-loss: $(READY)  ## the same about the limit, of many queries, and with a backend for each loss, ten minutes: results/backends-by-loss
+	$(BIN)/python benchmarks/backends.py --eager --by-loss --rounds 3 --queries 25 75 --out results/backends-by-loss --networks \
+	  "MLP 40-160-160-5" "MLP 40-320-320-5" "MLP 40-480-480-5" "conv, 16 channels" "conv, 64 channels" \
+	  "conv, 64 channels, batch norm" "transformer, d = 32, 2 layers" "transformer, d = 128, 2 layers"
 
 bench-processes: $(READY)  ## throughput of two processes against one, on two idle cores, two minutes: results/processes
 	$(BIN)/python benchmarks/processes.py --out results/processes

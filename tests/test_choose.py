@@ -1,11 +1,15 @@
 """backend="auto" and chunk_size="auto": what they choose, and that they change nothing else."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import metaprox as mp
+from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
+from metaprox.losses.by_loss import BackendByLoss
 from metaprox.losses.choose import Choice, Cost, cost_of_task, memory_of
 from metaprox.losses.look import Look
 from metaprox.losses.loop import LoopBackend
@@ -34,10 +38,48 @@ def chosen(model, tasks, choice=Choice("auto", "auto"), loss=cross_entropy):  # 
 
 def test_small_models_are_vmapped_and_large_ones_are_not():
     assert isinstance(chosen(mlp([40, 40, 5]), classes(40)), VmapBackend)
-    assert chosen(mlp([40, 2000, 20, 5]), classes(40)) == LoopBackend()  # 122,000 parameters
+    assert chosen(mlp([40, 2500, 20, 5]), classes(40)) == LoopBackend()  # 153,000 parameters
+    layers = [nn.Conv2d(n, 64, 3, stride=2, padding=1) for n in (1, 64, 64, 64)]  # the field's, of 111,749
+    field = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    assert type(chosen(field, classes(1, 28, 28))) is VmapBackend
     image = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     assert isinstance(chosen(image, classes(3, 28, 28)), VmapBackend)
     assert chosen(image, classes(3, 28, 28, examples=800)) == LoopBackend()  # 271 million operations
+
+
+def test_each_loss_has_the_backend_for_its_data():
+    """271 million operations on the query of 800 pictures, and 2 million on a support of 5."""
+    image = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    tasks = mp.Task(classes(3, 28, 28).support, classes(3, 28, 28, examples=800).query)
+    assert type(chosen(image, tasks)) is BackendByLoss
+    noisy = nn.Sequential(image, nn.Dropout(0.5))
+    problem = mp.ProximalProblem.from_module(image, cross_entropy, lam=0.5)
+    params, calls = problem.live_parameters(), []
+    for perturb in ("loss", "center"):
+        meta = mp.FOBMAML(mp.GradientDescent(0.1), 2, perturb=perturb)
+        ours, theirs = (replace(meta, backend=one)(problem, params, tasks) for one in ("auto", "loop"))
+        for name, grad in ours.grad.items():
+            torch.testing.assert_close(grad, theirs.grad[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(ours.query_loss, theirs.query_loss)
+        assert ours.info.counts == theirs.info.counts
+    found = [mp.evaluate(problem, tasks, None, mp.GradientDescent(0.1), 2, backend=one) for one in ("auto", "loop")]
+    torch.testing.assert_close(found[0].values["accuracy"], found[1].values["accuracy"])
+    torch.testing.assert_close(found[0].values["loss"], found[1].values["loss"])
+
+    def seen(model, batch):
+        calls.append(batch[0].dim())
+        return cross_entropy(model, batch)
+
+    problem = mp.ProximalProblem.from_module(image, cross_entropy, lam=0.5, outer_loss=seen)
+    problem_of_noise = mp.ProximalProblem.from_module(noisy, cross_entropy, lam=0.5)
+    mp.FOMAML(mp.GradientDescent(0.1), 2)(problem, params, tasks)
+    calls.clear()
+    mp.FOMAML(mp.GradientDescent(0.1), 2)(problem, params, tasks)
+    assert len(calls) == 3  # a plain pass for each task
+    with begun(problem_of_noise, problem_of_noise.live_parameters(), TaskBatch.of(tasks), Choice("auto", None)) as call:
+        assert call.backend == LoopBackend()  # whose noise is drawn in one way
+    with begun(problem, params, TaskBatch.of(tasks), Choice("auto", None), twice=True) as call:
+        assert call.backend == LoopBackend()  # a loss within a loss has one
 
 
 def test_what_vmap_cannot_take_goes_through_the_loop():

@@ -1,6 +1,7 @@
 """Solves in one graph, and base and branches in one: whatever the steps, with the records of the loop; in smaller ones
 where it can't be had."""
 
+import re
 import warnings
 from dataclasses import fields
 
@@ -14,7 +15,7 @@ from conftest import relative_error
 from metaprox.losses import compiled, compiling, traced
 from metaprox.losses.shared_graphs import Graphs
 from metaprox.models import mean_squared_error, mlp
-from test_compiled import assert_same, flat, graphs, needs_compiler, pair, sinusoids, some
+from test_compiled import GD, assert_same, flat, graphs, needs_compiler, pair, sinusoids, some
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's compiler itself
@@ -145,7 +146,7 @@ def test_what_is_not_finite_in_base_or_branches_is_treated_as_step_by_step(where
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("solver", [mp.ConjugateGradient(0.05), mp.AdaptiveGradientDescent(), mp.Anderson(0.05, 2)])
+@pytest.mark.parametrize("solver", [mp.ConjugateGradient(0.05), mp.AdaptiveGradientDescent(0.05), mp.Anderson(0.05, 2)])
 def test_branches_of_a_solver_are_in_the_graph_of_their_base_where_its_state_stays_as_it_is_built(solver, runs):
     model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
     problem, tasks = sinusoids(model)
@@ -234,7 +235,7 @@ def test_a_solve_that_is_in_no_graph_is_taken_step_by_step_and_that_is_said_once
     (said,) = [str(one.message) for one in caught if "metaprox" in str(one.message)]
     assert "compiles the step alone, since a solve in one graph failed for" in said
     assert "logs" in said
-    assert {"solve", "step", "evaluate"} == set(runs)
+    assert {"branched", "solve", "step", "evaluate"} == set(runs)
 
 
 def test_data_that_share_memory_are_no_obstacle():
@@ -244,7 +245,7 @@ def test_data_that_share_memory_are_no_obstacle():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert_same(*pair(mp.FOBMAML, 3, nu=0.1), problem, tasks)
-    assert graphs() == 3
+    assert graphs() == 1
 
 
 @pytest.mark.parametrize("adapt", ["net.2.*", None])
@@ -337,3 +338,56 @@ def test_a_solver_that_counts_in_python_or_writes_on_itself_is_stepped_outside(r
     assert Counting.seen == 2 * 9
     for one in (mp.Adam(0.01), mp.Nesterov(0.01)):
         assert_same(*pair(mp.Reptile, 9, one), problem, tasks)
+
+
+def test_evaluate_compiles_its_solves(runs):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    ours, theirs = (mp.evaluate(problem, tasks, None, GD, 4, backend="vmap", compile=on) for on in (True, False))
+    torch.testing.assert_close(ours.values["loss"], theirs.values["loss"])
+    assert runs == ["solve"]
+    with pytest.raises(mp.InputError, match="compile=True needs backend='vmap'"):
+        mp.evaluate(problem, tasks, None, GD, 4, backend="loop", compile=True)
+
+
+def test_compiling_says_that_it_does_and_how_long_it_took(caplog):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    with caplog.at_level("INFO", logger="metaprox"):
+        for _ in range(2):
+            called(pair(mp.FOBMAML, 3)[0], problem, tasks)
+    said = [one.getMessage() for one in caplog.records if one.name == "metaprox"]
+    assert len(said) == 2
+    assert re.match(r"metaprox compiles base and branches of mean_squared_error \(.*\) for 6 tasks, once", said[0])
+    assert re.search(r"has compiled base and branches .* in \d+\.\d s$", said[1])
+
+
+def test_adapt_compiles_its_solve_and_never_asks_for_the_outer_loss(runs):
+    def never(model, batch):
+        raise AssertionError
+
+    model = mlp([1, 8, 1])
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5, outer_loss=never)
+    support = tuple(leaf[0] for leaf in sinusoids(model)[1].support)
+    found = [mp.adapt(problem, support, GD, 4, compile=on) for on in (True, False)]
+    for name, y in found[0].items():
+        torch.testing.assert_close(y, found[1][name])
+    assert runs == ["solve"]
+    for settings in ({"tol": 1e-9, "max_steps": 4}, {"steps": 4}):
+        y = mp.adapt(problem, support, mp.Nesterov(0.01), compile=True, **settings)
+        other = mp.adapt(problem, support, mp.Nesterov(0.01), **settings)
+        torch.testing.assert_close(y["0.weight"], other["0.weight"])
+
+    def item(model, batch):
+        return mean_squared_error(model, batch) * batch[1].abs().amax().item()
+
+    with pytest.warns(UserWarning, match="goes on without compile=True: these losses"):
+        mp.adapt(mp.ProximalProblem.from_module(model, item, lam=0.5), support, GD, 2, compile=True)
+
+
+def test_a_learner_adapts_in_a_graph_that_later_tasks_use(runs):
+    support = [tuple(leaf[i] for leaf in sinusoids(mlp([1, 8, 1]))[1].support) for i in range(2)]
+    learner = mp.Learner(mlp([1, 8, 1]), mean_squared_error, 0.5, GD, 4)
+    for one in support:
+        ours, theirs = (learner.adapt(one, (), compile=on) for on in (True, False))
+        torch.testing.assert_close(ours.module()(one[0]), theirs.module()(one[0]))
+    assert set(runs) == {"solve"}
+    assert graphs() == 1

@@ -164,7 +164,7 @@ def begun(
             assert parameters is not None
             look = look_at(private, parameters, batch, noise, query)
             setting = Setting(private, parameters, batch, noise, look, first, made=made)
-            backend, _ = choice.backend_for(setting, at_once, twice=twice)
+            backend, _ = choice.backend_for(setting, at_once, twice=twice, queried=query != "nothing")
             flat = parameters.flat(up_to=SMALL if backend.sequential else None)
             try:
                 with over(parameters.shards):

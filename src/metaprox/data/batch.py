@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.checks.trees import check_alike, flattened, kind, leaves, mapped
+from metaprox.checks.trees import Form, check_alike, flattened, kind, leaves, mapped
 from metaprox.data.inference import normal_tree
 from metaprox.data.microbatches import MicroBatches
 from metaprox.data.stacks import refuse_stack
@@ -30,8 +31,9 @@ class TaskBatch:
     def of(cls, tasks: Task | Sequence[Task]) -> "TaskBatch":
         """Check ``tasks``, a stacked Task or a sequence of single ones. Raises InputError that names the place."""
         if isinstance(tasks, Task):
-            _check_values(tasks, "")
-            return cls(_leading_size(tasks), normal_tree(tasks), ())
+            found = flattened(tasks)[0]
+            _check_values(tasks, found, "")
+            return cls(_leading_size(tasks, found), normal_tree(tasks), ())
         if isinstance(tasks, (Tensor, str, dict)) or not isinstance(tasks, Iterable):
             raise InputError(f"tasks must be a mp.Task with a task dimension, or a list of them, got {kind(tasks)}")
         singles = tuple(tasks)
@@ -40,9 +42,19 @@ class TaskBatch:
         for index, task in enumerate(singles):
             if not isinstance(task, Task):
                 raise InputError(f"tasks[{index}] must be a mp.Task(support, query), got {type(task).__name__}")
-            _check_values(task, f"[{index}]")
+            _check_values(task, flattened(task)[0], f"[{index}]")
             refuse_stack(task.support, f"the support of tasks[{index}]")
         return cls(len(singles), None, tuple(normal_tree(task) for task in singles))
+
+    @cached_property
+    def first(self) -> Task:
+        """Task 0 without a leading dimension, which others are taken to be like."""
+        return self.one(0)
+
+    @cached_property
+    def leaves_of_first(self) -> tuple[list[Any], Form]:
+        """Its leaves, and how they are arranged."""
+        return flattened(self.first)
 
     @property
     def stackable(self) -> bool:
@@ -62,6 +74,8 @@ class TaskBatch:
 
     def many(self, start: int, stop: int) -> Task:
         """Tasks start..stop-1 with a leading dimension."""
+        if self.stacked is not None and stop - start == self.size:
+            return self.stacked
         if self.stacked is not None:
             tasks: Task = mapped(lambda leaf: leaf[start:stop], self.stacked)
             return tasks
@@ -101,8 +115,8 @@ def _leaves_in_pieces(task: Task) -> Iterator[tuple[str, Any]]:
             yield path, leaf
 
 
-def _check_values(task: Task, index: str) -> None:
-    if not any(map(_is_meta, flattened(task)[0])):
+def _check_values(task: Task, found: Sequence[Any], index: str) -> None:
+    if not any(map(_is_meta, found)):
         return
     path = next(path for path, leaf in leaves(task) if _is_meta(leaf))
     raise InputError(f"tasks{index}{path} is on the device meta, without values; give data on a real one")
@@ -112,12 +126,10 @@ def _is_meta(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_meta
 
 
-def _leading_size(tasks: Task) -> int:
-    found = flattened(tasks)[0]
-    if found and all(isinstance(leaf, Tensor) and leaf.dim() for leaf in found):
-        size = len(found[0])
-        if size and all(len(leaf) == size for leaf in found):
-            return size
+def _leading_size(tasks: Task, found: Sequence[Any]) -> int:
+    sizes = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() else 0 for leaf in found}
+    if len(sizes) == 1 and (size := sizes.pop()):
+        return size
     return _refused_size(tasks)
 
 

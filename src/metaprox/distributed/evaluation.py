@@ -45,7 +45,7 @@ def evaluate(
         more: further metrics of the tasks of some ids, a number for each.
         group: a process group of torch; None: the default one.
         shared: whether there are other processes that do the same; or else this one takes all tasks.
-        settings: tol, max_steps, params, batch_size and backend of ``mp.evaluate``.
+        settings: tol, max_steps, params, batch_size, backend and compile of ``mp.evaluate``.
 
     Returns:
         The mean over all tasks of the query loss and of what else it returns, with intervals, and the tasks' own [n].

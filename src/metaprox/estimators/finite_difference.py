@@ -141,11 +141,8 @@ class FOBMAML(Branched):
         return self._chooses and self.perturb == "loss" and min(stencil(self.scheme).nodes) < 0
 
     def _estimate(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        found = estimate_in_one(self, gradients, keep_adapted) or self._in_steps(gradients, keep_adapted)
-        return self._unless_astray(found, gradients)
-
-    def _in_steps(self, gradients: Gradients, keep_adapted: bool) -> Estimate:
-        """It as one solve and gradient after another, however each is taken."""
+        if (found := estimate_in_one(self, gradients, keep_adapted)) is not None:
+            return self._unless_astray(found, gradients)
         watched, until = BASE_STEPS * self.estimate_error, Until.of(self.rtol, gradients, self._evaluations_at_once())
         stopping, enough = self._stopping(), until.base if until else None
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
@@ -176,7 +173,7 @@ class FOBMAML(Branched):
             seen=of_difference(gradients.lam, length, seen, ends, per_nu, bent, early=(until or tol) is not None),
         )
         ends = replace(ends, parts=())
-        return Estimate.of(adapted, grad, shared, query, info, base, ends)
+        return self._unless_astray(Estimate.of(adapted, grad, shared, query, info, base, ends), gradients)
 
     def _leave(
         self, at_base: AtBase, gradients: Gradients

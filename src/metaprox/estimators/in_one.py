@@ -74,12 +74,13 @@ class Differences:
         grad = branches.derivative([ends.y], lam)
         norm_v, length = found.pop("norm_v"), norm(grad).flatten()
         found["nu"] = branches.nu.flatten()
+        found["length"] = length
         found["gradient_ratio"] = torch.where(norm_v > 0, length / norm_v, 0.0)
         if self.watched:
             per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
             trail = self._trail(ends)
             found["linear_residual"] = linear_residual(trail, norm_v, per_nu)
-            found |= of_branches(trail, per_nu, None) | {"length": length}
+            found |= of_branches(trail, per_nu, None)
             found["reduction"] = torch.where(ends.steps < 2, 1.0, found["reduction"])
         return grad, found
 
@@ -126,7 +127,7 @@ def estimate_in_one(meta: "FOBMAML", gradients: Gradients, keep_adapted: bool) -
         seen=_seen(taken, gradients.lam) if meta.estimate_error else None,
     )
     query = Evaluation(taken.grad, taken.value, taken.metrics)
-    return Estimate(taken.y if keep_adapted else None, taken.grad, query, info, (base, ends), everyone)
+    return Estimate(taken.y if keep_adapted else None, taken.grad, query, info, (base, ends), everyone, known["length"])
 
 
 def _plan(meta: "FOBMAML", gradients: Gradients) -> Plan:

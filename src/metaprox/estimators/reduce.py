@@ -204,6 +204,11 @@ class _Alone(Reduce):
         return start
 
 
+def leaves_tasks_alone(reduce: Reduce) -> bool:
+    """Whether gradients of tasks are summed as they are."""
+    return type(reduce).of_tasks is Reduce.of_tasks and "of_tasks" not in vars(reduce)
+
+
 def check_shards(reduce: Reduce, parameters: Parameters) -> None:
     """Raise InputError where ``parameters`` are in shards and ``reduce`` does not say that it takes them."""
     if parameters.shards is not None and not _takes_shards(reduce):

@@ -48,6 +48,7 @@ class Estimate:
 
     y: y_i [T, 1, P] where it is kept. grad: with respect to x and w [T, 1, P + W]. query: f_i at y_i, gradient aside.
     solves: whatever was solved on the way, the base first. seen: of which tasks all was seen to be finite [T].
+    length: ||grad|| [T], where it was taken.
     """
 
     y: Tensor | None
@@ -56,6 +57,7 @@ class Estimate:
     info: Info
     solves: Sequence[Solution]
     seen: Tensor | None = None
+    length: Tensor | None = None
 
     @classmethod
     def of(
@@ -85,7 +87,7 @@ class Estimate:
 class ChunkResult:
     """An estimate for some of the tasks: gradient [T, P + W], adapted parameters [T, P] if kept, the rest.
 
-    failure: why the first of the tasks that are skipped is; their gradients are 0.
+    failure: why the first of the tasks that are skipped is; their gradients are 0. length: ||grad|| [T], if known.
     """
 
     grad: Tensor
@@ -94,6 +96,7 @@ class ChunkResult:
     metrics: Metrics
     info: Info
     failure: NonFiniteError | None = None
+    length: Tensor | None = None
 
     @classmethod
     def of(cls, estimate: Estimate, solver: InnerSolver, purpose: Purpose) -> "ChunkResult":
@@ -110,7 +113,8 @@ class ChunkResult:
             loss = torch.where(adapts, loss, torch.nan)
             y = None if y is None else torch.where(adapts[..., None], y, torch.nan)
         metrics = {name: metric.squeeze(1) for name, metric in query.metrics.items()}
-        return cls(grad.squeeze(1), None if y is None else y.squeeze(1), loss.squeeze(1), metrics, info, failure)
+        length, own = None if failure else estimate.length, None if y is None else y.squeeze(1)
+        return cls(grad.squeeze(1), own, loss.squeeze(1), metrics, info, failure, length)
 
     def without_vectors(self) -> "ChunkResult":
         """The same without what takes P numbers a task."""

@@ -13,9 +13,17 @@ from metaprox.data.batch import TaskBatch
 from metaprox.errors import InputError, NonFiniteError
 from metaprox.estimators.error import sampling_error
 from metaprox.estimators.info import Info
-from metaprox.estimators.reduce import Reduce, Start, TaskGradients, TaskResults, Total, check_shards
+from metaprox.estimators.reduce import (
+    Reduce,
+    Start,
+    TaskGradients,
+    TaskResults,
+    Total,
+    check_shards,
+    leaves_tasks_alone,
+)
 from metaprox.estimators.result import ChunkResult, MetaGradient
-from metaprox.losses.checked import joined
+from metaprox.losses.checked import joined, together
 from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 from metaprox.vectors.norms import norm
@@ -80,13 +88,14 @@ class Sums:
     def add(self, chunk: ChunkResult, span: tuple[int, int]) -> None:
         """The tasks ``span`` of this process."""
         size, skipped = span[1] - span[0], chunk.info.skipped
-        weights = chunk.query_loss.new_ones(size) if self._weights is None else self._weights[slice(*span)]
+        weights = torch.ones_like(chunk.query_loss) if self._weights is None else self._weights[slice(*span)]
         first, structure = self._start.place.first + span[0], self._start.parameters.structure
         grad = self._reduce.of_tasks(TaskGradients(chunk.grad, weights, skipped, first, structure))
         _check_gradients(grad, chunk.grad)
         if chunk.failure is not None:
             grad = torch.where(skipped[:, None], 0.0, grad)
-        self._lengths.append(norm(grad).flatten())
+        as_it_was = chunk.length is not None and grad is chunk.grad and leaves_tasks_alone(self._reduce)
+        self._lengths.append(chunk.length if as_it_was and chunk.length is not None else norm(grad).flatten())
         if self._keep_tasks:
             self._tasks.append(grad.clone() if self._total is None else grad)
         if self._weights is not None:
@@ -103,8 +112,7 @@ class Sums:
         """The meta-gradient. Raises NonFiniteError where all tasks are skipped."""
         parameters, own = self._start.parameters, self._own_results()
         grad = parameters.zeros() if self._total is None else self._total
-        kept = torch.empty(0, device="cpu") if own is None else own.weights[own.kept]
-        total = self._reduce.of_sum(Total(grad, float(kept.sum()), len(kept), own, self._start.place.seed))
+        total = self._reduce.of_sum(Total(grad, *self._kept(own), own, self._start.place.seed))
         _check_gradients(total.grad, grad)
         tasks = total.tasks
         if tasks is None:
@@ -112,9 +120,10 @@ class Sums:
         if not total.count or not total.weight > 0:
             raise _nothing_left(tasks)
         mean = total.grad.div_(total.weight)
-        weights = None if bool((tasks.weights == tasks.weights[0]).all()) else tasks.weights[tasks.kept]
+        plain = tasks is own and self._plain
+        weights = None if plain or bool((tasks.weights == tasks.weights[0]).all()) else tasks.weights[tasks.kept]
         with over(parameters.shards):
-            spread = sampling_error(tasks.length[tasks.kept], mean, weights)
+            spread = sampling_error(tasks.length if plain else tasks.length[tasks.kept], mean, weights)
         return MetaGradient(
             grad=parameters.named(mean),
             query_loss=tasks.query_loss,
@@ -124,14 +133,27 @@ class Sums:
             per_task=parameters.named(self._rows(self._tasks)) if self._keep_tasks else None,
         )
 
+    @property
+    def _plain(self) -> bool:
+        """Whether all of its tasks count alike, and none is skipped."""
+        return self._weights is None and not any(chunk.failure for chunk in self._chunks)
+
+    def _kept(self, own: TaskResults | None) -> tuple[float, int]:
+        """The sum of the weights of those that are not skipped, and how many these are."""
+        if own is None or self._plain:
+            count = 0 if own is None else len(own.weights)
+            return float(count), count
+        weights = own.weights[own.kept]
+        return float(weights.sum()), len(weights)
+
     def _own_results(self) -> TaskResults | None:
         chunks = self._chunks
         if not chunks:
             return None
         return TaskResults(
-            torch.cat(self._of_tasks),
-            torch.cat(self._lengths),
-            torch.cat([chunk.query_loss for chunk in chunks]),
+            together(self._of_tasks),
+            together(self._lengths),
+            together([chunk.query_loss for chunk in chunks]),
             joined([chunk.metrics for chunk in chunks]),
             Info.join([chunk.info for chunk in chunks]),
             next((chunk.failure for chunk in chunks if chunk.failure), None),

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metaprox import checks
 from metaprox.arguments import check_adapt, parameters_of
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
@@ -29,12 +30,14 @@ def adapt(
     tol: float | None = None,
     max_steps: int | None = None,
     params: Params | None = None,
+    compile: bool = False,  # noqa: A002
 ) -> dict[str, Tensor]:
     """Adapt to one task: ``steps`` of ``solver`` on fhat(y) + (lam/2) ||y - x||^2, from x.
 
     ``support`` is one task's data, without a task dimension. x is ``params``, or else the module's trainable
     parameters. With ``tol``, in place of ``steps``, it stops once the gradient norm is <= tol, and after ``max_steps``
-    at the latest. Costs K support gradients. The model is not changed.
+    at the latest. Costs K support gradients. The model is not changed. ``compile``: in a graph, as for every estimator,
+    which tasks of these shapes share; losses that can't be vmapped go without, with a warning.
 
     Returns:
         y, of the parameters that adapt and no others, by name and in their own shapes. Use it with
@@ -45,7 +48,7 @@ def adapt(
         InputError: bad input.
         NonFiniteError: the solve diverged.
     """
-    return solved(problem, support, solver, Stopping.of(steps, tol, max_steps), params).y
+    return solved(problem, support, solver, Stopping.of(steps, tol, max_steps), params, compiles=compile).y
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def solved(
     params: Params | None = None,
     *,
     residual: bool = False,
+    compiles: bool = False,
 ) -> Solved:
     """Returns what ``adapt`` returns, and how the solve ended. The residual costs a further gradient.
 
@@ -78,7 +82,8 @@ def solved(
     check_stable(solver, problem.lam, stopping.max_steps)
     # The query data are never looked at; the support stands in for them so that the batch is a whole Task.
     batch = TaskBatch.of([Task(support, support)])
-    with begun(problem, x, batch, Choice("loop", None), query="nothing") as call:
+    choice = Choice("auto" if checks.switch("compile", compiles) else "loop", None, compiles)
+    with begun(problem, x, batch, choice, query="nothing") as call:
         gradients = call.gradients((0, 1))
         found = proximal_solve(gradients, solver, stopping)
         require_finite(found.y, "point after the last step", 0)

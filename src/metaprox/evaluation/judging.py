@@ -37,6 +37,7 @@ def evaluate(
     params: Params | None = None,
     batch_size: int = 100,
     backend: BackendName = "auto",
+    compile: bool = False,  # noqa: A002
 ) -> Evaluation:
     """Adapt from x to each of ``tasks`` and judge y_i on its query.
 
@@ -55,6 +56,7 @@ def evaluate(
         params: x; the module's trainable parameters unless given.
         batch_size: how many tasks are made and adapted at a time. Memory grows with it; the result does not change.
         backend: "vmap", "loop" or "auto", as for every estimator.
+        compile: compile solves, as for every estimator; the query loss is evaluated in eager mode.
 
     Returns:
         The mean over tasks of the query loss and of what else it returns, with intervals, and the tasks' own [n].
@@ -82,6 +84,7 @@ def evaluate(
         params=params,
         batch_size=batch_size,
         backend=backend,
+        compile=compile,
     )
     return Evaluation.of(judge.values(Place.alone(), 0, len(judge.ids)), problem, judge.seen)
 
@@ -115,13 +118,15 @@ class Judge:
         params: Params | None = None,
         batch_size: int = 100,
         backend: BackendName = "auto",
+        compile: bool = False,  # noqa: A002
     ) -> "Judge":
         """Raises InputError for whatever ``evaluate`` refuses before it sees a task."""
         x, ids = parameters_of(problem, params), check_evaluate(tasks, ids, solver)
         stopping = Stopping.of(steps, tol, max_steps)
         check_stable(solver, problem.lam, stopping.max_steps)
         size = checks.count("batch_size", batch_size)
-        return cls(problem, x, tasks, ids, solver, stopping, Choice(backend, "auto"), size)
+        choice = Choice(backend, "auto", checks.switch("compile", compile))
+        return cls(problem, x, tasks, ids, solver, stopping, choice, size)
 
     def values(self, place: Place, first: int, last: int) -> Metrics:
         """Returns the query loss, as "loss", and its metrics [last - first] of the tasks from the ``first`` one on.

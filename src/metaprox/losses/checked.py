@@ -107,7 +107,12 @@ def _metric(value: Any, role: str, name: str) -> Tensor:
     raise InputError(f"{role} returned {kind(value)} as the metric {name!r}: a metric is a number or a scalar tensor")
 
 
-def joined(parts: Sequence[Metrics], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Metrics:
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """One after another; the tensor itself where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def joined(parts: Sequence[Metrics], join: Callable[[list[Tensor]], Tensor] = together) -> Metrics:
     """The metrics of several tasks, or chunks of them, as one. Raises InputError where their names differ."""
     for part in parts:
         if part.keys() != parts[0].keys():

@@ -14,12 +14,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from metaprox import checks
-from metaprox.checks.trees import flattened
 from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss, flat_loss
 from metaprox.losses.agreement import agreement
 from metaprox.losses.backend import Backend, Seed
+from metaprox.losses.by_loss import BackendByLoss
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.look import LOOK_NOISE, Look
 from metaprox.losses.loop import LoopBackend
@@ -35,14 +35,14 @@ ChunkSize = int | Literal["auto"] | None
 
 @dataclass(frozen=True)
 class Limits:
-    """Up to how many parameters, and operations of a task's larger loss, eager vmap is taken for the faster one."""
+    """Up to how many parameters, and operations of a loss on a task, eager vmap is taken for the faster one."""
 
     parameters: float
     flops: float
 
 
 # One thread of a CPU was measured: benchmarks/backends.py. Elsewhere starting an operation is what takes the time.
-LIMITS, ELSEWHERE = {"cpu": Limits(1e5, 2e8)}, Limits(1e7, math.inf)
+LIMITS, ELSEWHERE = {"cpu": Limits(1.5e5, 2e8)}, Limits(1e7, math.inf)
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ class Cost:
     saved_bytes: what that keeps for the backward pass, parameters aside.
     vmaps: whether vmap can take both losses, and gives the gradients that the loop gives.
     differs: where it can, and does not: by how much.
+    inner_flops: of the inner loss.
     """
 
     flops: int
     saved_bytes: int
     vmaps: bool
     differs: str = ""
+    inner_flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,13 @@ class Choice:
         if self.compile and self.backend == "loop":
             raise InputError("compile=True needs backend='vmap'; with 'loop' compile the model: torch.compile(model)")
 
-    def backend_for(self, setting: Setting, at_once: int = 1, *, twice: bool = False) -> tuple[Backend, str]:
+    def backend_for(
+        self, setting: Setting, at_once: int = 1, *, twice: bool = False, queried: bool = True
+    ) -> tuple[Backend, str]:
         """Returns the backend for these losses and tasks, and why: what was asked for, or what decided.
 
         ``at_once``: the evaluations whose memory a task takes at once under vmap. ``twice``: whether the inner loss is
-        to be differentiated twice.
+        to be differentiated twice. ``queried``: whether the outer loss is evaluated at all.
 
         Raises:
             InputError: vmap is asked for, and gives other gradients than the loop.
@@ -101,7 +105,7 @@ class Choice:
                 LoopBackend(),
                 f"{size:,} parameters adapt; up to {limits.parameters:,.0f} vmap is the faster one",
             )
-        cost = cost_of_task(setting, twice=twice)
+        cost = cost_of_task(setting, twice=twice, queried=queried)
         chunk = self._chunk(cost, parameters, at_once)
         if self.backend == "vmap":
             if cost.differs:
@@ -116,9 +120,11 @@ class Choice:
         if chunk is not None and chunk < min(2, batch.size):
             return self._loop(), "two tasks at once take too much memory"
         if not self.compile and cost.flops > limits.flops:
+            apart = cost.inner_flops <= limits.flops and not (twice or look.draws) and parameters.shared is None
+            which, loop = ("the outer", ", in the loop") if apart else ("a", "")
             return (
-                self._loop(),
-                f"a loss takes {cost.flops:.2g} operations; up to {limits.flops:.2g} vmap is the faster one",
+                BackendByLoss(chunk) if apart else self._loop(),
+                f"{which} loss takes {cost.flops:.2g} operations{loop}; up to {limits.flops:.2g} vmap is the faster one",
             )
         return VmapBackend(chunk, self._compiles(look)), "it is the faster one for a loss of this size"
 
@@ -158,34 +164,38 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def cost_of_task(setting: Setting, *, twice: bool = False) -> Cost:
-    """The cost of the batch's first task; looked up where a task of these shapes was seen before."""
-    problem, task = setting.problem, setting.batch.one(0)
-    leaves, tree = flattened(task)
+def cost_of_task(setting: Setting, *, twice: bool = False, queried: bool = True) -> Cost:
+    """Returns the cost of the batch's first task; looked up where a task of these shapes was seen before.
+
+    ``queried``: whether that of the outer loss is asked for too.
+    """
+    problem, task = setting.problem, setting.batch.first
+    leaves, tree = setting.batch.leaves_of_first
     shapes = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None for leaf in leaves)
-    key = ("cost", setting.parameters.structure, setting.look.modes, twice, shapes, tree)
-    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_both(setting, task, twice))
+    key = ("cost", setting.parameters.structure, setting.look.modes, twice, queried, shapes, tree)
+    found: Cost = problem.cache.get_or_make(key, lambda: _cost_of_losses(setting, task, twice, queried))
     return found
 
 
-def _cost_of_both(setting: Setting, task: Task, twice: bool) -> Cost:
+def _cost_of_losses(setting: Setting, task: Task, twice: bool, queried: bool) -> Cost:
     problem, parameters, look = setting.problem, setting.parameters, setting.look
     # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
     comparable = look.repeats and (not look.draws or parameters.device.type == "cpu")
-    losses = ((problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query))
+    losses = [(problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query)]
     seed = partial(_look_noise, setting.noise)
     with seed(0):
         parts = [
             _cost(
                 CheckedLoss(loss, role, differentiable=False), parameters, data, seed, comparable, twice=twice and not k
             )
-            for k, (loss, role, data) in enumerate(losses)
+            for k, (loss, role, data) in enumerate(losses[: 1 + queried])
         ]
     return Cost(
         max(part.flops for part in parts),
         max(part.saved_bytes for part in parts),
         all(part.vmaps for part in parts),
         next((part.differs for part in parts if part.differs), ""),
+        parts[0].flops,
     )
 
 

@@ -1,6 +1,8 @@
 """The compiled graphs that there are; how many is bounded."""
 
+import logging
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +35,9 @@ FUNCTIONS: dict[str, Callable[[Structure], Callable[..., Any]]] = {
     "solve": traced.solve,
     "branched": traced_branched.branched,
 }
+
+IN_WORDS = {"evaluate": "a gradient", "step": "a step", "solve": "a solve", "branched": "base and branches"}
+LOG = logging.getLogger("metaprox")  # says at level INFO what is compiled, and how long that took
 
 Key = tuple[str, int, Any]
 
@@ -104,8 +109,11 @@ class Batches:
 
     def _compiled(self, key: Key, args: tuple[Any, ...]) -> Any:
         function, noise = self._function_for_one_more(key), Noise(0, args[1].device)
-        before = noise.state()
+        before, what = noise.state(), f"{IN_WORDS[key[0]]} of {self._pool.name} for {self.size} tasks"
+        LOG.info("metaprox compiles %s, once for this shape", what)
+        start = time.perf_counter()
         found = function.compile(*args)
+        LOG.info("metaprox has compiled %s in %.1f s", what, time.perf_counter() - start)
         if key[0] in IN_ONE and not all(map(torch.equal, before, noise.state())):
             raise MetaproxError("it draws random numbers, which it did not when it was first looked at")
         return found
@@ -115,10 +123,11 @@ class Batches:
         self._without.add(key)
         self._graphs[key] = 0
         self._functions.pop(key).drop()
-        if isinstance(key[2], type) and key[2] is not NoneType:
-            self._pool.warn_of_solver(self, key[2], error)
-        else:
-            self._pool.fail_in_one(key[0], error)
+        name, _, kind = key
+        if name == "solve" and kind is not NoneType:
+            self._pool.warn_of_solver(self, kind, error)
+        elif name == "solve" or kind[1] is None:  # of branches of a solver its own graph says what there is to say
+            self._pool.fail_in_one(name, error)
 
     def _function_for_one_more(self, key: Key) -> CompiledFunction:
         """With less than ``MOST_CHANGES`` graphs: a new one where there are as many."""
@@ -139,7 +148,7 @@ class Pool:
         self._alone = alone or self
         self._failed: dict[str, Exception] = {}  # what is in no graph that was to be one, and why; not said yet
         self.evaluations = 0
-        self._name = describe(loss)
+        self.name = describe(loss)
         self._found = 0
         self._of_shape: BoundedCache[tuple[Any, int], Batches] = BoundedCache(MOST_SHAPES, Batches.drop)
         self._lock = threading.Lock()
@@ -166,8 +175,7 @@ class Pool:
 
     def fail_in_one(self, name: str, error: Exception) -> None:
         """Said as soon as smaller graphs are compiled, and not where these fail too."""
-        if not isinstance(error, NotCompiledError):
-            self._alone._failed[name] = error
+        self._alone._failed[name] = error
 
     def warn_of_solver(self, where: Batches, solver: type, error: Exception) -> None:
         self._warn(
@@ -183,19 +191,19 @@ class Pool:
         ):
             error = self._failed.pop(larger, None) if name == smaller else None
             if error is not None:
-                said = f"metaprox compiles {words} in one graph failed for {self._name}: {_said(error)}"
+                said = f"metaprox compiles {words} in one graph failed for {self.name}: {_said(error)}"
                 self._warn((name, id(where)), said)
 
     def warn_of_failure(self, where: Batches, error: Exception) -> None:
         reason = _said(error)
         self._warn(
-            ("failure", id(where)), f"metaprox goes on without compile=True, which failed for {self._name}: {reason}"
+            ("failure", id(where)), f"metaprox goes on without compile=True, which failed for {self.name}: {reason}"
         )
 
     def warn_of_changes(self, count: int) -> None:
         self._warn(
             ("changes",),
-            f"metaprox has compiled {self._name} {count} times for tasks of one shape, and goes on without where no "
+            f"metaprox has compiled {self.name} {count} times for tasks of one shape, and goes on without where no "
             "graph fits: something in the loss or the model differs from call to call, as where every step makes a new "
             "loss around a new number. Make the problem once, and hand what changes to the loss as a tensor in the "
             "data. TORCH_LOGS=recompiles says what it is",
@@ -204,7 +212,7 @@ class Pool:
     def _warn_of_shapes(self) -> None:
         self._warn(
             ("shapes",),
-            f"metaprox has compiled {self._name} for tasks of {self._found} shapes, and evaluates further shapes "
+            f"metaprox has compiled {self.name} for tasks of {self._found} shapes, and evaluates further shapes "
             "without compile=True: pad the data to fewer shapes, or raise metaprox.losses.compiled.MOST_SHAPES",
         )
 

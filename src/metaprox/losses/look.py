@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metaprox.checks.trees import flattened
 from metaprox.data.batch import TaskBatch
 from metaprox.data.inference import normal_tree
 from metaprox.data.microbatches import MicroBatches
@@ -69,11 +68,11 @@ def look_at(
         InputError: a loss is no scalar, or does not depend on the parameters; it depends on a tensor that requires grad
             and is no parameter; a task looks like a batch of tasks, or a batch of tasks like one task.
     """
-    task = batch.one(0)
+    task = batch.first
     count = None if batch.stacked is None else batch.size
     check_dimensions(problem, task, count)
     modes = problem.modes()
-    key = ("look", query, count is None, parameters.structure, modes, _kinds(task))
+    key = ("look", query, count is None, parameters.structure, modes, _kinds(batch))
     found: Look = problem.cache.get_or_make(
         key, lambda: _look_at_both(problem, parameters, task, noise, query, count, modes)
     )
@@ -108,9 +107,9 @@ def _look_at_both(
     )
 
 
-def _kinds(task: Task) -> tuple[Any, ...]:
-    """How a task is built, and of what; not its sizes."""
-    leaves, tree = flattened(task)
+def _kinds(batch: TaskBatch) -> tuple[Any, ...]:
+    """How its first task is built, and of what; not its sizes."""
+    leaves, tree = batch.leaves_of_first
     return tree, tuple((leaf.dtype, leaf.dim()) if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves)
 
 

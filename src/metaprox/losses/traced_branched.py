@@ -93,9 +93,10 @@ def branched(structure: Structure) -> Callable[..., Any]:
         data: Any,
     ) -> tuple[Any, ...]:
         only_compiled()
-        at = sum_of_gradients(losses, structure, w, x, numbers, None, (), data[0])
         alone, (plan, plan_of_branches) = torch.ones_like(numbers[:1]), plans.unbind()
         y = x.expand(len(active), 1, -1).clone()
+        shift = torch.zeros_like(y)  # so that the loop of branches may have the same kernels
+        at = sum_of_gradients(losses, structure, w, x, numbers, shift, (), data[0])
         memory = (torch.zeros_like(y), torch.ones_like(y[:, 0, 0]))
         records = empty_records(y, 1)
         first = (start, y, active, *records, *memory)

@@ -140,7 +140,7 @@ class Learner:
     def _stopping(self) -> Stopping:
         return Stopping.of(self.steps, self.tol, self.max_steps)
 
-    def adapt(self, support: Any, names: Sequence[str] | None = None) -> Adapted:
+    def adapt(self, support: Any, names: Sequence[str] | None = None, *, compile: bool = False) -> Adapted:  # noqa: A002
         """Adapt to one task.
 
         Args:
@@ -149,24 +149,24 @@ class Learner:
                 classes, or for regression numbers.
             names: of the C classes, in the order of their labels; where labels are names, all that there are. None:
                 the learner's, those of the labels, sorted, or "0", "1", ...; (): labels are numbers.
+            compile: as of ``mp.adapt``.
 
         Returns:
             The adapted model, a copy.
 
         Raises:
-            InputError: the support is not one for the loss, labels are not among the names, these not among the
-                learner's, or the model has not as many outputs as there are classes.
+            InputError: the support is none for the loss, labels are not among the names, these not among the learner's,
+                or the model has other outputs than there are classes.
             NonFiniteError: the solve diverged.
         """
-        whole = self.head is not None
-        batch, known = batch_of(support, names, self.preprocessing, needs_classes=whole, fixed=self.names)
-        batch = on_device(batch, device_of(self.model))
-        problem, module = self.problem, copied(self.model)
-        if self.head is not None:
-            module = with_head(module, self.head.module, len(known))
+        head, read = self.head, self.preprocessing
+        batch, known = batch_of(support, names, read, needs_classes=head is not None, fixed=self.names)
+        problem, module, batch = self.problem, copied(self.model), on_device(batch, device_of(self.model))
+        if head is not None:
+            module = with_head(module, head.module, len(known))
         elif known:
             check_outputs(module, batch[0], len(known), named=self.names is not None)
-        found = solved(problem, batch, self.solver, self._stopping, residual=True)
+        found = solved(problem, batch, self.solver, self._stopping, residual=True, compiles=compile)
         state = state_of(module)
         with torch.no_grad():
             for name, value in found.y.items():
@@ -181,7 +181,7 @@ class Learner:
             steps=found.steps,
             transductive=others.depends,
             transductive_by=others.by if others.depends else "",
-            head=None if self.head is None else self.head.module,
+            head=None if head is None else head.module,
             blueprint=self.blueprint,
         )
 
