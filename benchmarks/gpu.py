@@ -158,6 +158,7 @@ def first_call(row: Row, load: Workload, steps: int) -> tuple[Work | None, Resul
     try:
         run = row.work(load, steps)
         first = seconds(load, run)
+        load.model.zero_grad(set_to_none=False)
         return run, {"first_call_seconds": first, "peak_bytes": peak_memory(run, DEVICE)}
     except torch.cuda.OutOfMemoryError as error:
         why = f"out of memory: {str(error).split('. GPU')[0]}"

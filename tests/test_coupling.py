@@ -2,14 +2,19 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import metaprox as mp
 from conftest import LAM, relative_error
+from metaprox.losses import choose, compiling
 from metaprox.losses.noise import Noise
+from metaprox.models import mean_squared_error
+from metaprox.tasks import Sinusoid
 from metaprox.tasks import quadratic as closed_form
 
 NOISE = 0.1
@@ -231,3 +236,34 @@ def test_the_generator_that_is_seeded_is_the_devices_own(monkeypatch):
             Noise(0, device).set(3)
             assert seeded.pop() == (where, torch.initial_seed())
     assert not seeded
+
+
+@pytest.mark.parametrize("on", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("method", ["symmetric", "tangent"])
+def test_fused_dropout_of_devices_is_the_same_in_base_and_branches(method, on, monkeypatch):
+    """As nn.Dropout is there, which is another operation under two levels of vmap, and draws other numbers."""
+    monkeypatch.setattr(choose, "fuses", lambda look, parameters: look.draws)
+    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), Fused(), nn.Linear(16, 1)).double()
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, LAM)
+    tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in Sinusoid().batch(range(4))))
+    gd = mp.GradientDescent(0.05)
+    meta = mp.Tangent(gd, 5) if method == "tangent" else mp.FOBMAML(gd, 5, perturb="center", eps=1e-6)
+    found = []
+    for one in (
+        replace(meta, backend="vmap", compile=on),
+        replace(meta, backend="loop"),
+        mp.Tangent(gd, 5, perturb="center"),
+    ):
+        torch.manual_seed(7)
+        out = one(problem, problem.live_parameters(), tasks)
+        found.append(torch.cat([g.flatten() for g in out.grad.values()]))
+    assert relative_error(found[0], found[1]) < 1e-7
+    if method == "symmetric":
+        assert relative_error(found[0], found[2]) < 1e-6
+
+
+class Fused(nn.Module):
+    def forward(self, x):
+        return torch.native_dropout(x, 0.5, True)[0]

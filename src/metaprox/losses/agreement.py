@@ -20,17 +20,17 @@ RUNS = 3  # TorchScript's second derivatives under vmap are wrong from the secon
 
 
 def agreement(
-    loss: FlatLoss, x: Tensor, data: Any, seed: Seed, *, comparable: bool, twice: bool = False
+    loss: FlatLoss, x: Tensor, data: Any, seed: Seed, *, comparable: bool, twice: bool = False, branches: int = 2
 ) -> tuple[bool, str]:
     """Returns whether vmap can well take ``loss`` on a task's data, with branches; and what differs in the loop, or "".
 
     ``seed``: around each evaluation; for a single task both draw the same numbers from it. ``comparable``: whether the
-    loss then gives the same again. ``twice``: second derivatives too.
+    loss then gives the same again. ``twice``: second derivatives too. ``branches``: how many it takes at once.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            y = x.expand(1, 2, -1)
+            y = x.expand(1, branches, -1)
             of_task = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), data)
             with seed(0):
                 gradient, (value, _) = evaluate_all(loss, guarded(y), of_task)
@@ -42,7 +42,7 @@ def agreement(
         if not comparable:
             return True, ""
         by_loop = LoopBackend().evaluate(loss, x[None, None], [data], seed)
-        pairs = {"value": (value[0, 1], by_loop.value[0, 0]), "gradient": (gradient[0, 1], by_loop.grad[0, 0])}
+        pairs = {"value": (value[0, -1], by_loop.value[0, 0]), "gradient": (gradient[0, -1], by_loop.grad[0, 0])}
         if twice:
             pairs["second derivative"] = (products[-1], _product(LoopBackend(), loss, x, [data], seed))
     scale = torch.linalg.vector_norm(x)

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +113,7 @@ class Choice:
                 raise InputError(
                     f"backend='vmap' gives other gradients of these losses: {cost.differs}; use backend='loop'"
                 )
-            return VmapBackend(chunk, self._compiles(look)), asked
+            return VmapBackend(chunk, self._compiles(look), fuses(look, parameters)), asked
         if cost.differs:
             return self._loop(), f"vmap gives other gradients: {cost.differs}"
         if not cost.vmaps:
@@ -121,12 +122,13 @@ class Choice:
             return self._loop(), "two tasks at once take too much memory"
         if not self.compile and cost.flops > limits.flops:
             apart = cost.inner_flops <= limits.flops and not (twice or look.draws) and parameters.shared is None
-            which, loop = ("the outer", ", in the loop") if apart else ("a", "")
+            which = "the outer loss, in the loop," if apart else "a loss"
             return (
                 BackendByLoss(chunk) if apart else self._loop(),
-                f"{which} loss takes {cost.flops:.2g} operations{loop}; up to {limits.flops:.2g} vmap is the faster one",
+                f"{which} takes {cost.flops:.2g} operations; up to {limits.flops:.2g} vmap is the faster one",
             )
-        return VmapBackend(chunk, self._compiles(look)), "it is the faster one for a loss of this size"
+        vmapped = VmapBackend(chunk, self._compiles(look), fuses(look, parameters))
+        return vmapped, "it is the faster one for a loss of this size"
 
     def _compiles(self, look: Look) -> bool:
         if self.compile and look.writes:
@@ -157,6 +159,11 @@ class Choice:
         return max(1, memory_of(parameters.device) // 4 // (vectors + 3 * at_once * cost.saved_bytes))
 
 
+def fuses(look: Look, parameters: Parameters) -> bool:
+    """Whether losses draw on a device that has fused operations for it."""
+    return look.draws and parameters.device.type != "cpu"
+
+
 def memory_of(device: torch.device) -> int:
     """All there is, in bytes, whatever of it is free: the same in every run on a machine."""
     if device.type == "cuda":
@@ -180,14 +187,13 @@ def cost_of_task(setting: Setting, *, twice: bool = False, queried: bool = True)
 def _cost_of_losses(setting: Setting, task: Task, twice: bool, queried: bool) -> Cost:
     problem, parameters, look = setting.problem, setting.parameters, setting.look
     # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
-    comparable = look.repeats and (not look.draws or parameters.device.type == "cpu")
+    comparable, branches = look.repeats and not fuses(look, parameters), 1 if fuses(look, parameters) else 2
+    agree = partial(agreement, comparable=comparable, branches=branches)
     losses = [(problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query)]
     seed = partial(_look_noise, setting.noise)
     with seed(0):
         parts = [
-            _cost(
-                CheckedLoss(loss, role, differentiable=False), parameters, data, seed, comparable, twice=twice and not k
-            )
+            _cost(CheckedLoss(loss, role, differentiable=False), parameters, data, seed, agree, twice=twice and not k)
             for k, (loss, role, data) in enumerate(losses[: 1 + queried])
         ]
     return Cost(
@@ -203,7 +209,9 @@ def _look_noise(noise: Noise, task: int) -> AbstractContextManager[None]:
     return noise.of(LOOK_NOISE)
 
 
-def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, seed: Seed, comparable: bool, *, twice: bool) -> Cost:
+def _cost(
+    loss: CheckedLoss, parameters: Parameters, data: Any, seed: Seed, agree: Callable[..., Any], *, twice: bool
+) -> Cost:
     adapted = AdaptedLoss(loss, parameters.structure, parameters.w)
     x = torch.cat(parameters.pieces)
     counted = _count(adapted, x.clone().requires_grad_(), data)
@@ -213,7 +221,7 @@ def _cost(loss: CheckedLoss, parameters: Parameters, data: Any, seed: Seed, comp
         points.append((flat_loss(loss, parameters), parameters.at(x)))
     found = []
     for function, point in points:
-        found.append(agreement(function, point, data, seed, comparable=comparable, twice=twice))
+        found.append(agree(function, point, data, seed, twice=twice))
         loss.release()
     differs = next((difference for _, difference in found if difference), "")
     vmaps = counted is not None and all(can for can, _ in found) and not differs

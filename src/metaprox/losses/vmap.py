@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from metaprox.data.batch import TaskBatch
 from metaprox.data.task import Task
 from metaprox.losses.adapted import AdaptedLoss, guarded
 from metaprox.losses.backend import Evaluation, Further, Run, Seed, Step, Steps
+from metaprox.losses.checked import joined
 from metaprox.losses.memory import Memory
 from metaprox.losses.noise import CPU
 from metaprox.losses.traced import MOST_STEPS
@@ -27,10 +28,15 @@ from metaprox.vectors.terms import ProximalTerm
 
 @dataclass(frozen=True)
 class VmapBackend:
-    """One vmapped call for all tasks and branches, ``chunk_size`` tasks at a time (None: all), compiled or not."""
+    """One vmapped call for all tasks and branches, ``chunk_size`` tasks at a time (None: all), compiled or not.
+
+    branches_apart: a call for each branch, where what several draw in one operation is not what one draws: the fused
+    dropout of devices is another operation under two levels of vmap.
+    """
 
     chunk_size: int | None = None
     compile: bool = False
+    branches_apart: bool = False
     sequential: ClassVar[bool] = False
 
     def chunks(self, size: int) -> list[tuple[int, int]]:
@@ -42,6 +48,13 @@ class VmapBackend:
         return _apart(tasks) if self.compile else tasks
 
     def evaluate(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> Evaluation:
+        if self.branches_apart and y.shape[1] > 1:
+            parts = [self.evaluate(loss, branch, data, seed) for branch in y.split(1, 1)]
+            return Evaluation(
+                torch.cat([part.grad for part in parts], 1),
+                torch.cat([part.value for part in parts], 1),
+                joined([part.metrics for part in parts], partial(torch.cat, dim=1)),
+            )
         found = None
         if self.compile and isinstance(loss, AdaptedLoss):
             with seed(0):
@@ -63,15 +76,15 @@ class VmapBackend:
         weight: Tensor | None = None,
         memory: Memory | None = None,
     ) -> None:
-        in_graph = self.compile
-        gradient = self.evaluate(loss, y, data, seed).grad if in_graph else self._eagerly(loss, y, data, seed)[0]
+        whole = self.compile or self.branches_apart
+        gradient = self.evaluate(loss, y, data, seed).grad if whole else self._eagerly(loss, y, data, seed)[0]
         if weight is None:
             total.add_(gradient)
         else:
             total.addcmul_(weight, gradient)
 
     def step(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed, term: ProximalTerm, size: float) -> Step | None:
-        if not self.compile:
+        if not self.compile or (self.branches_apart and y.shape[1] > 1):
             return None
         assert isinstance(loss, AdaptedLoss)
         y = y.contiguous()

@@ -21,7 +21,4 @@ def evaluate_all(loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, tuple[Te
     # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
     # vmap when one argument has only one of them.
     shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
-    if y.device.type == "cpu":
-        return vmap(vmap(one, randomness="same"), randomness="different")(y, shared)
-    # The fused dropout of other devices can be told apart for tasks, and is the same for branches, in this order alone.
-    return vmap(vmap(one, randomness="different"), in_dims=1, out_dims=1, randomness="same")(y, shared)
+    return vmap(vmap(one, randomness="same"), randomness="different")(y, shared)
