@@ -4,12 +4,15 @@ import importlib
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import metaprox as mp
+from metaprox.losses import coarse
+from metaprox.models import mean_squared_error
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SEEDS = range(3)
@@ -33,6 +36,63 @@ def test_the_step_of_bfloat16_is_right_and_that_of_float32_too_small(study, sche
     right, too_small = median(torch.bfloat16), median(torch.float32)
     assert right < BOUNDS[scheme]
     assert too_small > 2 * right
+
+
+@pytest.mark.parametrize("perturb", ["loss", "center"])
+def test_the_default_step_sees_what_losses_compute_with_and_says_what_that_costs(study, perturb):
+    """A base that has converged: by the parameters' precision the step would be so short that all is rounding."""
+
+    def medians(autocast):
+        found = [study.by_default(seed, "forward", perturb, 200, autocast=autocast) for seed in SEEDS]
+        return [statistics.median(values) for values in zip(*found, strict=True)]
+
+    error, said = medians(autocast=True)
+    assert error < 0.3
+    assert error / 5 < said < 5 * error
+    error, said = medians(autocast=False)
+    assert error < 0.03
+    assert said < 1e-3
+
+
+def test_coarseness_is_read_from_the_graph_of_a_loss_and_anew_under_autocast(study):
+    model, tasks = study.case(0)
+
+    def said(loss, model=model, tasks=tasks):
+        """Without autocast around the call, and then with it."""
+        problem = mp.ProximalProblem.from_module(model, loss, study.LAM)
+        meta = mp.FOBMAML(study.SOLVER, study.STEPS, nu=0.1, backend="loop")
+        call = lambda: float(meta(problem, problem.live_parameters(), tasks).info.rounding_error.median())  # noqa: E731
+        plain = call()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return plain, call()
+
+    plain, around = said(mean_squared_error)
+    inside, _ = said(study.autocast_loss)
+    assert plain < 1e-4
+    assert min(around, inside) > 100 * plain
+
+    def narrowed(module, batch):
+        return (module(batch[0]).float() - batch[1]).square().mean().double()
+
+    wide = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
+    exact, single = (said(loss, study.case(0)[0].double(), wide)[0] for loss in (mean_squared_error, narrowed))
+    assert exact < 1e-12
+    assert plain / 100 < single < 100 * plain
+
+
+def test_products_of_float32_in_tf32_count_where_a_device_takes_them_so(monkeypatch):
+    nodes = (("Convolution", "cuda"), ("Addmm", "cuda"), ("Addmm", "cpu"), ("Tanh", "cuda"))
+    output = lambda kind: SimpleNamespace(dtype=torch.float32, device=torch.device(kind))  # noqa: E731
+    single, found = float(torch.finfo(torch.float32).eps), {}
+    for allowed, precision in ((True, "highest"), (False, "high"), (False, "medium")):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda precision=precision: precision)
+        found[precision] = [coarse._epsilon(f"{name}Backward0", output(kind)) for name, kind in nodes]
+    assert found == {
+        "highest": [2**-10, single, single, single],
+        "high": [single, 2**-10, single, single],
+        "medium": [single, 2**-7, single, single],
+    }
 
 
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
@@ -111,11 +171,12 @@ def test_parameters_in_bfloat16_are_refused():
 
 def test_kept_table_is_that_of_the_kept_numbers_and_the_page_has_it(study):
     root = BENCHMARKS.parent
-    rows = json.loads((root / "results" / "mixed-precision" / "results.json").read_text())["rows"]
-    rows = [row | {"median": float("inf") if row["median"] is None else row["median"]} for row in rows]
-    table = study.markdown(rows)
-    assert (root / "results" / "mixed-precision" / "table.md").read_text() == table + "\n"
-    assert table in (root / "docs" / "models.md").read_text()
+    kept = json.loads((root / "results" / "mixed-precision" / "results.json").read_text())
+    rows = [row | {"median": float("inf") if row["median"] is None else row["median"]} for row in kept["rows"]]
+    tables = study.markdown(rows), study.markdown_of_defaults(kept["defaults"])
+    assert (root / "results" / "mixed-precision" / "table.md").read_text() == "\n\n".join(tables) + "\n"
+    for table in tables:
+        assert table in (root / "docs" / "models.md").read_text()
 
 
 def test_benchmark_writes_its_numbers(study, tmp_path, monkeypatch, capsys):

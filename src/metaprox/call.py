@@ -77,6 +77,7 @@ class Call(Setting):
             tasks,
             writes=self.look.writes,
             draws=self.look.draws,
+            coarse=self.look.coarse,
             first=self.first,
         )
 

@@ -37,8 +37,10 @@ class Seen:
 
     length: ||g||. rho: ||v - (H + lam I) g / lam||, at the last evaluation of the branches, and how much the step
     before it reduced that. curvature: the least along the branches' last steps, and base_curvature: along the last
-    step of the base. residual: ||r||, r the gradient left at y_0. moved: ||y_0 - x||. size: ||y_0||.
-    per_nu: 1/nu, or 0. truncation: of the difference, relative to ||g||.
+    step of the base. residual: ||r||, r the gradient left at y_0. moved: D = ||y_0 - x||. size: ||y_0||, and D u' / u
+    more in losses that are computed with a larger machine epsilon u' than the parameters' u, as in autocast, for they
+    round gradients, which are of the order of lam D. per_nu: 1/nu, or 0. truncation: of the difference, relative to
+    ||g||.
     """
 
     lam: float
@@ -73,7 +75,7 @@ class Seen:
             branch     q ||rho|| sqrt(lam / kappa)                  kappa >= lam, along the branches' last step(s)
             base       (1/3) ||g|| (||r|| / sqrt(lam kappa)) / D    kappa >= lam, along the base's last step
             truncation theta ||g||, c theta^2 ||g||                 order 1, 2; truncation.py. NaN where not asked for
-            rounding   u ||y_0|| lam / nu                           u the machine epsilon
+            rounding   (u ||y_0|| + u' D) lam / nu                  the machine epsilons, u' of coarser losses or 0
 
         ||rho|| is the worst that can be, with all of rho where the curvature is least, ||rho|| lam / kappa the best;
         theirs is the geometric mean. q, at most 1, carries it from the last evaluation to the end. What y_0 has to go
@@ -110,6 +112,8 @@ def of_base(trail: Trail | None, gradients: Gradients, y0: Tensor, lengths: Leng
     else:
         way, point = norm(gradients.displacement(y0)), norm(y0)
     known = {"base_curvature": _curvature(trail), "residual": trail.last}
+    if gradients.coarse:
+        point = point + gradients.coarse / torch.finfo(point.dtype).eps * way
     return known | {"moved": way.flatten(), "size": point.flatten()}
 
 

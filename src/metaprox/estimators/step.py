@@ -19,7 +19,8 @@ class Lengths:
     """What the base solve says of lengths in parameter space, each [T, 1, 1]; u is the machine epsilon.
 
     moved: D = ||y_0 - x||, or sqrt(u) ||y_0|| where that is longer: what is shorter is next to rounding.
-    size: the larger of ||y_0|| and D, which rounding is relative to.
+    size: the larger of ||y_0|| and D, which rounding is relative to; and D u' / u more in losses that are computed with
+        a larger machine epsilon u', as in autocast, for they round gradients, which are of the order of lam D.
     left: ||r|| / lam, with r the gradient left at y_0; for a convex inner loss y_0 is no farther from its solution.
     pull: ||grad fhat(y_0)|| / lam.
     point, way: ||y_0|| and ||y_0 - x|| as they are, where they were taken.
@@ -33,13 +34,18 @@ class Lengths:
     way: Tensor | None = None
 
     @classmethod
-    def of(cls, y0: Tensor, displacement: Tensor, residual: Tensor, lam: float | Tensor) -> "Lengths":
-        """From y_0, y_0 - x and r [T, 1, P]; ``displacement`` is written on."""
+    def of(
+        cls, y0: Tensor, displacement: Tensor, residual: Tensor, lam: float | Tensor, coarse: float = 0.0
+    ) -> "Lengths":
+        """From y_0, y_0 - x and r [T, 1, P]; ``displacement`` is written on. coarse: u', or 0 where it is u."""
         point, way, left = norm(y0), norm(displacement), norm(residual) / lam
         pull = norm(displacement.mul_(-lam).add_(residual)) / lam
         moved = torch.maximum(way, torch.finfo(point.dtype).eps ** 0.5 * point)
         moved = torch.where(moved > 0, moved, left)  # x = y_0 = 0
-        return cls(moved, torch.maximum(point, moved), left, pull, point, way)
+        size = torch.maximum(point, moved)
+        if coarse:
+            size = size + coarse / torch.finfo(point.dtype).eps * moved
+        return cls(moved, size, left, pull, point, way)
 
     def or_else(self, length: Tensor) -> "Lengths":
         """The same with ``length`` where there is none: x = y_0 = 0, and no gradient is left there."""

@@ -57,8 +57,9 @@ class Taken:
 def take(gradients: Gradients, plan: Plan) -> Taken | None:
     """Returns all of ``plan``, taken in one graph. None where there is none, or where not all of it is finite.
 
-    There is none where losses draw random numbers, parameters do not adapt, tasks have some of their own, steps of the
-    base are no multiples of the gradient, or there are more than a graph has room to record.
+    There is none where losses draw random numbers, or compute more coarsely than in their parameters' dtype, parameters
+    do not adapt, tasks have some of their own, steps of the base are no multiples of the gradient, or there are more
+    than a graph has room to record.
     """
     size, stepped = plan.size, plan.size_of_branches
     if size is None or not _in_one(gradients, plan) or (stepped is None and _needs_more(plan)):
@@ -82,9 +83,8 @@ def take(gradients: Gradients, plan: Plan) -> Taken | None:
 def _in_one(gradients: Gradients, plan: Plan) -> bool:
     own = gradients.parameters
     fits = plan.steps < MOST_STEPS and 0 < plan.steps_of_branches <= MOST_STEPS
-    return (
-        gradients.backend.compile and fits and not gradients.draws and not gradients.shares and own.pieces[0].dim() == 1
-    )
+    plain = not (gradients.draws or gradients.coarse or gradients.shares)
+    return gradients.backend.compile and fits and plain and own.pieces[0].dim() == 1
 
 
 def _needs_more(plan: Plan) -> bool:

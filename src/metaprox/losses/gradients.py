@@ -33,7 +33,8 @@ class Gradients:
 
     This is where branches are coupled: equal ``step`` and ``noise`` mean equal random numbers in the loss, at whatever
     points. ``start`` and ``stop`` are the tasks' positions among all tasks, of which the batch begins at ``first``.
-    ``writes``: whether the losses write on their parameters. ``draws``: whether they draw random numbers.
+    ``writes``: whether the losses write on their parameters. ``draws``: whether they draw random numbers. ``coarse``:
+    the machine epsilon that they compute with, where it is more than that of the parameters.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Gradients:
         *,
         writes: bool,
         draws: bool = True,
+        coarse: float = 0.0,
         first: int = 0,
     ) -> None:
         self.start, self.stop = first + tasks[0], first + tasks[1]
@@ -54,7 +56,7 @@ class Gradients:
         self.backend, self.noise = backend, noise
         self.data = backend.data(batch, *tasks)
         self.parameters = parameters
-        self.writes, self.draws = writes, draws
+        self.writes, self.draws, self.coarse = writes, draws, coarse
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
         self.adapted_inner, self.adapted_outer = self._adapted(self.inner), self._adapted(self.outer)

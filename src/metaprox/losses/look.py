@@ -19,6 +19,7 @@ from metaprox.data.task import Task
 from metaprox.errors import InputError
 from metaprox.losses.adapted import AdaptedLoss
 from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.coarse import arithmetic, coarseness
 from metaprox.losses.dimensions import (
     batches_told_of,
     check_dimensions,
@@ -48,6 +49,7 @@ class Look:
     writes: whether they write on the parameters that adapt, or are shared.
     written: names of the buffers and frozen parameters that they write on.
     modes: of the problem when they were looked at.
+    coarse: the machine epsilon that they compute with, where it is more than that of their parameters; else 0.
     """
 
     draws: bool
@@ -55,6 +57,7 @@ class Look:
     writes: bool
     written: frozenset[str]
     modes: tuple[bool, ...] = ()
+    coarse: float = 0.0
 
 
 def look_at(
@@ -72,7 +75,8 @@ def look_at(
     count = None if batch.stacked is None else batch.size
     check_dimensions(problem, task, count)
     modes = problem.modes()
-    key = ("look", query, count is None, parameters.structure, modes, _kinds(batch))
+    coarse = arithmetic(parameters.device)
+    key = ("look", query, count is None, parameters.structure, modes, coarse, _kinds(batch))
     found: Look = problem.cache.get_or_make(
         key, lambda: _look_at_both(problem, parameters, task, noise, query, count, modes)
     )
@@ -104,6 +108,7 @@ def _look_at_both(
         writes=any(one.writes for one in seen),
         written=frozenset().union(*(one.written for one in seen)),
         modes=modes,
+        coarse=max(one.coarse for one in seen),
     )
 
 
@@ -133,7 +138,7 @@ def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) ->
         first = value()
         draws = not all(map(torch.equal, before, noise.state()))
     known = {id(tensor) for tensor in (*leaves.values(), *pytree.tree_leaves(batch))}
-    strange = _strange_leaves(first, known)
+    strange, coarse = _strange_leaves(first, known), coarseness(first, parameters.adapted.dtype)
     first = first.detach()  # one graph alive at a time
     with noise.of(LOOK_NOISE), torch.enable_grad():
         again = value()
@@ -144,7 +149,7 @@ def _look(loss: CheckedLoss, parameters: Parameters, data: Any, noise: Noise) ->
     writes = not same or versions != [tensor._version for tensor in (*leaves.values(), w)]
     written = loss.loss.seen_to_write() if isinstance(loss.loss, PrivateLoss) else set()
     loss.release()
-    return Look(draws, _repeats(loss, first, again), writes, frozenset(written))
+    return Look(draws, _repeats(loss, first, again), writes, frozenset(written), coarse=coarse)
 
 
 def _look_in_shards(loss: CheckedLoss, model: ShardedLoss, parameters: Parameters, batch: Any, noise: Noise) -> Look:
@@ -157,7 +162,7 @@ def _look_in_shards(loss: CheckedLoss, model: ShardedLoss, parameters: Parameter
         gathered = model.whole_parameters()
         versions = [tensor._version for tensor in gathered]
         known = {id(tensor) for tensor in (*gathered, *params.values(), *pytree.tree_leaves(batch))}
-        strange = _strange_leaves(first, known)
+        strange, coarse = _strange_leaves(first, known), coarseness(first, parameters.adapted.dtype)
         first = first.detach()
         model.renew()
         with noise.of(LOOK_NOISE), torch.enable_grad():
@@ -168,7 +173,7 @@ def _look_in_shards(loss: CheckedLoss, model: ShardedLoss, parameters: Parameter
                 f"{loss.role} writes on parameters of a model in shards, whose hooks drop that before the backward "
                 "pass: write on a copy in the loss"
             )
-    return Look(draws, _repeats(loss, first, again.detach()), writes=False, written=frozenset())
+    return Look(draws, _repeats(loss, first, again.detach()), writes=False, written=frozenset(), coarse=coarse)
 
 
 def _repeats(loss: CheckedLoss, first: Tensor, again: Tensor) -> bool:
