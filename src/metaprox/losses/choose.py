@@ -121,10 +121,10 @@ class Choice:
             return self._loop(), "two tasks at once take too much memory"
         if not self.compile and cost.flops > limits.flops:
             apart = cost.inner_flops <= limits.flops and not (twice or look.draws) and parameters.shared is None
-            which, loop = ("the outer", ", in the loop") if apart else ("a", "")
+            which = "the outer loss, in the loop," if apart else "a loss"
             return (
                 BackendByLoss(chunk) if apart else self._loop(),
-                f"{which} loss takes {cost.flops:.2g} operations{loop}; up to {limits.flops:.2g} vmap is the faster one",
+                f"{which} takes {cost.flops:.2g} operations; up to {limits.flops:.2g} vmap is the faster one",
             )
         return VmapBackend(chunk, self._compiles(look)), "it is the faster one for a loss of this size"
 
