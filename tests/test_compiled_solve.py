@@ -108,6 +108,15 @@ def test_no_number_is_a_constant_of_the_graph_of_base_and_branches(runs):
     assert runs == 5 * ["branched"]
 
 
+def test_without_an_estimate_of_the_error_it_is_not_known_from_a_graph_either(runs):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, 3, estimate_error=False))
+    assert_equal_records(ours, theirs)
+    assert runs == ["branched"]
+    assert ours.info.relative_error.isnan().all()
+    assert ours.info.linear_residual.isnan().all()
+
+
 def test_padded_tasks_change_nothing_in_the_graph_of_base_and_branches(monkeypatch):
     monkeypatch.setattr(compiled, "EXACT_SIZES", 1)
     problem, tasks = sinusoids(mlp([1, 8, 1]), count=8)
