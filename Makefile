@@ -143,7 +143,7 @@ bench-fixed: $(READY)  ## where the time of a small compiled meta-gradient goes,
 bench-backends-by-loss: $(READY)  ## the same about the limit, of many queries, and with a backend for each loss, ten minutes: results/backends-by-loss
 	$(BIN)/python benchmarks/backends.py --eager --by-loss --rounds 3 --queries 25 75 --out results/backends-by-loss --networks \
 	  "MLP 40-160-160-5" "MLP 40-320-320-5" "MLP 40-480-480-5" "conv, 16 channels" "conv, 64 channels" \
-	  "conv, 64 channels, batch norm" "transformer, d = 32, 2 layers" "transformer, d = 128, 2 layers"
+	  "conv, 64 channels, batch norm"
 
 bench-processes: $(READY)  ## throughput of two processes against one, on two idle cores, two minutes: results/processes
 	$(BIN)/python benchmarks/processes.py --out results/processes

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import metaprox as mp
 from conftest import relative_error
@@ -105,6 +106,15 @@ def test_no_number_is_a_constant_of_the_graph_of_base_and_branches(runs):
         )
     assert graphs() == 1
     assert runs == 5 * ["branched"]
+
+
+def test_without_an_estimate_of_the_error_it_is_not_known_from_a_graph_either(runs):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, 3, estimate_error=False))
+    assert_equal_records(ours, theirs)
+    assert runs == ["branched"]
+    assert ours.info.relative_error.isnan().all()
+    assert ours.info.linear_residual.isnan().all()
 
 
 def test_padded_tasks_change_nothing_in_the_graph_of_base_and_branches(monkeypatch):
@@ -391,3 +401,75 @@ def test_a_learner_adapts_in_a_graph_that_later_tasks_use(runs):
         torch.testing.assert_close(ours.module()(one[0]), theirs.module()(one[0]))
     assert set(runs) == {"solve"}
     assert graphs() == 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that are started outside of graphs."""
+
+    count, inside = 0, False
+    supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls):
+        return True
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not self.inside
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_small_call_starts_few_operations_outside_of_its_graph(monkeypatch):
+    """300 before the formulas between its solves were in it."""
+    problem, tasks = sinusoids(mlp([1, 8, 8, 1]))
+    meta, mode, run = pair(mp.FOBMAML, 5)[0], Operations(), compiling.CompiledFunction.run
+    called(meta, problem, tasks)
+
+    def inside(self, *args):
+        mode.inside = True
+        try:
+            return run(self, *args)
+        finally:
+            mode.inside = False
+
+    monkeypatch.setattr(compiling.CompiledFunction, "run", inside)
+    with mode:
+        called(meta, problem, tasks)
+    assert 0 < mode.count <= 90
+
+
+def test_what_a_call_keeps_of_its_problem_is_looked_at_anew():
+    """Parameters that are frozen, tied, hooked, renamed, cast, or not finite, between two calls."""
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    model, both = (
+        torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)),
+        pair(mp.FOBMAML, 3),
+    )
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5)
+    assert_same(*both, problem, tasks)
+    model[0].bias.requires_grad_(False)
+    assert_same(*both, problem, tasks)
+    assert "0.bias" not in called(both[0], problem, tasks).grad
+    model[0].bias.requires_grad_(True)
+    model[2].extra = torch.nn.Parameter(torch.ones(1))
+    assert_same(*both, problem, tasks)
+    assert "2.extra" in called(both[0], problem, tasks).grad
+    del model[2].extra
+    before = model[0].weight
+    model[0].weight = model[2].weight = torch.nn.Parameter(torch.ones(8, 1))
+    with pytest.raises(RuntimeError, match=r"shape|size"):
+        called(both[1], problem, tasks)
+    model[0].weight, model[2].weight = before, torch.nn.Parameter(torch.ones(1, 8))
+    assert_same(*both, problem, tasks)
+    handle = model[0].weight.register_hook(lambda grad: grad)
+    with pytest.raises(mp.InputError, match="gradient hook"):
+        called(both[0], problem, tasks)
+    handle.remove()
+    model[0].weight._backward_hooks = None
+    with torch.no_grad():
+        model[2].weight[0, 3] = torch.nan
+    with pytest.raises(mp.InputError, match=r"'2.weight' has non-finite values"):
+        called(both[0], problem, tasks)
+    model[2].weight = torch.nn.Parameter(torch.ones(1, 8))
+    model.double()
+    wide = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
+    assert_same(*both, problem, wide)

@@ -1,8 +1,10 @@
 """Named parameters to one vector and back."""
 
+import pytest
 import torch
 
 from metaprox.vectors.layout import Layout
+from metaprox.vectors.norms import all_finite
 
 
 def test_round_trip_keeps_names_shapes_values_and_dtypes():
@@ -29,3 +31,14 @@ def test_leading_dimensions_are_kept():
     parts = layout.unflatten(batch)
     assert parts["a"].shape == (3, 2, 2, 2)
     assert torch.equal(parts["b"], batch[..., 4:])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("kinds", [[torch.float32] * 3, [torch.float32, torch.float64, torch.float32]])
+def test_all_finite_sees_each_number(value, kinds):
+    tensors = [torch.randn(n, 3).to(kind) for n, kind in zip((1, 0, 40), kinds, strict=True)]
+    assert all_finite(tensors)
+    assert all_finite([])
+    tensors[2][17, 1] = value
+    assert not all_finite(tensors)
+    Layout.of({"a": torch.full((2,), 3e38), "b": torch.full((2,), 3e38)})  # whose sum is not

@@ -41,13 +41,15 @@ class Estimator(ABC):
         tol: in place of ``steps``: each task stops once its gradient norm is <= tol.
         max_steps: the most steps that are taken with ``tol``.
         backend: "vmap", all tasks at once; "loop", one after another, for any model; "auto", vmap for small models
-            that it can take and for tasks of equal shapes, and the loop else. "auto" evaluates the losses on the
-            first task to find out, once for each problem and shape of the data; the choice does not depend on time.
+            that it can take and for tasks of equal shapes, and the loop else, also for an outer loss of much data
+            beside a vmapped inner one. "auto" evaluates the losses on the first task to find out, once for each
+            problem and shape of the data; the choice does not depend on time.
         chunk_size: how many tasks vmap takes at once; None: all; "auto": as many as fit a quarter of the device's
             memory by an estimate. Peak memory grows with it.
-        compile: compile solves, of vmapped gradients, with ``torch.compile``, once for each shape of the data, however
-            many steps are taken and problems made of the same lines; a batch is padded to at most twice its tasks.
-            Losses that draw random numbers, and early stops, take a graph a step. Takes ten seconds or more, and on the
+        compile: compile solves, of vmapped gradients, and for FO-B-MAML base, branches and what is between them in one,
+            with ``torch.compile``, once for each shape of the data, however many steps are taken and problems made of
+            the same lines; a batch is padded to at most twice its tasks. Losses that draw random numbers, and early
+            stops, take a graph a step. Takes ten seconds or more, and on the
             CPU a C++ compiler. Where it fails, or would be done too often (``metaprox.losses.compiled``), a warning
             says so, and it goes on without. Second derivatives, and gradients of parameters that do not adapt, are not
             compiled.

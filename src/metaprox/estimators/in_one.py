@@ -81,12 +81,13 @@ class Differences:
             trail = self._trail(ends)
             found["linear_residual"] = linear_residual(trail, norm_v, per_nu)
             found |= of_branches(trail, per_nu, None)
-            found["reduction"] = torch.where(ends.steps < 2, 1.0, found["reduction"])
+            single = (ends.steps < 2).to(length.device)  # steps are counted on the CPU
+            found["reduction"] = torch.where(single, 1.0, found["reduction"])
         return grad, found
 
     def _trail(self, ends: Solved) -> Ends:
         """What the last steps of the branches were watched for; with a single one there is no curvature."""
-        count = ends.steps
+        count = ends.steps.to(ends.lengths.device)
         last, before = _row(ends.lengths, count - 1), _row(ends.lengths, (count - 2).clamp(min=0))
         curvature = _row(ends.curvatures, count - 1)
         if not self.relative:

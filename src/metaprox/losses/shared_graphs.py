@@ -28,7 +28,8 @@ class Graphs:
     there is none they get their own: T, or from the ``EXACT_SIZES + 1``-th size of a shape on the next power of 2. So a
     shape has at most EXACT_SIZES + log2(largest T) + 1 sizes, and ``MOST_SHAPES`` counts each of them.
 
-    With C kinds of evaluations (a solve and a gradient, each with so many branches: four with symmetric differences)
+    With C kinds of evaluations (a solve and a gradient, each with so many branches: four with symmetric differences; or
+    base and branches in one, for each kind of difference)
     there are up to C MOST_SHAPES MOST_CHANGES graphs of a loss. Beyond ``MOST_SHAPES``, or ``MOST_CHANGES`` for one
     shape, a warning says once why there are so many. Those there are stay in use, and further ones are paid for by
     use: one for each ``EVALUATIONS_PER_GRAPH``, in the place of what was not used for longest.

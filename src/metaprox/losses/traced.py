@@ -153,11 +153,13 @@ def empty_records(y: Tensor, further: int) -> list[Tensor]:
 
 
 def by_gradient(numbers: Tensor) -> Advance:
-    """Steps -size g. Memory: G [T, 1, P] one evaluation before, and its norm [T]."""
+    """Steps -size g. Memory: G [T, 1, P] one evaluation before, and its norm [T]; none where there is no such one."""
 
     def advance(seen: Seen, memory: tuple[Tensor, ...]) -> Advanced:
-        (way, before), size = memory, numbers[1]
-        curvature = (1 - inner_here(seen.total, way, before) / before) / size
+        size, curvature = numbers[1], torch.zeros_like(seen.length)
+        if memory:
+            way, before = memory
+            curvature = (1 - inner_here(seen.total, way, before) / before) / size
         return torch.where(seen.moves, seen.y - size * seen.gradient, seen.y), [curvature], [seen.total, seen.length]
 
     return advance

@@ -137,7 +137,7 @@ def _solved(
     zero, one = torch.zeros_like(seen.total), torch.ones_like(seen.length)
     if solver is None:
         advance = by_gradient(numbers)
-        new, found, memory = advance(seen, (zero, one))
+        new, found, memory = advance(seen, ())
     else:
         settings, sized = solver
         new, found, (form, memory) = step_of(settings, sized, weights, seen, (zero, one, 0 * one), settings.init(y))

@@ -94,7 +94,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     if len({tensor.device for tensor in filled}) != 1 or any(map(is_sharded, filled)):
         return not filled
     most = torch._foreach_norm(filled, torch.inf)
-    return bool(torch.stack([one.to(most[0].dtype) for one in most]).sum().isfinite())
+    alike = most if len({one.dtype for one in most}) == 1 else [one.double() for one in most]
+    return math.isfinite(float(torch.stack(list(alike)).sum()))
 
 
 def largest_of(tensors: Sequence[Tensor]) -> list[float]:
