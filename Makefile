@@ -11,7 +11,7 @@ DEMO := runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo docs docs-serve test wheel-test distributed bad-inputs faults mutants lint experiments experiments-quick quick-everywhere mnist1d \
   mnist1d-methods omniglot banking77 \
-  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
+  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-estimate bench-affordable bench-backends bench-scaling \
   bench-sampling bench-norms bench-suggest bench-processes bench-cost-model examples five-cases clean
 
 help:  ## show this list
@@ -132,6 +132,12 @@ bench-two-threads: $(BETTY_READY)  ## the times of bench with two threads of tor
 
 bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, beside TorchOpt's iMAML, a quarter of an hour: results/error-cost
 	$(BIN)/python benchmarks/error_cost.py --out results/error-cost
+
+bench-estimate: $(READY)  ## time of the estimate of the error, with and without it in turn, half an hour: results/estimate
+	$(BIN)/python benchmarks/estimate.py --out results/estimate
+
+bench-affordable: $(READY)  ## the estimated error at more and more steps, and what rtol takes, five minutes: results/affordable
+	$(BIN)/python benchmarks/affordable.py --out results/affordable
 
 bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on networks of growing size, 20 minutes: results/backends
 	$(BIN)/python benchmarks/backends.py --out results/backends
