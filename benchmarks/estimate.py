@@ -130,7 +130,7 @@ def main() -> None:
             rows[key] |= ratios(workload(name, 0), way, steps, given.seconds)
             print(table([rows[key]]).splitlines()[-1], flush=True)
             file.write_text(json.dumps({"provenance": provenance(), "rows": list(rows.values())}, indent=1) + "\n")
-    (given.out / "table.md").write_text(table(list(rows.values())))
+            (given.out / "table.md").write_text(table(list(rows.values())))
 
 
 if __name__ == "__main__":
