@@ -9,11 +9,7 @@ BETTY_READY := $(VENV)/.betty
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs docs-serve test wheel-test distributed bad-inputs faults mutants lint experiments experiments-quick quick-everywhere mnist1d \
-  mnist1d-methods omniglot banking77 \
-  banking77-tuning banking77-methods peers default-variants bench bench-two-threads bench-error bench-backends bench-scaling \
-  bench-sampling bench-norms bench-suggest bench-fixed bench-backends-by-loss bench-processes bench-cost-model gpu examples \
-  five-cases clean
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(MAKEFILE_LIST))
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 22
@@ -133,6 +129,12 @@ bench-two-threads: $(BETTY_READY)  ## the times of bench with two threads of tor
 
 bench-error: $(PEERS_READY)  ## error of a meta-gradient against its time, beside TorchOpt's iMAML, a quarter of an hour: results/error-cost
 	$(BIN)/python benchmarks/error_cost.py --out results/error-cost
+
+bench-estimate: $(READY)  ## time of the estimate of the error, with and without it in turn, half an hour: results/estimate
+	$(BIN)/python benchmarks/estimate.py --out results/estimate
+
+bench-affordable: $(READY)  ## the estimated error at more and more steps, and what rtol takes, five minutes: results/affordable
+	$(BIN)/python benchmarks/affordable.py --out results/affordable
 
 bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on networks of growing size, 20 minutes: results/backends
 	$(BIN)/python benchmarks/backends.py --out results/backends

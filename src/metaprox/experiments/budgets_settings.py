@@ -23,7 +23,7 @@ class Training:
     """A family with a network, and what all variants share.
 
     metric: by which it is judged. outer_lr: the middle one of the outer steps that are tried first. useless: a run that
-    ends on this side of it is lost. all_variants: or all but those of ``BEYOND``.
+    ends on this side of it is lost. variants: those that are trained on it, where it is not all of them.
     """
 
     family: Family
@@ -34,7 +34,7 @@ class Training:
     meta_batch: int
     outer_lr: float
     useless: float
-    all_variants: bool
+    variants: tuple[str, ...] = ()
 
     @property
     def loss(self) -> ModelLoss:
@@ -50,12 +50,13 @@ class Training:
         return self.sign * (result - self.useless) < 0
 
 
+CHIEF = ("loss, K = 10, J = 10", "center, K = 10, J = 5", "FO-MAML, K = 10")
 TRAININGS = {
-    "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1, 3.0, True),
+    "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1, 3.0),
     "MNIST-1D, MLP": Training(
-        MNIST1D(), lambda seed: mlp([40, 24, 24, 5], seed), "accuracy", 0.5, 0.1, 8, 0.4, 0.25, False
+        MNIST1D(), lambda seed: mlp([40, 24, 24, 5], seed), "accuracy", 0.5, 0.1, 8, 0.4, 0.25, CHIEF
     ),
-    "MNIST-1D, conv": Training(MNIST1D(), convolutional, "accuracy", 0.5, 0.1, 8, 0.4, 0.25, False),
+    "MNIST-1D, conv": Training(MNIST1D(), convolutional, "accuracy", 0.5, 0.1, 8, 0.4, 0.25, CHIEF),
 }
 
 
@@ -105,12 +106,10 @@ VARIANTS = {
     "FO-MAML, K = 50, fixed step": Variant(mp.FOMAML, 50, {}, fixed=True),
 }
 
-BEYOND = ("loss, K = 10, J = 2", "FO-MAML, K = 10, fixed step", "FO-MAML, K = 50, fixed step")
-
 
 def variants_of(name: str) -> list[str]:
     """Those that are trained on a problem."""
-    return [variant for variant in VARIANTS if TRAININGS[name].all_variants or variant not in BEYOND]
+    return list(TRAININGS[name].variants or VARIANTS)
 
 
 def evaluations(name: str, variant: str) -> int:
