@@ -173,7 +173,7 @@ def backend(compiled, has_graphs=True):
 
 
 def with_backend(call, made, chunk=CHUNK):
-    return Gradients(call.problem, call.parameters, made, call.noise, call.batch, chunk, writes=False)
+    return Gradients(call.problem, call.parameters, made, call.noise, call.batch, chunk, call.look)
 
 
 @pytest.mark.parametrize("adapt", [None, "y"])

@@ -75,10 +75,8 @@ class Call(Setting):
             self.noise,
             self.batch,
             tasks,
-            writes=self.look.writes,
-            draws=self.look.draws,
-            coarse=self.look.coarse,
-            first=self.first,
+            self.look,
+            self.first,
         )
 
     def parameters_of(self, tasks: tuple[int, int]) -> Parameters:

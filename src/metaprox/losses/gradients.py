@@ -13,6 +13,7 @@ from metaprox.losses.backend import Backend, Evaluation, Further, Run, Seed, Ste
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.counts import Counts
 from metaprox.losses.evaluation import Unwritten, evaluation
+from metaprox.losses.look import Look
 from metaprox.losses.memory import Memory
 from metaprox.losses.noise import Noise
 from metaprox.losses.sharded import LossInShards
@@ -33,8 +34,7 @@ class Gradients:
 
     This is where branches are coupled: equal ``step`` and ``noise`` mean equal random numbers in the loss, at whatever
     points. ``start`` and ``stop`` are the tasks' positions among all tasks, of which the batch begins at ``first``.
-    ``writes``: whether the losses write on their parameters. ``draws``: whether they draw random numbers. ``coarse``:
-    the machine epsilon that they compute with, where it is more than that of the parameters.
+    ``look``: what was seen of the losses.
     """
 
     def __init__(
@@ -45,10 +45,7 @@ class Gradients:
         noise: Noise,
         batch: TaskBatch,
         tasks: tuple[int, int],
-        *,
-        writes: bool,
-        draws: bool = True,
-        coarse: float = 0.0,
+        look: Look,
         first: int = 0,
     ) -> None:
         self.start, self.stop = first + tasks[0], first + tasks[1]
@@ -56,7 +53,7 @@ class Gradients:
         self.backend, self.noise = backend, noise
         self.data = backend.data(batch, *tasks)
         self.parameters = parameters
-        self.writes, self.draws, self.coarse = writes, draws, coarse
+        self.writes, self.draws, self.coarse = look.writes, look.draws, look.coarse
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
         self.adapted_inner, self.adapted_outer = self._adapted(self.inner), self._adapted(self.outer)
