@@ -24,6 +24,7 @@ class Training:
 
     metric: by which it is judged. outer_lr: the middle one of the outer steps that are tried first. useless: a run that
     ends on this side of it is lost. variants: those that are trained on it, where it is not all of them.
+    tuning_seeds: how many runs an outer step is judged by.
     """
 
     family: Family
@@ -35,6 +36,7 @@ class Training:
     outer_lr: float
     useless: float
     variants: tuple[str, ...] = ()
+    tuning_seeds: int = 1
 
     @property
     def loss(self) -> ModelLoss:
@@ -54,7 +56,7 @@ CHIEF = ("loss, K = 10, J = 10", "center, K = 10, J = 5", "FO-MAML, K = 10")
 TRAININGS = {
     "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1, 3.0),
     "MNIST-1D, MLP": Training(
-        MNIST1D(), lambda seed: mlp([40, 24, 24, 5], seed), "accuracy", 0.5, 0.1, 8, 0.4, 0.25, CHIEF
+        MNIST1D(), lambda seed: mlp([40, 24, 24, 5], seed), "accuracy", 0.5, 0.1, 8, 0.4, 0.25, CHIEF, 2
     ),
     "MNIST-1D, conv": Training(MNIST1D(), convolutional, "accuracy", 0.5, 0.1, 8, 0.4, 0.25, CHIEF),
 }
