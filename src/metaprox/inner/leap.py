@@ -6,14 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaprox.cache import BoundedCache
 from metaprox.inner.progress import Progress
 from metaprox.losses.backend import Run, Steps
 from metaprox.solvers.state import put_together, taken_apart
 
 InOne = Callable[[Run], Steps | None]  # the first of these steps of all branches, or None
 LEAST = 6  # steps of a solver that are worth a graph of their own
-_LASTING: BoundedCache[Any, bool] = BoundedCache(256)  # how states are built that stay so at each step
 
 
 def leap(progress: Progress, in_one: InOne, parts: list[Tensor], states: list[Any], step: int) -> bool:
@@ -42,7 +40,10 @@ def leap(progress: Progress, in_one: InOne, parts: list[Tensor], states: list[An
 
 
 def _run(progress: Progress, parts: list[Tensor], states: list[Any], step: int) -> Run | None:
-    """What may be taken in one from here on: with a solver, as soon as a step leaves its state built as it was."""
+    """Returns what may be taken in one from here on: by a solver, once a step leaves its state built as it was.
+
+    What was seen in earlier solves does not count: the same solve is the same to the last bit, whatever ran before it.
+    """
     count = progress.max_steps - step
     if len(parts) > 1:
         return None
@@ -54,9 +55,7 @@ def _run(progress: Progress, parts: list[Tensor], states: list[Any], step: int) 
     if not all(tensor.dim() and len(tensor) == len(parts[0]) for tensor in state[1]):
         return None
     built = (type(progress.solver), state[0], tuple((one.shape[1:], one.dtype) for one in state[1]))
-    if built == progress.built:
-        _LASTING[built] = True
-    progress.built = built
-    if built not in _LASTING:
+    before, progress.built = progress.built, built
+    if built != before:
         return None
     return Run(parts[0], count, progress.active, progress.freezes, solver=progress.solver, state=state)
