@@ -2,6 +2,7 @@
 
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def backend(compiled, has_graphs=True):
 
 
 def with_backend(call, made, chunk=CHUNK):
-    return Gradients(call.problem, call.parameters, made, call.noise, call.batch, chunk, call.look)
+    return Gradients(call.problem, call.parameters, made, call.noise, call.batch, chunk, replace(call.look, draws=True))
 
 
 @pytest.mark.parametrize("adapt", [None, "y"])

@@ -45,8 +45,8 @@ class AtBase:
         residual, norm_residual = residual_at(gradients, y0, trail)
         lengths = None
         if measured:
-            displacement = gradients.displacement(y0)
-            lengths = Lengths.of(y0, displacement, residual, gradients.lam, gradients.coarse)
+            lam, coarse = gradients.lam, gradients.coarse
+            lengths = Lengths.of(y0, gradients.displacement(y0), residual, lam, coarse)  # which nothing else holds
         query, shared = gradients.query_both(y0, 0)
         norm_v = norm(query.grad)
         if lengths is not None:
