@@ -12,7 +12,7 @@ from PIL import Image
 import metaprox as mp
 from metaprox import training
 from metaprox.cli import main
-from metaprox.errors import DataWarning
+from metaprox.errors import DataWarning, LossWarning
 from metaprox.tasks import Images, Omniglot, Tables, Text
 from metaprox.tasks.omniglot import ALPHABETS
 from metaprox.tasks.own import stamp
@@ -318,3 +318,20 @@ def test_a_file_that_changed_is_read_anew(tmp_path):
     assert len({before[1], between, stamp(tmp_path)}) == 3
     path.write_text("longer")
     assert stamp(path) != before[0]
+
+
+def test_tables_of_which_nothing_is_known_train_with_the_step_that_is_found(tmp_path):
+    """Each patient has slopes of its own; the step of plain gradient descent is too long for them after a while."""
+    rng = random.Random(0)
+    rows = ["patient,age,dose,y"]
+    for patient in range(60):
+        slopes = rng.uniform(-2, 2), rng.uniform(-1, 1)
+        for _ in range(20):
+            age, dose = rng.gauss(0, 1), rng.gauss(0, 1)
+            rows.append(f"p{patient},{age},{dose},{slopes[0] * dose + slopes[1] * age + 0.05 * rng.gauss(0, 1)}")
+    (tmp_path / "visits.csv").write_text("\n".join(rows))
+    given = {"data": str(tmp_path / "visits.csv"), "target": "y", "by": "patient", "meta_steps": 100, "eval_every": 100}
+    tested = training.train(training.Settings("tables", **given), tmp_path / "found").tested()
+    assert tested["after"]["loss"].mean < tested["before"]["loss"].mean
+    with pytest.raises((LossWarning, mp.NonFiniteError)):
+        training.train(training.Settings("tables", solver="gd", **given), tmp_path / "given")

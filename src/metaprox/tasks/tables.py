@@ -63,7 +63,14 @@ class Tables(OwnData):
     queries: int | None = None
     hidden: tuple[int, ...] = (64, 64)
 
-    defaults: ClassVar[dict[str, Any]] = {"meta_batch": 8, "meta_steps": 500, "inner_lr": 0.1, "lam": 0.5, "lr": 0.1}
+    defaults: ClassVar[dict[str, Any]] = {
+        "meta_batch": 8,
+        "meta_steps": 500,
+        "solver": "adaptive",  # of unknown numbers no step is known that is not too long
+        "inner_lr": 0.1,  # of other solvers
+        "lam": 0.5,
+        "lr": 0.1,
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
