@@ -178,7 +178,6 @@ def measure(name: str, steps: int, rounds: int, budget: float) -> list[Result]:
     torch.manual_seed(0)
     load = case.build()
     load = replace(load, model=load.model.to(DEVICE), tasks=on_device(load.tasks, DEVICE))
-    load.model.zero_grad()
     for p in load.model.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     rows = [row for row in ROWS if row.name in case.names and row.installed]
@@ -189,13 +188,12 @@ def measure(name: str, steps: int, rounds: int, budget: float) -> list[Result]:
         if run is not None:
             work[row] = run
         got = gradients(load) if run is not None and case.precise else None
-        for which in ("exactly", "limit"):
-            prepare = getattr(row, which)
-            known = got is not None and prepare is not None
-            if known and prepare not in truths:
-                truths[prepare] = gradient(prepare, wide, steps)
-            error = relative_error(got, truths[prepare]) if known else None
-            found[row]["error" if which == "exactly" else "limit_error"] = error
+        for name_of_error, prepare in (("error", row.exactly), ("limit_error", row.limit)):
+            found[row][name_of_error] = None
+            if got is not None and prepare is not None:
+                if prepare not in truths:
+                    truths[prepare] = gradient(prepare, wide, steps)
+                found[row][name_of_error] = relative_error(got, truths[prepare])
     ratios: dict[Row, list[float]] = {row: [] for row in work}
     spent = {row: found[row]["first_call_seconds"] for row in work}
     unit = seconds(load, work[UNIT])

@@ -187,8 +187,8 @@ def cost_of_task(setting: Setting, *, twice: bool = False, queried: bool = True)
 def _cost_of_losses(setting: Setting, task: Task, twice: bool, queried: bool) -> Cost:
     problem, parameters, look = setting.problem, setting.parameters, setting.look
     # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
-    comparable, branches = look.repeats and not fuses(look, parameters), 1 if fuses(look, parameters) else 2
-    agree = partial(agreement, comparable=comparable, branches=branches)
+    fused = fuses(look, parameters)
+    agree = partial(agreement, comparable=look.repeats and not fused, branches=1 if fused else 2)
     losses = [(problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query)]
     seed = partial(_look_noise, setting.noise)
     with seed(0):
