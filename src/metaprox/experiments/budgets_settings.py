@@ -52,7 +52,13 @@ class Training:
         return self.sign * (result - self.useless) < 0
 
 
-CHIEF = ("loss, K = 10, J = 10", "center, K = 10, J = 5", "FO-MAML, K = 10")
+CHIEF = (
+    "loss, K = 10, J = 10",
+    "center, K = 10, J = 10",
+    "center, K = 10, J = 5",
+    "center, K = 5, J = 5",
+    "FO-MAML, K = 10",
+)
 TRAININGS = {
     "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1, 3.0),
     "MNIST-1D, MLP": Training(
@@ -97,7 +103,9 @@ def fobmaml(perturb: str, steps: int, branch_steps: int, *, fixed: bool = False,
 
 VARIANTS = {
     "loss, K = 10, J = 10": fobmaml("loss", 10, 10),
+    "center, K = 10, J = 10": fobmaml("center", 10, 10),
     "center, K = 10, J = 5": fobmaml("center", 10, 5),
+    "center, K = 5, J = 5": fobmaml("center", 5, 5),
     "center, K = 10, J = 2": fobmaml("center", 10, 2),
     "loss, K = 10, J = 2": fobmaml("loss", 10, 2),
     "center, K = 5, J = 2": fobmaml("center", 5, 2),
