@@ -43,12 +43,14 @@ class Row:
 
 
 ROWS = {
-    "fobmaml-forward": Row(mp.FOBMAML(GD, STEPS, scheme="forward"), exact, 599, 200, tolerance=3e-7),
-    "fobmaml-symmetric": Row(mp.FOBMAML(GD, STEPS), exact, 599, 399),
-    "fobmaml-central4": Row(mp.FOBMAML(GD, STEPS, scheme="central4"), exact, 997, 797),
-    "fobmaml-central6": Row(mp.FOBMAML(GD, STEPS, scheme="central6"), exact, 1395, 1195),
-    "fobmaml-center": Row(mp.FOBMAML(GD, STEPS, perturb="center"), exact, 599, 1),
-    "fobmaml-adaptive": Row(mp.FOBMAML(mp.AdaptiveGradientDescent(), STEPS), exact, 599, 399),
+    "fobmaml": Row(mp.FOBMAML(GD, STEPS), exact, 599, 1),
+    "fobmaml-forward": Row(mp.FOBMAML(GD, STEPS, scheme="forward"), exact, 599, 1, tolerance=3e-7),
+    "fobmaml-adaptive": Row(mp.FOBMAML(mp.AdaptiveGradientDescent(), STEPS), exact, 599, 1),
+    "loss-forward": Row(mp.FOBMAML(GD, STEPS, perturb="loss", scheme="forward"), exact, 599, 200, tolerance=3e-7),
+    "loss-symmetric": Row(mp.FOBMAML(GD, STEPS, perturb="loss"), exact, 599, 399),
+    "loss-central4": Row(mp.FOBMAML(GD, STEPS, perturb="loss", scheme="central4"), exact, 997, 797),
+    "loss-central6": Row(mp.FOBMAML(GD, STEPS, perturb="loss", scheme="central6"), exact, 1395, 1195),
+    "loss-adaptive": Row(mp.FOBMAML(mp.AdaptiveGradientDescent(), STEPS, perturb="loss"), exact, 599, 399),
     "fobmaml-corrected": Row(
         mp.FOBMAML(GD, STEPS, scheme="forward", perturb="center", residual_correction=True),
         exact,
@@ -56,8 +58,8 @@ ROWS = {
         1,
         tolerance=1e-7,
     ),
-    "tangent": Row(mp.Tangent(GD, STEPS), exact, 401, 201, 200),
-    "tangent-center": Row(mp.Tangent(GD, STEPS, perturb="center"), exact, 401, 1, 200),
+    "tangent": Row(mp.Tangent(GD, STEPS), exact, 401, 1, 200),
+    "tangent-loss": Row(mp.Tangent(GD, STEPS, perturb="loss"), exact, 401, 201, 200),
     "tangent-corrected": Row(mp.Tangent(GD, STEPS, residual_correction=True), exact, 201, 1, 199),
     "maml": Row(mp.MAML(GD, STEPS), exact, 200, 1, 200),
     "imaml": Row(mp.IMAML(GD, STEPS, cg_steps=8), exact, 201, 1, 8),
@@ -217,7 +219,7 @@ COMMON = {
     "on_nonfinite": "raise",
 }
 BRANCHED = COMMON | {
-    "perturb": "loss",
+    "perturb": None,
     "branch_solver": None,
     "branch_steps": None,
     "residual_correction": False,

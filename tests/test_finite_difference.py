@@ -86,9 +86,9 @@ def test_what_an_error_estimate_takes_is_taken_where_it_is_asked_for(asked):
 
 SOLVER = mp.GradientDescent(0.1)
 GIVEN = {
-    "the default": (mp.FOBMAML(SOLVER, 2), True),
-    "central4": (mp.FOBMAML(SOLVER, 2, scheme="central4"), True),
-    "no node below 0": (mp.FOBMAML(SOLVER, 2, scheme="forward"), False),
+    "the default step": (mp.FOBMAML(SOLVER, 2, perturb="loss"), True),
+    "central4": (mp.FOBMAML(SOLVER, 2, perturb="loss", scheme="central4"), True),
+    "no node below 0": (mp.FOBMAML(SOLVER, 2, perturb="loss", scheme="forward"), False),
     "a weight that was asked for": (mp.FOBMAML(SOLVER, 2, nu=0.1), False),
     "center": (mp.FOBMAML(SOLVER, 2, perturb="center"), False),
     "center with a step": (mp.FOBMAML(SOLVER, 2, perturb="center", eps=0.1), False),

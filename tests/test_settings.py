@@ -54,14 +54,14 @@ def test_defaults_are_those_of_the_family_and_of_the_parts():
     waves = Settings("sinusoid").composition()
     assert waves == Composition(
         Sinusoid(),
-        mp.FOBMAML(mp.GradientDescent(0.01), 10, nu=0.05, compile=waves.estimator.compile),
+        mp.FOBMAML(mp.GradientDescent(0.01), 10, compile=waves.estimator.compile),
         0.5,
         OPTIMIZERS.of("normalized")(0.1, 0.9),
         training.Pace(meta_steps=4000, meta_batch=25),
     )
     digits = Settings(MNIST1D, perturb="center", optimizer="adam", solver="anderson", compile="off").composition()
     assert digits.family == MNIST1D()
-    assert digits.estimator == mp.FOBMAML(mp.Anderson(0.1), 10, perturb="center", eps=1.0)
+    assert digits.estimator == mp.FOBMAML(mp.Anderson(0.1), 10, perturb="center")
     assert digits.optimizer == OPTIMIZERS.of("adam")(0.001)  # the family's step is for another optimizer
     assert Settings("mnist1d", optimizer="adam", lr=0.4).composition().optimizer.lr == 0.4
 

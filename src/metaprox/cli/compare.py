@@ -28,7 +28,7 @@ class Compare(WithSettings):
     out: Path
     """Folder of the comparison. Runs with the same settings that it holds already are kept or continued."""
     methods: tuple[str, ...] = ("fobmaml", "maml", "imaml", "fomaml", "reptile")
-    """Methods by name; differences are to the first. Also: fobmaml-center, fobmaml-forward, fobmaml-forward-center,
+    """Methods by name; differences are to the first. Also: fobmaml-loss, fobmaml-forward, fobmaml-forward-loss,
     tangent, and the names in --variants."""
     variants: Path | None = None
     """JSON file with settings of single methods: {"name": {"method": "maml", "lam": 0.1}, ...}. A name that --methods

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +74,11 @@ class Estimator(ABC):
     _query: ClassVar[Query] = "gradient"
     _differentiates_twice: ClassVar[bool] = False
     _takes_shards: ClassVar[bool] = False  # of vectors it takes norms and sums by metaprox.vectors alone
+
+    @classmethod
+    def without_meaning(cls, given: Mapping[str, Any]) -> set[str]:
+        """Settings that have no meaning beside those that are given."""
+        return set()
 
     def _check_base(self) -> None:
         """Raise InputError unless the settings of the base solve are in range; ``__post_init__`` calls it."""

@@ -1,8 +1,9 @@
 """What the estimators share whose branches are perturbed proximal solves from y_0."""
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class Branched(Estimator):
     """Settings of the branches. The subclasses' docstrings say more of what they do.
 
     Args:
-        perturb: where nu enters, the query loss or the centre of the proximal term.
+        perturb: where nu enters, the query loss or the centre of the proximal term (default: the centre).
         branch_solver: solver of the branches (default: ``solver``).
         branch_steps: steps of each branch (default: ``steps`` or ``max_steps``).
         residual_correction: make y_0 exactly stationary for the branches.
@@ -30,7 +31,7 @@ class Branched(Estimator):
     """
 
     _: KW_ONLY
-    perturb: Literal["loss", "center"] = "loss"
+    perturb: Literal["loss", "center"] | None = None
     branch_solver: InnerSolver | None = None
     branch_steps: int | None = None
     residual_correction: bool = False
@@ -38,11 +39,18 @@ class Branched(Estimator):
 
     def __post_init__(self) -> None:
         self._check_base()
+        if self.perturb is None:
+            object.__setattr__(self, "perturb", self.perturbs_by_default(vars(self)))
         checks.settle(self, perturb=checks.one_of("loss", "center"), start=checks.one_of("base", "predictor"))
         checks.settle(self, branch_solver=checks.optional(check_solver), residual_correction=checks.switch)
         check_first_step(self._solver_of_branches, self.solver)
         least = 0 if self.start == "predictor" else 1
         checks.settle(self, branch_steps=checks.optional(partial(checks.count, least=least)))
+
+    @classmethod
+    def perturbs_by_default(cls, given: Mapping[str, Any]) -> str:
+        """``perturb`` where it is not among the settings that are given."""
+        return "center" if given.get("nu") is None else "loss"
 
     def _check_problem(self, problem: ProximalProblem) -> None:
         name = type(self).__name__

@@ -1,8 +1,9 @@
 """FO-B-MAML: the meta-gradient as a finite difference of inner solutions."""
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class FOBMAML(Branched):
         scheme: "forward", "symmetric", "central4", "central6", of order 1, 2, 4, 6 in nu. With "loss", nodes below 0
             need lam + min eig(Hess fhat) > |n_j| nu max eig(Hess f).
         perturb: where nu enters, the query loss or the centre of the proximal term. "center" needs the query gradient
-            once a task, "loss" at every step.
+            once a task, "loss" at every step. Default: "loss" where nu is given, else "center".
         nu: weight of the query loss at a node of 1, for perturb="loss".
         eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
         branch_solver: solver of the branches (default: ``solver``). ``mp.ConjugateGradient`` needs the fewest steps.
@@ -116,12 +117,19 @@ class FOBMAML(Branched):
         checks.settle(self, estimate_error=checks.switch, estimate_truncation=checks.switch)
         if self.rtol is not None and (self.tol is not None or not self.estimate_error):
             raise InputError(f"rtol={self.rtol!r} needs steps=K, at most, and estimate_error=True")
+        if self.nu is not None and self.eps is not None:
+            raise InputError(f"give nu={self.nu!r}, for perturb='loss', or eps={self.eps!r}, for 'center', not both")
         for name, perturb in self.step_of.items():
             value = getattr(self, name)
             if value is not None and self.perturb != perturb:
                 raise InputError(f"{name}={value!r} is the step of perturb={perturb!r}, but perturb={self.perturb!r}")
         if self.estimate_truncation:
             check_known(self.scheme, self.estimate_error)
+
+    @classmethod
+    def without_meaning(cls, given: Mapping[str, Any]) -> set[str]:
+        perturb = given.get("perturb") or cls.perturbs_by_default(given)
+        return {name for name, one in cls.step_of.items() if one != perturb}
 
     def _evaluations_at_once(self) -> int:
         return len(self._nodes_and_weights[0])
@@ -160,7 +168,11 @@ class FOBMAML(Branched):
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         grad = problems.derivative(ends.parts)
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
-        bent = None if bend is None else truncation(bend.theta(), stencil(self.scheme).order, self.perturb)
+        bent = (
+            None
+            if bend is None
+            else truncation(bend.theta(), stencil(self.scheme).order, center=self.perturb == "center")
+        )
         length, norm_v = norm(grad).flatten(), norm_v.flatten()
         info = Info.of(
             base,

@@ -12,7 +12,7 @@ from metaprox.inner.trail import add_weighted
 from metaprox.losses.backend import Run, Step
 from metaprox.vectors.norms import inner, norm
 
-SHARE = {"loss": 1.0, "center": 3.0}  # c of c theta^2; fixed before `metaprox reproduce calibration`
+OF_LOSS, OF_CENTER = 1.0, 3.0  # c of c theta^2; fixed before `metaprox reproduce calibration`
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ class Bend:
         return torch.where(length > 0, norm(bend).flatten() / curvature / length / 2, nothing)
 
 
-def truncation(theta: Tensor, order: int, perturb: str) -> Tensor:
+def truncation(theta: Tensor, order: int, *, center: bool) -> Tensor:
     """Relative to ||g||, for differences of order 1 and 2 [T]."""
-    return theta if order == 1 else SHARE[perturb] * theta.square()
+    return theta if order == 1 else (OF_CENTER if center else OF_LOSS) * theta.square()
 
 
 def check_known(scheme: str, estimate_error: bool) -> None:

@@ -57,6 +57,8 @@ CHIEF = (
     "center, K = 10, J = 10",
     "center, K = 10, J = 5",
     "center, K = 5, J = 5",
+    "center, K = 10, J = 4, predictor",
+    "center, K = 10, J = 3, conjugate",
     "FO-MAML, K = 10",
 )
 TRAININGS = {
@@ -89,6 +91,7 @@ class Variant:
             return "FO-MAML"
         few = 2 * self.settings["branch_steps"] < self.steps
         kind = "conjugate branches" if self.conjugate else "J < K / 2" if few else "J >= K / 2"
+        kind += ", predictor" * (self.settings["start"] == "predictor")
         return kind + (", fixed step" if self.fixed else "")
 
     def estimator(self, training: Training) -> mp.Estimator:
@@ -97,8 +100,11 @@ class Variant:
         return self.method(solver, self.steps, compile=True, **self.settings, **branches)
 
 
-def fobmaml(perturb: str, steps: int, branch_steps: int, *, fixed: bool = False, conjugate: bool = False) -> Variant:
-    return Variant(mp.FOBMAML, steps, {"perturb": perturb, "branch_steps": branch_steps}, fixed, conjugate)
+def fobmaml(
+    perturb: str, steps: int, branch_steps: int, *, fixed: bool = False, conjugate: bool = False, start: str = "base"
+) -> Variant:
+    settings = {"perturb": perturb, "branch_steps": branch_steps, "start": start}
+    return Variant(mp.FOBMAML, steps, settings, fixed, conjugate)
 
 
 VARIANTS = {
@@ -109,6 +115,7 @@ VARIANTS = {
     "center, K = 10, J = 2": fobmaml("center", 10, 2),
     "loss, K = 10, J = 2": fobmaml("loss", 10, 2),
     "center, K = 5, J = 2": fobmaml("center", 5, 2),
+    "center, K = 10, J = 4, predictor": fobmaml("center", 10, 4, start="predictor"),
     "center, K = 10, J = 3, conjugate": fobmaml("center", 10, 3, conjugate=True),
     "center, K = 10, J = 2, fixed step": fobmaml("center", 10, 2, fixed=True),
     "FO-MAML, K = 10": Variant(mp.FOMAML, 10, {}),

@@ -102,8 +102,8 @@ def _estimator(setting: Setting, method: str, steps: int) -> mp.Estimator:
     solver = mp.Nesterov(1 / high, momentum=(root - 1) / (root + 1))
     parameters = sum(value.numel() for value in setting.start.values())
     estimators: dict[str, Callable[[], mp.Estimator]] = {
-        SYMMETRIC: lambda: mp.FOBMAML(solver, steps),
-        FORWARD: lambda: mp.FOBMAML(solver, steps, scheme="forward"),
+        SYMMETRIC: lambda: mp.FOBMAML(solver, steps, perturb="loss"),
+        FORWARD: lambda: mp.FOBMAML(solver, steps, scheme="forward", perturb="loss"),
         "maml": lambda: mp.MAML(solver, steps),
         "imaml": lambda: mp.IMAML(solver, steps, cg_steps=parameters),
         "fomaml": lambda: mp.FOMAML(solver, steps),

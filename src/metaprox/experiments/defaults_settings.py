@@ -13,6 +13,7 @@ SOLVERS: dict[str, Any] = {
     "nesterov": mp.Nesterov,
     "anderson": mp.Anderson,
     "adaptive": mp.AdaptiveGradientDescent,
+    "conjugate": mp.ConjugateGradient,
 }
 
 
@@ -81,7 +82,7 @@ OF_SOLVERS = [
 ] + [
     replace(family, solver=solver, branch_steps=steps, start="predictor")
     for family in FAMILIES
-    for solver in ("gd", "anderson")
+    for solver in ("gd", "anderson", "conjugate")
     for steps in (3, 10)
 ]
 SETTINGS = {setting.name: setting for setting in OF_STEPS + OF_SOLVERS}

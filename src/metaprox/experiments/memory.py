@@ -1,7 +1,7 @@
 """Peak memory of one meta-gradient against the size of the model and against the inner steps K.
 
 One 5-way 1-shot task with 15 query examples, so 5 support examples; loop backend; gradient descent of 0.01, lam = 0.5;
-FO-B-MAML symmetric with perturb="loss", iMAML with 5 steps of conjugate gradients; float32, one thread.
+FO-B-MAML symmetric with perturb="center", iMAML with 5 steps of conjugate gradients; float32, one thread.
 
 cnn: four blocks of a 3x3 convolution of stride 1, batch norm and ReLU on 28x28 images without pooling, then a mean over
 the image and a linear layer: activations outweigh parameters. Channels 16 to 250 at K = 10 (quick: 16 to 64), and K =

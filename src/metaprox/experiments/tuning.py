@@ -35,8 +35,8 @@ from metaprox.training import PRESETS, Settings
 
 REPTILE = PRESETS["reptile"] | {"solver": "adam0", "train_shots": 20}
 SPACES = {
-    "fobmaml": Space(PRESETS["fobmaml"], own={"nu": (0.02, 0.5)}),
-    "fobmaml-center": Space(PRESETS["fobmaml-center"], own={"eps": (0.2, 3.0)}),
+    "fobmaml": Space(PRESETS["fobmaml"], own={"eps": (0.2, 3.0)}),
+    "fobmaml-loss": Space(PRESETS["fobmaml-loss"], own={"nu": (0.02, 0.5)}),
     "maml": Space(PRESETS["maml"], no_lam=True),
     "imaml": Space(PRESETS["imaml"], steps=(10, 20, 40), own={"cg_steps": (5, 10)}),
     "fomaml": Space(PRESETS["fomaml"], no_lam=True),

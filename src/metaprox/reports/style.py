@@ -29,9 +29,9 @@ BLUE, LIGHT_BLUE, BLACK, GREEN, ORANGE, GREY, PURPLE = (
 # How a method or a variant of it is called in tables and figures; others by their own names.
 NAMES = {
     "fobmaml": "FO-B-MAML",
-    "fobmaml-center": "FO-B-MAML, center",
+    "fobmaml-loss": "FO-B-MAML, loss",
     "fobmaml-forward": "FO-B-MAML, forward",
-    "fobmaml-forward-center": "FO-B-MAML, forward, center",
+    "fobmaml-forward-loss": "FO-B-MAML, forward, loss",
     "tangent": "Tangent",
     "imaml": "iMAML",
     "maml": "MAML",
@@ -47,9 +47,9 @@ def _look(color: str, linestyle: str, marker: str, fillstyle: str = "full") -> d
 
 METHODS: dict[str, dict[str, Any]] = {
     "fobmaml": _look(BLUE, "-", "o"),
-    "fobmaml-center": _look(BLUE, "--", "o", "none"),
+    "fobmaml-loss": _look(BLUE, "--", "o", "none"),
     "fobmaml-forward": _look(LIGHT_BLUE, "-", "D"),
-    "fobmaml-forward-center": _look(LIGHT_BLUE, "--", "D", "none"),
+    "fobmaml-forward-loss": _look(LIGHT_BLUE, "--", "D", "none"),
     "tangent": _look(PURPLE, ":", "P"),
     "imaml": _look(GREEN, "-", "s", "none"),
     "maml": _look(BLACK, "-", "^"),

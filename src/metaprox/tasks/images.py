@@ -72,7 +72,6 @@ class Images(Labelled):
         "meta_steps": 500,
         "inner_lr": 0.05,
         "lam": 0.5,
-        "perturb": "center",  # the query set is large, and its loss is then evaluated once a task
         "backend": "loop",  # as fast as vmap for conv nets, in a T-th of the memory
         "lr": 0.3,
     }

@@ -62,8 +62,6 @@ class MNIST1D(Family):
         "meta_steps": 1000,
         "inner_lr": 0.1,
         "lam": 0.1,
-        "nu": 0.1,
-        "eps": 1.0,
         "lr": 0.4,
     }
     compiles: ClassVar[bool] = True

@@ -46,7 +46,6 @@ class Sinusoid(Family):
         "meta_steps": 4000,
         "inner_lr": 0.01,
         "lam": 0.5,
-        "nu": 0.05,
         "lr": 0.1,
     }
     compiles: ClassVar[bool] = True

@@ -78,8 +78,6 @@ class Text(Labelled):
         "meta_steps": 100,
         "inner_lr": 0.3,
         "lam": 0.5,
-        "nu": 0.1,
-        "eps": 0.1,
         "lr": 0.1,
     }
     reads: ClassVar[tuple[str, ...]] = ("text_column", "label_column")

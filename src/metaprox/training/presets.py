@@ -12,10 +12,10 @@ from metaprox.training.names import METHODS
 # Each method by its name, and the variants of FO-B-MAML: changes to the shared settings.
 PRESETS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in METHODS.names()},
-    "fobmaml": {"method": "fobmaml", "scheme": "symmetric", "perturb": "loss"},
-    "fobmaml-center": {"method": "fobmaml", "scheme": "symmetric", "perturb": "center"},
-    "fobmaml-forward": {"method": "fobmaml", "scheme": "forward", "perturb": "loss"},
-    "fobmaml-forward-center": {"method": "fobmaml", "scheme": "forward", "perturb": "center"},
+    "fobmaml": {"method": "fobmaml", "scheme": "symmetric", "perturb": "center"},
+    "fobmaml-loss": {"method": "fobmaml", "scheme": "symmetric", "perturb": "loss"},
+    "fobmaml-forward": {"method": "fobmaml", "scheme": "forward", "perturb": "center"},
+    "fobmaml-forward-loss": {"method": "fobmaml", "scheme": "forward", "perturb": "loss"},
 }
 
 

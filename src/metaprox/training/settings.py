@@ -94,7 +94,8 @@ class Settings:
         if "inner_lr" in known and not known["inner_lr"].optional:  # else the solver finds it
             found["inner_lr"] = step
         found |= _of_preset("solver", self.given.get("solver", own.get("solver")))
-        found |= {name: one for name, one in own.items() if name in known and _has_meaning(known[name], self.given)}
+        beside = {name: one for name, one in own.items() if name == "perturb"} | self.given
+        found |= {name: one for name, one in own.items() if name in known and _has_meaning(known[name], beside)}
         if self.given.get("steps") is None and self.given.get("tol", own.get("tol")) is not None:
             found["steps"] = None
         inner = found | self.given  # as which the branches are solved, where nothing else is said
@@ -157,11 +158,7 @@ def _made(kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 def _has_meaning(option: Option, given: Mapping[str, Any]) -> bool:
     """Whether the option has a meaning beside the others that are given: of a step of FO-B-MAML, its perturbation."""
-    if option.part != "method":
-        return True
-    method = Chosen.by(given).method
-    steps: dict[str, str] = getattr(method, "step_of", {})
-    return option.field not in steps or given.get("perturb", getattr(method, "perturb", None)) == steps[option.field]
+    return option.part != "method" or option.field not in Chosen.by(given).method.without_meaning(given)
 
 
 def _compiled(wanted: Any, run: Composition) -> bool:
