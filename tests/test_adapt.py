@@ -95,7 +95,8 @@ def test_fomaml_takes_the_direct_part_alone(problem, tasks):
 @pytest.mark.parametrize(
     ("meta", "counts"),
     [
-        (mp.FOBMAML(SOLVER, 4), (4 + 1 + 2 * 3 + 2, 1 + 2 * 3, 0)),
+        (mp.FOBMAML(SOLVER, 4), (4 + 1 + 2 * 3 + 2, 1, 0)),
+        (mp.FOBMAML(SOLVER, 4, perturb="loss"), (4 + 1 + 2 * 3 + 2, 1 + 2 * 3, 0)),
         (mp.FOBMAML(SOLVER, 4, scheme="forward", perturb="center", residual_correction=True), (4 + 1 + 3 + 2, 1, 0)),
         (mp.Tangent(SOLVER, 4, perturb="center"), (4 + 1 + 4, 1, 4 + 1)),
         (mp.IMAML(SOLVER, 4, cg_steps=3), (4 + 1, 1, 3 + 1)),

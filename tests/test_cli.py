@@ -37,7 +37,7 @@ def test_train_writes_figures_and_one_self_contained_report(run):
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing is fetched
     after = training.RunFolder.open(folder).read_metrics()[-1]["loss"]
     assert f"{after['mean']:.3f} ± {after['ci95']:.3f}" in page
-    assert re.search(r"scheme symmetric, perturbation of the\s+loss\.", page)
+    assert re.search(r"scheme symmetric, perturbation of the\s+centre\.", page)
 
 
 def test_evaluate_repeats_the_final_evaluation_and_takes_other_tasks(run, capsys):
@@ -64,7 +64,7 @@ def test_resume_of_a_finished_run_leaves_it_and_draws_its_report_again(run, caps
 def test_mnist1d_reports_accuracy(tmp_path, capsys):
     small = ["--hidden", "8", "--meta-steps", "4", "--meta-batch", "2", "--eval-tasks", "4", "--test-tasks", "5"]
     main(["train", "mnist1d", "--out", str(tmp_path / "run"), "--ways", "3", "--residual-correction", *small])
-    assert "loss, residual correction." in (tmp_path / "run" / "report.html").read_text()
+    assert "centre, residual correction." in (tmp_path / "run" / "report.html").read_text()
     printed = capsys.readouterr().out
     assert re.search(r"query accuracy\s*│ *\d+\.\d ± \d+\.\d %", printed)
     assert "accuracy" in next(line for line in printed.splitlines() if line.startswith("meta-step"))

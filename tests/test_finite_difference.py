@@ -223,3 +223,18 @@ def test_no_gradient_is_taken_of_what_is_not_there():
     one = torch.ones(T, 1, 1)
     made = Branches.of(AtBase(one, one, one, one, one, None), (1.0,), (1.0,), one, center=True, corrected=True)
     assert made.shared_difference(SimpleNamespace(shares=False), [one]).shape == (T, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [({}, "center"), ({"eps": 0.1}, "center"), ({"nu": 0.1}, "loss"), ({"perturb": "loss"}, "loss")],
+    ids=str,
+)
+def test_the_centre_is_perturbed_unless_a_weight_of_the_loss_is_given(given, meant):
+    """By the attribute, by what is evaluated, and by what comes out, next to the same with ``perturb`` said."""
+    meta = mp.FOBMAML(mp.GradientDescent(LR), K, **given)
+    assert meta == mp.FOBMAML(mp.GradientDescent(LR), K, **given | {"perturb": meant})
+    assert mp.Tangent(mp.GradientDescent(LR), K).perturb == "center"
+    with started() as (_, gradients):
+        estimate = meta._estimate(gradients, keep_adapted=False)
+    assert estimate.info.counts.query_gradients == 3 * (1 if meant == "center" else 1 + 2 * (K - 1))

@@ -203,7 +203,7 @@ def test_both_doors_lead_to_the_same_training(tmp_path):
     optimizer = mp.optim.NormalizedSGD(model.parameters(), lr=0.1)
     scripted = Trainer(
         mp.ProximalProblem.from_module(model, mean_squared_error, lam=0.5),
-        mp.FOBMAML(mp.GradientDescent(0.01), 3, nu=0.05),
+        mp.FOBMAML(mp.GradientDescent(0.01), 3),
         optimizer,
         {split: Sinusoid(split=split) for split in SPLITS},
         PACE,

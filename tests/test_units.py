@@ -291,14 +291,21 @@ def test_a_gradient_more_than_twice_the_query_gradient_is_taken_anew(largest, an
     a = 1.0 - 1.0 / largest
     problem = mp.ProximalProblem(lambda p, s: -0.5 * a * (p["y"] ** 2).sum(), lambda p, q: (p["y"] * q).sum(), lam=1.0)
     tasks = mp.Task(torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
-    out = mp.FOBMAML(mp.GradientDescent(1.0), 60)(problem, {"y": torch.ones(2, dtype=torch.float64)}, tasks)
+    out = mp.FOBMAML(mp.GradientDescent(1.0), 60, perturb="loss")(
+        problem, {"y": torch.ones(2, dtype=torch.float64)}, tasks
+    )
     assert out.info.gradient_ratio.item() == pytest.approx(largest, rel=1e-4)
     assert out.info.counts.support_gradients == (1 + anew) * (60 + 1 + 2 * 59)
 
 
 @pytest.mark.parametrize(
     ("settings", "branches"),
-    [({"nu": 0.1}, 2), ({"perturb": "center"}, 2), ({"perturb": "center", "eps": 0.1}, 2), ({"scheme": "forward"}, 2)],
+    [
+        ({"nu": 0.1}, 2),
+        ({"perturb": "center"}, 2),
+        ({"perturb": "center", "eps": 0.1}, 2),
+        ({"perturb": "loss", "scheme": "forward"}, 2),
+    ],
     ids=str,
 )
 def test_what_has_no_branch_without_a_minimum_or_was_asked_for_is_kept(settings, branches):

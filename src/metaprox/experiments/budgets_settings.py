@@ -53,18 +53,26 @@ class Training:
 
 
 CHIEF = (
-    "loss, K = 10, J = 10",
     "center, K = 10, J = 10",
+    "loss, K = 10, J = 10",
     "center, K = 10, J = 5",
     "center, K = 5, J = 5",
-    "center, K = 10, J = 4, predictor",
-    "center, K = 10, J = 3, conjugate",
     "FO-MAML, K = 10",
 )
+OTHER_BRANCHES = ("center, K = 10, J = 4, predictor", "center, K = 10, J = 3, conjugate")
 TRAININGS = {
     "sinusoid": Training(Sinusoid(), lambda seed: mlp([1, 40, 40, 1], seed), "loss", 0.5, 0.01, 25, 0.1, 3.0),
     "MNIST-1D, MLP": Training(
-        MNIST1D(), lambda seed: mlp([40, 24, 24, 5], seed), "accuracy", 0.5, 0.1, 8, 0.4, 0.25, CHIEF, 2
+        MNIST1D(),
+        lambda seed: mlp([40, 24, 24, 5], seed),
+        "accuracy",
+        0.5,
+        0.1,
+        8,
+        0.4,
+        0.25,
+        CHIEF + OTHER_BRANCHES,
+        2,
     ),
     "MNIST-1D, conv": Training(MNIST1D(), convolutional, "accuracy", 0.5, 0.1, 8, 0.4, 0.25, CHIEF),
 }
@@ -108,8 +116,8 @@ def fobmaml(
 
 
 VARIANTS = {
-    "loss, K = 10, J = 10": fobmaml("loss", 10, 10),
     "center, K = 10, J = 10": fobmaml("center", 10, 10),
+    "loss, K = 10, J = 10": fobmaml("loss", 10, 10),
     "center, K = 10, J = 5": fobmaml("center", 10, 5),
     "center, K = 5, J = 5": fobmaml("center", 5, 5),
     "center, K = 10, J = 2": fobmaml("center", 10, 2),

@@ -82,7 +82,8 @@ def _perturbation(settings: dict[str, Any]) -> str:
     if "scheme" not in settings:
         return ""
     corrected = ", residual correction" if settings.get("residual_correction") else ""
-    return f"; scheme {settings['scheme']}, perturbation of the {settings.get('perturb', 'loss')}{corrected}"
+    where = "centre" if settings.get("perturb") == "center" else "loss"
+    return f"; scheme {settings['scheme']}, perturbation of the {where}{corrected}"
 
 
 def final_table(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
