@@ -15,7 +15,7 @@ from torch import nn
 
 import metaprox as mp
 from metaprox.comparison import peak_memory
-from metaprox.models import mean_squared_error, mlp
+from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.vectors.norms import inner, norm
 from metaprox.vectors.rest import Away, OnCPU, add_to, rest_on, whole
 
@@ -157,6 +157,15 @@ def test_weights_and_gradients_of_each_task_and_float64(elsewhere):
     one, other = both(mp.FOBMAML(GD, 3, backend="loop"), problem, tasks, weights=[1.0, 0.0, 3.0], per_task=True)
     assert_same(one, other)
     assert all(torch.equal(one.per_task[name], other.per_task[name]) for name in one.per_task)
+
+
+@pytest.mark.parametrize("start", ["zeros", "means"])
+def test_a_head_of_each_task_s_own(elsewhere, start):
+    rng = torch.Generator().manual_seed(0)
+    part = lambda: (torch.randn(3, 6, 4, generator=rng), torch.arange(3).repeat(2).expand(3, 6))  # noqa: E731
+    problem = mp.ProximalProblem.from_module(mlp([4, 5, 3], seed=0), cross_entropy, LAM, head=mp.Head("2", start))
+    assert_same(*both(mp.FOBMAML(GD, 4, backend="loop"), problem, mp.Task(part(), part())))
+    assert elsewhere.went > 0
 
 
 def steep(scale, **settings):
