@@ -240,5 +240,5 @@ def test_a_run_from_before_there_was_a_switch_has_it_off(method):
     assert Composition.of(there).estimator == Composition.of(here).estimator
     if method == "fobmaml":
         other = Settings("sinusoid", offload=True).composition().configuration()
-        with pytest.raises(mp.RunFolderError, match="with other settings: .*offload: False there, True here"):
+        with pytest.raises(mp.RunFolderError, match=r"with other settings: .*offload: False there, True here"):
             refuse_another(Path("run"), "is a checkpoint of a run", there, other, "")
