@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import metaprox as mp
 from metaprox.comparison import peak_memory
+from metaprox.inner.trail import Trail
 from metaprox.models import cross_entropy, mean_squared_error, mlp
 from metaprox.vectors.norms import inner, norm
-from metaprox.vectors.rest import Away, OnCPU, add_to, rest_on, whole
+from metaprox.vectors.rest import HERE, Away, OnCPU, add_to, rest_on, whole
 
 LAM, LR = 0.5, 0.05
 GD = mp.GradientDescent(LR)
@@ -207,25 +209,34 @@ def test_a_task_that_diverges_is_named_or_left_out(elsewhere):
 STAY = {"symmetric": (5, 2), "center": (6, 3), "corrected": (6, 3), "center, of one branch": (5, 3), "central6": (9, 2)}
 
 
-@pytest.mark.parametrize("name", STAY)
-def test_how_many_vectors_stay_and_how_many_are_moved(monkeypatch, elsewhere, name):
-    """Beyond the model, at the peak of ``backward``, its result included; with it go a parameter's gradient and blocks.
-
-    What is moved of a task with B branches, without a sum over tasks: 4 + 3 B vectors there, 2 + 7 B back, and v once
-    more with "center"; where r stays, it does not come for each branch.
-    """
+@pytest.fixture
+def large(monkeypatch):
+    """The numbers in a vector, and the peak of ``backward`` in vectors, of a model in several blocks."""
     for place in ("rest.MOVED", "norms.BLOCK", "terms.BLOCK"):
         monkeypatch.setattr(f"metaprox.vectors.{place}", 2**15)
     torch.manual_seed(0)
     model = mlp([16, *[256] * 8, 1])
     problem = mp.ProximalProblem.from_module(model, mean_squared_error, LAM)
-    count, tasks, peaks = sum(p.numel() for p in model.parameters()), data(1, 16), []
-    meta = replace(CASES[name], backend="loop", steps=3)
-    meta.backward(problem, tasks)  # which looks at the losses
-    for offload in (False, True):
+    count, tasks = sum(p.numel() for p in model.parameters()), data(1, 16)
+    mp.FOBMAML(GD, 2, backend="loop").backward(problem, tasks)  # which looks at the losses
+
+    def peak(meta):
         model.zero_grad()
-        work = partial(replace(meta, offload=offload).backward, problem, tasks)
-        peaks.append(peak_memory(work, torch.device("cpu")) / 4 / count)
+        return peak_memory(lambda: meta.backward(problem, tasks), torch.device("cpu")) / 4 / count
+
+    return count, peak
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_how_many_vectors_stay_and_how_many_are_moved(elsewhere, large, name):
+    """Beyond the model, at the peak of ``backward``, its result included; with it go a parameter's gradient and blocks.
+
+    What is moved of a task with B branches, without a sum over tasks: 4 + 3 B vectors there, 2 + 7 B back, and v once
+    more with "center"; where r stays, it does not come for each branch.
+    """
+    count, peak = large
+    meta = replace(CASES[name], backend="loop", steps=3)
+    peaks = [peak(replace(meta, offload=offload)) for offload in (False, True)]
     assert [int(peak) for peak in peaks] == list(STAY[name])
     assert max(peak % 1 for peak in peaks) < 0.4
     branches = meta._evaluations_at_once()
@@ -233,6 +244,17 @@ def test_how_many_vectors_stay_and_how_many_are_moved(monkeypatch, elsewhere, na
     assert elsewhere.came <= (2 + 7 * branches + (meta.perturb == "center")) * count
     if name in ("symmetric", "central6"):
         assert elsewhere.came == (2 + 7 * branches) * count
+
+
+def test_nothing_of_a_task_that_went_astray_stays_while_it_is_differentiated_anew(monkeypatch, elsewhere, large):
+    """By "center", with three vectors."""
+    monkeypatch.setattr("metaprox.estimators.finite_difference.LARGEST_RATIO", -1.0)
+    assert 3 < large[1](mp.FOBMAML(GD, 3, offload=True)) < 3.4
+
+
+def test_a_gradient_that_rests_is_not_held():
+    kept = [Trail((1.0,), LR, 1, closed=True, rest=rest).keeps_gradients for rest in (HERE, OnCPU())]
+    assert kept == [True, False]
 
 
 def test_the_sum_over_tasks_rests_too(elsewhere):
@@ -281,6 +303,24 @@ def test_vectors_on_the_cpu_are_where_they_would_rest(monkeypatch):
         torch.manual_seed(5)
         found.append(mp.check(problem, data(), mp.FOBMAML(GD, 4, backend="loop", offload=offload)))
     assert str(found[0]) == str(found[1])
+
+
+class Unpinned(Away):
+    pinned: ClassVar = []
+
+    def _make(self, *, pinned):
+        Unpinned.pinned.append(pinned)
+        super()._make(pinned=False)  # which takes a device
+
+
+def test_of_cuda_memory_is_pinned_and_what_comes_back_is_on_the_device(monkeypatch):
+    """With tensors that have a device and no numbers."""
+    monkeypatch.setattr(OnCPU, "kind", Unpinned)
+    with FakeTensorMode():
+        kept = rest_on(torch.device("cuda")).away(torch.empty(1, 1, 9, device="cuda"))
+        assert kept._numbers.device.type == "cpu"
+        assert {part.device.type for part in (kept.back(), kept.read(slice(2, 4)), norm(kept))} == {"cuda"}
+    assert Unpinned.pinned == [True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
