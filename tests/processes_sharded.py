@@ -11,8 +11,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import metaprox as mp
+from metaprox.estimators import finite_difference
 from metaprox.training import Pace, Trainer
 from metaprox.vectors.norms import joint_norm, largest_of
+from test_offload import Elsewhere, InNumpy
 
 STEPS = 3
 
@@ -80,6 +82,17 @@ CASES = {
     "weights": (mp.FOBMAML(GD, 3), {"weights": [1.0, 3.0]}),
     "frozen": (mp.FOBMAML(GD, 3), {"frozen": True}),
 }
+AWAY = (
+    "loss",
+    "center forward corrected",
+    "fourth order",
+    "predictor",
+    "nesterov",
+    "anderson",
+    "adam",
+    "adapt",
+    "frozen",
+)
 QUICK = ("loss", "center forward corrected", "adaptive", "anderson", "fomaml", "reptile", "tol", "clipped")
 
 
@@ -298,6 +311,20 @@ def memory(rank, argument):
     return found
 
 
+def offload(rank, argument):
+    """Meta-steps in shards whose vectors rest elsewhere, and where they do not: whether all numbers are the same."""
+    finite_difference.rest_on = lambda device: InNumpy()
+    found = {}
+    for name in AWAY:
+        meta, settings = CASES[name]
+        Elsewhere.went = 0
+        runs = [trained(replace(meta, offload=on), sharded=True, **settings) for on in (False, True)]
+        (one, counts), (two, others) = runs
+        same = {key: torch.equal(one[key].nan_to_num(-7.0), two[key].nan_to_num(-7.0)) for key in one}
+        found[name] = {"same": same, "counts": [counts, others], "went": Elsewhere.went}
+    return found
+
+
 def grid(rank, argument):
     """Four ranks: two groups with tasks of their own, each with a model in two shards; and one process's gradient."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("tasks", "shards"))
@@ -334,7 +361,7 @@ def lengths(mesh):
     return [found, whole]
 
 
-SHARDED = {"equal": equal, "refused": refused, "failing": failing, "memory": memory, "grid": grid}
+SHARDED = {"equal": equal, "refused": refused, "failing": failing, "memory": memory, "grid": grid, "offload": offload}
 
 
 def sharded(rank, argument):

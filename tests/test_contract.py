@@ -228,7 +228,7 @@ BRANCHED = COMMON | {
 DEFAULTS = {
     mp.FOBMAML: BRANCHED
     | {"scheme": "symmetric", "nu": None, "eps": None, "estimate_error": True, "rtol": None}
-    | {"estimate_truncation": False},
+    | {"estimate_truncation": False, "offload": False},
     mp.Tangent: BRANCHED,
     mp.IMAML: COMMON | {"cg_steps": 5, "cg_tol": 0.0, "damping": 0.0},
     **dict.fromkeys((mp.MAML, mp.FOMAML, mp.Reptile), COMMON),

@@ -62,7 +62,9 @@ def test_the_trail_has_the_curvature_along_the_last_step(solver, relative, steps
     expected = (CURVATURE * step * step).sum(-1) / (step * step).sum(-1)
     torch.testing.assert_close(trail.curvature, expected.flatten(), rtol=1e-9, atol=0)
     torch.testing.assert_close(trail.before, gradient(points[-2]).norm(dim=-1).flatten())
-    assert trail._grad is trail._way is trail._step is None  # no vector is kept
+    assert trail._way is None  # no vector is kept
+    assert not (trail._grads)
+    assert not (trail._moves)
 
 
 def test_tasks_that_stopped_keep_what_was_seen_of_their_last_step():

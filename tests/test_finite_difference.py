@@ -11,6 +11,7 @@ import metaprox as mp
 from metaprox.call import begun
 from metaprox.data.batch import TaskBatch
 from metaprox.estimators.branches import AtBase, Branches
+from metaprox.estimators.leaving import leave
 from metaprox.losses.choose import Choice
 from test_gradients import backend, with_backend
 from test_parts import LAM, P, T, estimate, numbers, same, solution
@@ -58,7 +59,8 @@ def test_an_estimate_keeps_no_vector_that_nobody_asked_for(name):
         assert found.y is None
         for solved in found.solves:
             assert solved.parts == ()
-            assert solved.trail._grad is solved.trail._way is None
+            assert solved.trail._way is None
+            assert not solved.trail._grads
         assert meta._estimate(gradients, keep_adapted=True).y.shape == (3, 1, 4)
 
 
@@ -157,7 +159,7 @@ def test_branches_are_taken_one_by_one_where_that_saves_memory_and_changes_nothi
     meta = mp.FOBMAML(SOLVER, **settings)
     with started(backend) as (_, gradients):
         at_base, _, _ = AtBase.of(gradients, numbers(T, 1, P), measured=True)
-        _, starts, first, tol = meta._leave(at_base, gradients)
+        _, starts, first, tol = leave(meta, at_base, gradients)
     assert [start.shape[1] for start in starts] == [grad.shape[1] for grad in first] == parts
     assert (tol is None) == ("tol" not in settings)
 
@@ -167,7 +169,7 @@ def test_the_tolerance_of_branches_is_that_of_how_far_they_go():
     with started() as (_, gradients):
         y0 = numbers(T, 1, P)
         distance = gradients.displacement(y0).norm(dim=-1).flatten()
-        *_, tol = meta._leave(AtBase.of(gradients, y0, measured=True)[0], gradients)
+        *_, tol = leave(meta, AtBase.of(gradients, y0, measured=True)[0], gradients)
     same(tol, 0.05 * (1e-3 / distance).clamp(max=0.01 * LAM))
 
 
@@ -205,7 +207,7 @@ def test_the_default_step(perturb):
         moved = gradients.displacement(at_base.y0)
         distance, left = moved.norm(dim=-1), at_base.residual.norm(dim=-1)
         slope = (at_base.residual - LAM * moved).norm(dim=-1)
-        branches, *_ = meta._leave(at_base, gradients)
+        branches, *_ = leave(meta, at_base, gradients)
     eps, most = distance * (left / (LAM * distance)).sqrt().clamp(max=2), 0.175 * slope / LAM
     assert (most < eps).any()
     same(branches.nu[..., 0] * at_base.norm_v[..., 0], LAM * (torch.minimum(eps, most) if perturb == "loss" else eps))

@@ -302,6 +302,34 @@ def test_memory_does_not_grow_with_steps_and_that_of_maml_does():
     assert peaks["maml", 16] > 2 * peaks["maml", 4]
 
 
+@pytest.mark.parametrize(("method", "given", "stay"), [("loss", {"nu": 0.1}, (5, 2)), ("center", {}, (5, 3))])
+def test_offload_leaves_the_vectors_that_are_claimed_and_the_same_results(method, given, stay):
+    """Beside them are a parameter's gradient, a sixteenth of a vector, and blocks of 4 MiB; one branch of "center"."""
+    torch.manual_seed(0)
+    model = mlp([16, *[1024] * 17, 1])
+    problem, (support, query) = sinusoids(model)[0], torch.randn(2, 2, 8, 16, device=DEVICE)
+    tasks = mp.Task(*((inputs, inputs[..., :1].sin()) for inputs in (support, query)))
+    vector, found, peaks = 4 * sum(p.numel() for p in model.parameters()), [], []
+    for offload in (False, True):
+        meta = replace(METHODS[method], **given, backend="loop", offload=offload)
+        found.append(called(meta, problem, tasks))
+        live = problem.live_parameters().values()
+        for _ in range(2):  # the first one warms up
+            for value in live:
+                value.grad = None
+            one = mp.Task(*(tuple(leaf[:1] for leaf in half) for half in tasks))
+            peak = peak_memory(lambda meta=meta, one=one: meta.backward(problem, one), DEVICE)
+        peaks.append(peak / vector)
+    print(f"\n{method}: {peaks[0]:.2f} vectors, with offload {peaks[1]:.2f}")
+    for name, grad in found[0].grad.items():
+        assert torch.equal(grad, found[1].grad[name])
+        assert torch.equal(found[0].adapted[name], found[1].adapted[name])
+        assert found[1].grad[name].is_cuda
+    assert torch.equal(found[0].info.relative_error, found[1].info.relative_error)
+    assert peaks[0] - peaks[1] > stay[0] - stay[1] - 0.5
+    assert peaks[1] < stay[1] + 0.7
+
+
 class Attention(nn.Module):
     def __init__(self, width=64, heads=2):
         super().__init__()

@@ -16,7 +16,7 @@ from metaprox import comparison, reports, training
 from metaprox.cli import main
 from metaprox.reports import health, side_by_side, style
 from metaprox.storage.lock import holder
-from metaprox.training import starts
+from metaprox.training import starts, weights
 
 SMALL = training.Settings(
     "sinusoid", hidden=(6,), meta_steps=8, meta_batch=2, eval_every=4, eval_tasks=3, test_tasks=6, steps=2,
@@ -46,6 +46,14 @@ def runs(made, tmp_path, monkeypatch):
     for path in made.iterdir():
         shutil.copytree(path, tmp_path / path.name)
     return tmp_path
+
+
+def test_the_weights_of_a_finished_run_are_read_once(runs, monkeypatch):
+    read, load = [], weights.load
+    monkeypatch.setattr(weights, "load", lambda path, kind: read.append(path.name) or load(path, kind))
+    main(["report", "digits"])
+    main(["report", "plain"])
+    assert read == ["weights.safetensors"] * 2
 
 
 def refused(capsys, *words):

@@ -15,6 +15,7 @@ from metaprox.cli import main
 from metaprox.tasks import MNIST1D, Sinusoid
 from metaprox.training.names import METHODS, OPTIMIZERS, SOLVERS
 from metaprox.training.options import Chosen
+from metaprox.training.stored import refuse_another
 
 RESULTS = Path(__file__).parents[1] / "results"
 Settings, Composition = training.Settings, training.Composition
@@ -229,3 +230,15 @@ def test_a_choice_of_parts_that_are_none_is_refused():
     with pytest.raises(mp.InputError, match="unknown tasks 'imagenet'; known: banking77, images, mnist1d"):
         Settings("imagenet")
     assert Chosen.by({"tasks": "sinusoid", "method": "maml"}).branch_solver is None
+
+
+@pytest.mark.parametrize("method", ["fobmaml", "maml"])
+def test_a_run_from_before_there_was_a_switch_has_it_off(method):
+    here = Settings("sinusoid", method=method).composition().configuration()
+    there = {**here, "method": {name: value for name, value in here["method"].items() if name != "offload"}}
+    refuse_another(Path("run"), "is a checkpoint of a run", there, here, "")
+    assert Composition.of(there).estimator == Composition.of(here).estimator
+    if method == "fobmaml":
+        other = Settings("sinusoid", offload=True).composition().configuration()
+        with pytest.raises(mp.RunFolderError, match=r"with other settings: .*offload: False there, True here"):
+            refuse_another(Path("run"), "is a checkpoint of a run", there, other, "")

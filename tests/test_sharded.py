@@ -12,7 +12,7 @@ from test_distributed import outcomes
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.distributed.fsdp.FSDPModule, AGAIN), reason=f"this torch has no FSDPModule.{AGAIN}"
 )
-QUICK = ("sharded:2:equal-quick", "sharded:2:refused", "sharded:2:failing", "sharded:2:memory")
+QUICK = ("sharded:2:equal-quick", "sharded:2:refused", "sharded:2:failing", "sharded:2:memory", "sharded:2:offload")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,15 @@ def test_each_rank_holds_half_of_every_vector(quick):
         whole, shards = rank["found"]
         assert whole >= 3 * 1056
         assert 2 * shards == whole
+
+
+def test_vectors_that_rest_elsewhere_come_back_as_they_were_on_each_rank(quick):
+    for rank in quick["offload"]:
+        assert len(rank["found"]) == 9
+        for name, case in rank["found"].items():
+            assert all(case["same"].values()), (name, case["same"])
+            assert case["counts"][0] == case["counts"][1]
+            assert case["went"] > 0
 
 
 def test_a_gradient_that_is_not_finite_on_one_rank_is_seen_on_both_and_x_is_put_back(quick):

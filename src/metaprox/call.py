@@ -21,6 +21,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 from metaprox.vectors.layout import Layout
 from metaprox.vectors.parameters import SMALL, Parameters
+from metaprox.vectors.rest import HERE, Rest
 from metaprox.vectors.shards import Shards, over, refuse_shards
 
 
@@ -58,9 +59,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Call(Setting):
-    """What losses are evaluated in, and how."""
+    """What losses are evaluated in, and how. rest: where vectors are while nobody uses them."""
 
     backend: Backend
+    rest: Rest = HERE
 
     def chunks(self) -> list[tuple[int, int]]:
         """The ranges of tasks that are processed together."""
@@ -77,6 +79,7 @@ class Call(Setting):
             tasks,
             self.look,
             self.first,
+            self.rest,
         )
 
     def parameters_of(self, tasks: tuple[int, int]) -> Parameters:
@@ -138,6 +141,7 @@ def begun(
     place: Place | None = None,
     takes_shards: bool = False,
     parameters: Parameters | None = None,
+    rest: Rest = HERE,
 ) -> Iterator[Call]:
     """Yields a call in which nothing of the user's is written on, whatever the caller's grad mode.
 
@@ -145,6 +149,7 @@ def begun(
     ``twice``: whether the inner loss is differentiated twice. ``place``: of the batch among the tasks that are called
     tasks 0, 1, ... and share a seed; None: they are the batch, and the seed is a fresh one. ``takes_shards``: whether
     parameters may be in shards, over which norms are then. ``parameters``: ``params``, where they were looked at.
+    ``rest``: where vectors are while nobody uses them.
 
     Raises:
         InputError: what ``Parameters.of`` and ``look_at`` refuse.
@@ -167,7 +172,7 @@ def begun(
             flat = parameters.flat(up_to=SMALL if backend.sequential else None)
             try:
                 with over(parameters.shards):
-                    yield Call(private, flat, batch, noise, look, first, backend, made=made)
+                    yield Call(private, flat, batch, noise, look, first, backend, rest, made=made)
             except NonFiniteError as error:
                 hint = "" if error.task is None else batch.non_finite(error.task - first)
                 if not hint:

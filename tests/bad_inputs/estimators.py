@@ -74,7 +74,7 @@ def _branches() -> list[Row]:
         Row("FOBMAML(nu, center)", lambda: mp.FOBMAML(**settings, perturb="center", nu=0.1), "nu=0.1 is the step of"),
     ]
     found += refused(mp.FOBMAML, "scheme", [*values.NO_CHOICES, "forward ", 2], **settings)
-    for name in ("estimate_error", "estimate_truncation"):
+    for name in ("estimate_error", "estimate_truncation", "offload"):
         found += refused(mp.FOBMAML, name, values.NO_SWITCHES, **settings)
         found += taken(mp.FOBMAML, name, values.SWITCHES, **settings)
     for method in (mp.FOBMAML, mp.Tangent):

@@ -66,10 +66,10 @@ class Run:
 def run(call: Call, estimator: Estimator, task: int) -> Run:
     """``estimator`` on one task of a call in the loop, in the call's noise. Costs what the estimator costs."""
     base, branches = Watched(estimator.solver), Record()
+    if isinstance(estimator, FOBMAML):  # offload: solvers that are watched have all branches together
+        estimator = replace(estimator, estimate_error=True, offload=False)
     if isinstance(estimator, Branched):
         estimator = replace(estimator, branch_solver=Watched(estimator._solver_of_branches, branches))
-    if isinstance(estimator, FOBMAML):
-        estimator = replace(estimator, estimate_error=True)
     watched = replace(estimator, solver=base)
     gradients = call.gradients((task, task + 1))
     purpose = watched._purpose("meta-gradient", gradients)

@@ -20,7 +20,7 @@ from metaprox.training.settings import owner
 SELDOM = {"train_shots", "tol", "max_steps", "branch_steps", "branch_solver", "residual_correction", "start", "eps"}
 SELDOM |= {"estimate_error", "estimate_truncation", "rtol", "inner_batch", "backend", "chunk_size", "on_nonfinite"}
 SELDOM |= {"eval_split", "checkpoint_every", "keep_checkpoints", "keep_weights", "patience", "clip", "accumulate"}
-SELDOM |= {"momentum", "validation_share", "test_share", "splits"}
+SELDOM |= {"momentum", "offload", "validation_share", "test_share", "splits"}
 
 
 @dataclass(frozen=True)

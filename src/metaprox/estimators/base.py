@@ -26,6 +26,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, check_solver
 from metaprox.solvers.stability import check_stable
 from metaprox.types import Params
+from metaprox.vectors.rest import HERE, Rest
 from metaprox.vectors.shards import refuse_shards
 
 
@@ -94,6 +95,10 @@ class Estimator(ABC):
 
     def _choice(self) -> Choice:
         return Choice(self.backend, self.chunk_size, self.compile)
+
+    def _rest(self, device: torch.device) -> Rest:
+        """Where vectors are while nobody uses them."""
+        return HERE
 
     def _evaluations_at_once(self) -> int:
         """How many evaluations' memory a task takes at once under vmap."""
@@ -205,7 +210,8 @@ class Estimator(ABC):
         if not self._takes_shards:
             refuse_shards(params.values(), type(self).__name__)
         batch = None if reduce.takes_no_tasks and has_no_task(tasks) else TaskBatch.of(tasks)
-        sums = Sums.begun(reduce, problem, params, batch, weights, keep_adapted=keep_adapted, keep_tasks=per_task)
+        kept = {"keep_adapted": keep_adapted, "keep_tasks": per_task}
+        sums = Sums.begun(reduce, problem, params, batch, weights, rest_on=self._rest, **kept)
         if batch is not None:
             with begun(
                 problem,
@@ -218,6 +224,7 @@ class Estimator(ABC):
                 place=sums.place,
                 takes_shards=self._takes_shards,
                 parameters=sums.parameters,
+                rest=sums.rest,
             ) as call:
                 for span in call.chunks():
                     gradients = call.gradients(span)

@@ -1,7 +1,7 @@
 """The perturbed inner problems: their gradients at y_0, where all of them start, and away from it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -16,6 +16,7 @@ from metaprox.losses.gradients import Gradients
 from metaprox.losses.memory import Memory
 from metaprox.solvers.protocol import InnerSolver
 from metaprox.vectors.norms import norm
+from metaprox.vectors.rest import Away, Rest, Vector, add_to, whole
 from metaprox.vectors.terms import LinearTerm
 
 
@@ -24,12 +25,12 @@ class AtBase:
     """What is known at y_0, before any branch has moved: ``leave`` consumes it.
 
     y0 [T, 1, P]; residual: r = grad fhat(y_0) + lam (y_0 - x); v = grad f(y_0); their norms [T, 1, 1], and lengths
-    where they are wanted.
+    where they are wanted. Where vectors rest elsewhere, r and v do, and y_0 where it is said so.
     """
 
-    y0: Tensor
-    residual: Tensor
-    v: Tensor
+    y0: Vector
+    residual: Vector
+    v: Vector
     norm_residual: Tensor
     norm_v: Tensor
     lengths: Lengths | None
@@ -42,16 +43,19 @@ class AtBase:
 
         ``trail``: of the base solve, which is told of r and holds no vector any more when f is evaluated.
         """
-        residual, norm_residual = residual_at(gradients, y0, trail)
-        lengths = None
+        found, norm_residual = residual_at(gradients, y0, trail)
+        residual, lengths = gradients.rest.away(found), None
+        del found
         if measured:
             lam, coarse = gradients.lam, gradients.coarse
-            lengths = Lengths.of(y0, gradients.displacement(y0), residual, lam, coarse)  # which nothing else holds
+            moved = gradients.displacement(y0)  # which nothing else holds
+            lengths = Lengths.of(y0, moved, residual, lam, coarse, norm_residual)
+            del moved
         query, shared = gradients.query_both(y0, 0)
         norm_v = norm(query.grad)
         if lengths is not None:
             lengths = lengths.or_else(norm_v / gradients.lam)
-        at_base = cls(y0, residual, query.grad, norm_residual, norm_v, lengths)
+        at_base = cls(y0, residual, gradients.rest.away(query.grad), norm_residual, norm_v, lengths)
         return at_base, Evaluation(norm_v, query.value, query.metrics), shared
 
     def leave(
@@ -62,15 +66,32 @@ class AtBase:
         They start at y_0, or at y_0 - (n_j nu/lam) v. Their gradients at y_0 are r + n_j nu v, without r where the
         residual is subtracted; the last one takes over the memory of r.
         """
+        y0, residual, v = whole(self.y0), whole(self.residual), whole(self.v)
         if predict:
-            return [self.y0 - (tilt[:, part] / lam) * self.v for part in parts], []
-        starts = [self.y0.expand(-1, part.stop - part.start, -1) for part in parts]
+            return [y0 - (tilt[:, part] / lam) * v for part in parts], []
+        starts = [y0.expand(-1, part.stop - part.start, -1) for part in parts]
         if corrected:
-            return starts, [tilt[:, part] * self.v for part in parts]
+            return starts, [tilt[:, part] * v for part in parts]
         *others, last = (tilt[:, part] for part in parts)
-        first = [torch.addcmul(self.residual, one, self.v) for one in others]
-        add = self.residual.addcmul_ if others else self.residual.addcmul
-        return starts, [*first, add(last, self.v)]
+        first = [torch.addcmul(residual, one, v) for one in others]
+        add = residual.addcmul_ if others else residual.addcmul
+        return starts, [*first, add(last, v)]
+
+    def resting(self, rest: Rest) -> "AtBase":
+        """The same with y_0 at rest too."""
+        return replace(self, y0=rest.away(whole(self.y0)))
+
+    def begin(
+        self, tilt: Tensor, *, lam: float | Tensor, corrected: bool, predict: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns what ``leave`` does of one branch, in vectors of its own, where all of this is away."""
+        v = whole(self.v)
+        if predict:
+            v.mul_(tilt / lam)
+            return whole(self.y0).sub_(v), None
+        first = v.mul_(tilt) if corrected else whole(self.residual).addcmul_(tilt, v)
+        del v
+        return whole(self.y0), first
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,7 @@ class Branches:
     nu: Tensor
     tilt: Tensor
     linear: LinearTerm | None
-    y0: Tensor | None
+    y0: Vector | None
 
     @classmethod
     def of(
@@ -102,9 +123,9 @@ class Branches:
         """``center``: v stays as it is at y_0, at all steps. ``corrected``: r is subtracted at all steps."""
         tilt, terms = nu.new_tensor(nodes)[:, None] * nu, []
         if center:
-            terms.append((tilt, at_base.v))
+            terms.append((tilt, whole(at_base.v)))
         if corrected:
-            terms.append((-torch.ones_like(tilt), at_base.residual))
+            terms.append((-torch.ones_like(tilt), whole(at_base.residual)))
         y0, linear = at_base.y0 if len(nodes) == 1 else None, LinearTerm(terms) if terms else None
         if linear is not None and y0 is not None:  # of a single branch u is a vector like those that it is the sum of
             linear = LinearTerm([(torch.ones_like(tilt), linear.total())])
@@ -114,21 +135,24 @@ class Branches:
         """``difference`` / nu in place; 0 where nu is, because branches are then alike."""
         return difference.div_(torch.where(self.nu > 0, self.nu, torch.inf))
 
-    def difference(self, parts: Sequence[Tensor], *, consumed: bool = False) -> Tensor:
+    def difference(self, parts: Iterable[Vector], *, consumed: bool = False) -> Tensor:
         """Returns sum_j a_j y_j [T, 1, P], as differences to the first branch (of one: to y_0): sum_j a_j is 0.
 
-        ``consumed``: whether the points may be written on, so that no vector is made.
+        ``consumed``: whether the points may be written on, so that no vector is made. Of those that are away one comes
+        back at a time.
         """
-        points = [part[:, j : j + 1] for part in parts for j in range(part.shape[1])]
-        first, *others = points if self.y0 is None else (self.y0, *points)
+        points = (point for part in parts for point in _by_branch(part))
+        first = next(points) if self.y0 is None else self.y0
         total: Tensor | None = None
-        for point, weight in zip(others, self.weights[-len(others) :], strict=True):
-            moved = point.sub_(first) if consumed else point - first
+        for point, weight in zip(points, self.weights[self.y0 is None :], strict=True):
+            own = whole(point)
+            moved = add_to(own, first, -1.0) if consumed or own is not point else own - whole(first)
             total = moved.mul_(weight) if total is None else total.add_(moved, alpha=weight)
+            del own, moved
         assert total is not None
         return total
 
-    def derivative(self, parts: Sequence[Tensor], lam: float | Tensor, *, consumed: bool = False) -> Tensor:
+    def derivative(self, parts: Iterable[Vector], lam: float | Tensor, *, consumed: bool = False) -> Tensor:
         """Returns -(lam/nu) sum_j a_j y_j [T, 1, P]; ``consumed`` as for the difference."""
         return self.per_nu(self.difference(parts, consumed=consumed).mul_(-lam))
 
@@ -137,13 +161,14 @@ class Branches:
         """The weights [T, b, 1] of f where it is evaluated at all steps: not at node 0, which comes first."""
         return self.tilt[:, 1:] if self.nodes[0] == 0 else self.tilt
 
-    def shared_difference(self, gradients: Gradients, parts: Sequence[Tensor]) -> Tensor:
+    def shared_difference(self, gradients: Gradients, parts: Sequence[Vector]) -> Tensor:
         """sum_j a_j grad_w fhat(y_j) [T, 1, W], with the same noise at every point. Costs a gradient for each."""
         if not gradients.shares:
             return self.nu[..., :0]
         weights = self.nu.new_tensor(self.weights)[:, None]
-        total = (weights * gradients.support_shared(torch.cat(list(parts), 1), 0)).sum(1, keepdim=True)
-        return total if self.y0 is None else total - gradients.support_shared(self.y0, 0)
+        each = torch.cat([gradients.support_shared(whole(part), 0) for part in parts], 1)
+        total = (weights * each).sum(1, keepdim=True)
+        return total if self.y0 is None else total - gradients.support_shared(whole(self.y0), 0)
 
 
 @dataclass(frozen=True)
@@ -192,7 +217,7 @@ class Problems:
         tilt = self.branches.queried if self.query_moves else None
         return self.gradients.steps(run, linear=self.branches.linear, tilt=tilt)
 
-    def derivative(self, parts: Sequence[Tensor]) -> Tensor:
+    def derivative(self, parts: Sequence[Vector]) -> Tensor:
         """Returns -(lam/nu) sum_j a_j y_j [T, 1, P], where the solve's points are its own in their memory."""
         own = self.memory is not None and self.memory.size is not None
         return self.branches.derivative(parts, self.gradients.lam, consumed=own)
@@ -203,3 +228,8 @@ class Problems:
     def _queries(self, where: slice) -> bool:
         """Whether f is evaluated at one of these branches: not at node 0, which comes first."""
         return self.query_moves and any(self.branches.nodes[where])
+
+
+def _by_branch(part: Vector) -> Iterable[Vector]:
+    """What is away is one."""
+    return [part] if isinstance(part, Away) else [part[:, j : j + 1] for j in range(part.shape[1])]

@@ -13,6 +13,7 @@ from metaprox.inner.trail import Trail
 from metaprox.losses.gradients import Gradients
 from metaprox.solvers.protocol import InnerSolver, relative_step
 from metaprox.vectors.norms import inner, norm
+from metaprox.vectors.rest import HERE, Rest
 
 # Fixed before `metaprox reproduce calibration`.
 BASE_STEPS = 1  # of the base, by which the curvature is judged that its residual meets
@@ -117,12 +118,12 @@ def of_base(trail: Trail | None, gradients: Gradients, y0: Tensor, lengths: Leng
     return known | {"moved": way.flatten(), "size": point.flatten()}
 
 
-def of_last_steps(weights: Sequence[float], solver: InnerSolver, steps: int) -> Trail | None:
+def of_last_steps(weights: Sequence[float], solver: InnerSolver, steps: int, rest: Rest = HERE) -> Trail | None:
     """What branches, of which ``steps`` steps of ``solver`` are to be taken, are watched by."""
     if not steps:
         return None
     multiple = relative_step(solver)
-    return Trail(weights, multiple, 1 + (BRANCH_STEPS if multiple is None else 1), closed=False)
+    return Trail(weights, multiple, 1 + (BRANCH_STEPS if multiple is None else 1), closed=False, rest=rest)
 
 
 def of_branches(trail: Trail | Ends, per_nu: Tensor, ended: Tensor | None) -> dict[str, Tensor]:

@@ -6,27 +6,25 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from metaprox import checks
 from metaprox.errors import InputError
 from metaprox.estimators.branched import Branched
-from metaprox.estimators.branches import AtBase, Branches, Problems
-from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference, of_last_steps
+from metaprox.estimators.branches import AtBase, Problems
+from metaprox.estimators.error import BASE_STEPS, linear_residual, of_base, of_difference
 from metaprox.estimators.in_one import estimate_in_one
 from metaprox.estimators.info import Info
+from metaprox.estimators.leaving import check_offload, leave, solved
 from metaprox.estimators.result import Estimate
 from metaprox.estimators.stencil import STENCILS, Scheme, stencil
-from metaprox.estimators.step import nu_of
-from metaprox.estimators.truncation import FURTHER, Bend, check_known, truncation
+from metaprox.estimators.truncation import Bend, check_known, truncation
 from metaprox.estimators.until import Until
 from metaprox.inner.failures import Purpose
-from metaprox.inner.progress import Solution
 from metaprox.inner.proximal import proximal_solve
-from metaprox.inner.solve import solve_parts
+from metaprox.losses.choose import Choice
 from metaprox.losses.gradients import Gradients
-from metaprox.solvers.protocol import resumed, separates_branches
 from metaprox.vectors.norms import norm
+from metaprox.vectors.rest import Rest, rest_on, whole
 
 # Of ||g|| / ||v||, which is at most 1 for convex inner losses: above it a branch at -nu has left what has a minimum.
 LARGEST_RATIO = 2.0
@@ -43,8 +41,9 @@ class FOBMAML(Branched):
     The base solve goes from x to y_0; then all branches start at y_0 together and share steps, step sizes and
     noise, so that what they have in common cancels in the difference. In the loop no step makes a vector of P numbers:
     beyond activations there are the branches and one more, two more at the last step for the error estimate, v with
-    "center", y_0 with a single branch, a parameter's gradient, and x up to a megabyte. Vmap takes P numbers and an
-    evaluation for each task and branch. Of exact solves the error of forward differences is O(nu), else see ``scheme``.
+    "center", y_0 with a single branch, a parameter's gradient, and x up to a megabyte; ``offload`` leaves two of them.
+    Vmap takes P numbers and an evaluation for each task and branch. Of exact solves the error of forward differences is
+    O(nu), else see ``scheme``.
 
     Where neither nu nor eps is given, eps = D min(2, (||r|| / (lam D))^(1/order)) for each task, with D = ||y_0 - x||
     and r the gradient left at y_0, so that the truncation is of the order of the base's own error, and nu = lam eps /
@@ -76,6 +75,15 @@ class FOBMAML(Branched):
             ``steps`` and ``branch_steps`` at most. For convex inner losses and tasks that can be solved.
         estimate_truncation: whether ``info.truncation_error`` is part of it, of forward and symmetric differences. It
             costs a support gradient a task (forward "loss": a query gradient too), and seven vectors.
+        offload: whether vectors that are not in use rest in the memory of the CPU, pinned where the parameters are on
+            CUDA: y_0, r and v, the branches that have ended or not begun, what the error estimate compares, and the sum
+            over tasks. Each branch then takes all of its steps alone, in the loop, and results are the same to the last
+            bit. With gradient descent two vectors of P numbers stay on the device beyond the model, a third with
+            "center" and with ``residual_correction``, a fourth with both and several branches, whatever the scheme, and
+            blocks of 4 MiB. A task moves (10 B + 6) P numbers, (6 B + 2) P with estimate_error=False, and P more with
+            "center"; 2 P go for the sum over several tasks. Other solvers hold their state, and compare more steps:
+            84 P with Nesterov and two branches. Not with vmap, compile, tol, rtol, estimate_truncation, or where
+            several branches' solver looks at all of them. Where parameters are on the CPU nothing changes.
 
     ``max_steps``, ``backend``, ``chunk_size``, ``compile`` and ``on_nonfinite`` are as for every estimator.
 
@@ -107,6 +115,7 @@ class FOBMAML(Branched):
     estimate_error: bool = True
     rtol: float | None = None
     estimate_truncation: bool = False
+    offload: bool = False
     _takes_shards: ClassVar[bool] = True
     step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}  # where each of the two has a meaning
 
@@ -114,7 +123,7 @@ class FOBMAML(Branched):
         super().__post_init__()
         step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
         checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, rtol=checks.optional(checks.positive))
-        checks.settle(self, estimate_error=checks.switch, estimate_truncation=checks.switch)
+        checks.settle(self, **dict.fromkeys(("estimate_error", "estimate_truncation", "offload"), checks.switch))
         if self.rtol is not None and (self.tol is not None or not self.estimate_error):
             raise InputError(f"rtol={self.rtol!r} needs steps=K, at most, and estimate_error=True")
         if self.nu is not None and self.eps is not None:
@@ -125,6 +134,16 @@ class FOBMAML(Branched):
                 raise InputError(f"{name}={value!r} is the step of perturb={perturb!r}, but perturb={self.perturb!r}")
         if self.estimate_truncation:
             check_known(self.scheme, self.estimate_error)
+        if self.offload:
+            check_offload(self)
+
+    def _choice(self) -> Choice:
+        chosen = super()._choice()
+        takes_loop = self.offload and chosen.backend == "auto" and not chosen.compile
+        return replace(chosen, backend="loop") if takes_loop else chosen
+
+    def _rest(self, device: torch.device) -> Rest:
+        return rest_on(device) if self.offload else super()._rest(device)
 
     @classmethod
     def without_meaning(cls, given: Mapping[str, Any]) -> set[str]:
@@ -154,17 +173,18 @@ class FOBMAML(Branched):
         watched, until = BASE_STEPS * self.estimate_error, Until.of(self.rtol, gradients, self._evaluations_at_once())
         stopping, enough = self._stopping(), until.base if until else None
         base = proximal_solve(gradients, self.solver, stopping, self.on_nonfinite, watched=watched, enough=enough)
-        adapted, measure = base.y if keep_adapted else None, self._chooses or self.tol is not None
+        measure = self._chooses or self.tol is not None
         at_base, query, shared = AtBase.of(gradients, base.y, measured=measure, trail=base.trail)
-        seen = of_base(base.trail, gradients, at_base.y0, at_base.lengths)
-        base, norm_residual, norm_v = replace(base, parts=()), at_base.norm_residual, at_base.norm_v
+        seen = of_base(base.trail, gradients, base.y, at_base.lengths)
+        base, at_base = replace(base, parts=()), at_base.resting(gradients.rest)
+        adapted, norm_residual, norm_v = at_base.y0 if keep_adapted else None, at_base.norm_residual, at_base.norm_v
         self._require_finite(gradients, norm_residual, norm_v)
-        branches, starts, first, tol = self._leave(at_base, gradients)
+        branches, starts, first, tol = leave(self, at_base, gradients)
         solver = gradients.for_parameters(self._solver_of_branches)
         problems = Problems(branches, gradients, solver, self.perturb == "loss", not self.residual_correction)
         bend = self._bend(at_base, problems)
         del at_base  # and with it y_0, r and v, but for what the branches' problems keep
-        ends = self._solved(bend or problems, starts, first, until or tol, base)
+        ends = solved(self, bend or problems, starts, first, until or tol, base)
         shared = shared + branches.per_nu(branches.shared_difference(gradients, ends.parts))
         grad = problems.derivative(ends.parts)
         per_nu = branches.per_nu(torch.ones_like(branches.nu)).flatten()
@@ -184,58 +204,17 @@ class FOBMAML(Branched):
             nu=branches.nu.flatten(),
             seen=of_difference(gradients.lam, length, seen, ends, per_nu, bent, early=(until or tol) is not None),
         )
-        ends = replace(ends, parts=())
-        return self._unless_astray(Estimate.of(adapted, grad, shared, query, info, base, ends), gradients)
-
-    def _leave(
-        self, at_base: AtBase, gradients: Gradients
-    ) -> tuple[Branches, list[Tensor], list[Tensor], Tensor | None]:
-        """Returns the branches' problems, starts, gradients there and tolerance; consumes ``at_base``.
-
-        They start in one part, or each in its own where that saves memory and changes nothing.
-        """
-        lam, corrected, norm_v, lengths = gradients.lam, self.residual_correction, at_base.norm_v, at_base.lengths
-        given, (nodes, weights) = {"nu": self.nu, "eps": self.eps}, self._nodes_and_weights
-        nu = nu_of(stencil(self.scheme), lam, norm_v, lengths, query_moves=self.perturb == "loss", **given)
-        branches = Branches.of(at_base, nodes, weights, nu, center=self.perturb == "center", corrected=corrected)
-        together = self.tol is not None or self.rtol is not None or not separates_branches(self._solver_of_branches)
-        apart, predict = gradients.one_branch_at_a_time and not together, self.start == "predictor"
-        parts = [slice(j, j + 1) for j in range(len(nodes))] if apart else [slice(0, len(nodes))]
-        starts, first = at_base.leave(branches.tilt, parts, lam=lam, corrected=corrected, predict=predict)
-        tol = None if self.tol is None or lengths is None else lengths.tolerance(self.tol, lam, nu * norm_v / lam)
-        return branches, starts, first, tol
-
-    def _solved(
-        self, of: Problems | Bend, starts: list[Tensor], first: list[Tensor], tol: Until | Tensor | None, base: Solution
-    ) -> Solution:
-        """The branches' solutions from ``starts``."""
-        problems, steps = of.solved if isinstance(of, Bend) else of, self._steps_of_branches
-        solver, branches = problems.solver, problems.branches
-        trail = of_last_steps(branches.weights, solver, steps) if self.estimate_error else None
-        return solve_parts(
-            of.gradient,
-            starts,
-            solver,
-            steps,
-            first=first,
-            fused=of.fused,
-            in_one=of.in_one,
-            tol=tol.branches(branches, trail) if isinstance(tol, Until) else tol,
-            trail=trail,
-            begin=resumed(solver, self.solver, base.step_sizes),
-            memory=problems.memory,
-            purpose=self._purpose_of_branches(problems.gradients),
-        )
+        adapted, ends = None if adapted is None else whole(adapted), replace(ends, parts=())
+        out = [Estimate.of(adapted, grad, shared, query, info, base, ends)]
+        del grad  # so that nobody has it where it is computed anew
+        return self._unless_astray(out.pop(), gradients)
 
     def _bend(self, at_base: AtBase, problems: Problems) -> Bend | None:
         """What the truncation is judged by, where it is asked for."""
         if not self.estimate_truncation:
             return None
-        branches = problems.branches
-        center, corrected, node = self.perturb == "center", self.residual_correction, FURTHER[self.scheme].node
-        further = Branches.of(at_base, (node,), (1.0,), branches.nu, center=center, corrected=corrected)
-        last = 0 if self.tol is not None or self.rtol is not None else self._steps_of_branches - 1
-        return Bend(problems, replace(problems, branches=further), self.scheme, at_base.v, last)
+        early = self.tol is not None or self.rtol is not None
+        return Bend.of(problems, at_base, self.scheme, 0 if early else self._steps_of_branches - 1)
 
     def _unless_astray(self, found: Estimate, gradients: Gradients) -> Estimate:
         """``found``, or by "center" for the tasks of which a branch at -nu has left what has a minimum."""
@@ -244,6 +223,8 @@ class FOBMAML(Branched):
         base, branch = found.solves
         astray = base.finite & ~(branch.finite & (found.info.gradient_ratio <= LARGEST_RATIO))
         if self._chooses and bool(astray.any()):
+            if bool(astray.all()):  # none of it stays
+                found = replace(found, grad=found.grad.new_zeros(1))
             found = found.where(~astray, replace(self, perturb="center")._estimate(gradients, keep_adapted=False))
         return replace(found, info=replace(found.info, astray=astray))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metaprox.estimators.stencil import Stencil
 from metaprox.vectors.norms import norm
+from metaprox.vectors.rest import Vector, add_to
 
 # eps at most LONGEST times the distance that the base moved, and nu ||v|| at most SHARE of ||grad fhat(y_0)|| for
 # "loss": by `metaprox reproduce defaults`.
@@ -35,11 +36,20 @@ class Lengths:
 
     @classmethod
     def of(
-        cls, y0: Tensor, displacement: Tensor, residual: Tensor, lam: float | Tensor, coarse: float = 0.0
+        cls,
+        y0: Tensor,
+        displacement: Tensor,
+        residual: Vector,
+        lam: float | Tensor,
+        coarse: float = 0.0,
+        length: Tensor | None = None,
     ) -> "Lengths":
-        """From y_0, y_0 - x and r [T, 1, P]; ``displacement`` is written on. coarse: u', or 0 where it is u."""
-        point, way, left = norm(y0), norm(displacement), norm(residual) / lam
-        pull = norm(displacement.mul_(-lam).add_(residual)) / lam
+        """Returns it from y_0, y_0 - x and r [T, 1, P]; ``displacement`` is written on.
+
+        coarse: u', or 0 where it is u. length: ||r||, where it is known.
+        """
+        point, way, left = norm(y0), norm(displacement), (norm(residual) if length is None else length) / lam
+        pull = norm(add_to(displacement.mul_(-lam), residual)) / lam
         moved = torch.maximum(way, torch.finfo(point.dtype).eps ** 0.5 * point)
         moved = torch.where(moved > 0, moved, left)  # x = y_0 = 0
         size = torch.maximum(point, moved)

@@ -28,6 +28,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.types import Params
 from metaprox.vectors.norms import norm
 from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.rest import Rest, Vector, whole
 from metaprox.vectors.shards import over
 
 
@@ -37,14 +38,16 @@ class Sums:
     Args:
         keep_adapted: whether y_i are kept.
         keep_tasks: whether each task's gradient is kept, T times the memory.
+        rest: where the sum is while the next tasks' gradients are computed.
     """
 
     def __init__(
-        self, reduce: Reduce, start: Start, weights: Tensor | None, *, keep_adapted: bool, keep_tasks: bool
+        self, reduce: Reduce, start: Start, weights: Tensor | None, rest: Rest, *, keep_adapted: bool, keep_tasks: bool
     ) -> None:
+        self.rest = rest
         self._reduce, self._start, self._weights = reduce, start, weights
         self._keep_adapted, self._keep_tasks = keep_adapted, keep_tasks
-        self._total: Tensor | None = None
+        self._total: Vector | None = None
         self._chunks: list[ChunkResult] = []
         self._adapted: list[Tensor] = []
         self._tasks: list[Tensor] = []
@@ -61,6 +64,7 @@ class Sums:
         batch: TaskBatch | None,
         weights: Any,
         *,
+        rest_on: Callable[[torch.device], Rest],
         keep_adapted: bool,
         keep_tasks: bool,
     ) -> "Sums":
@@ -73,7 +77,8 @@ class Sums:
             check_shards(reduce, parameters)
             place = Place.alone().shared(problem, params, batch, given)
             start = reduce.start(Start(count, place, parameters))
-        return cls(reduce, start, given, keep_adapted=keep_adapted, keep_tasks=keep_tasks)
+        rest = rest_on(parameters.device)
+        return cls(reduce, start, given, rest, keep_adapted=keep_adapted, keep_tasks=keep_tasks)
 
     @property
     def place(self) -> Place:
@@ -101,7 +106,10 @@ class Sums:
         if self._weights is not None:
             grad = grad * weights[:, None]
         some = grad[0] if size == 1 else grad.sum(0)
-        self._total = some if self._total is None else self._total.add_(some)
+        if self._total is not None or span[1] < self._start.count:
+            self._total = self.rest.plus(self._total, some, (1.0,))
+        else:
+            self._total = some
         self._of_tasks.append(weights)
         if self._keep_adapted:
             assert chunk.adapted is not None
@@ -111,7 +119,8 @@ class Sums:
     def result(self) -> MetaGradient:
         """The meta-gradient. Raises NonFiniteError where all tasks are skipped."""
         parameters, own = self._start.parameters, self._own_results()
-        grad = parameters.zeros() if self._total is None else self._total
+        grad = parameters.zeros() if self._total is None else whole(self._total)
+        self._total = None
         total = self._reduce.of_sum(Total(grad, *self._kept(own), own, self._start.place.seed))
         _check_gradients(total.grad, grad)
         tasks = total.tasks

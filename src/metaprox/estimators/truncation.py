@@ -1,16 +1,16 @@
 """How much of g is the truncation of the difference, by one further gradient a task: how the branches' bend."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from metaprox.errors import InputError
-from metaprox.estimators.branches import Problems
+from metaprox.estimators.branches import AtBase, Branches, Problems
 from metaprox.estimators.stencil import Scheme
-from metaprox.inner.trail import add_weighted
 from metaprox.losses.backend import Run, Step
 from metaprox.vectors.norms import inner, norm
+from metaprox.vectors.rest import add_weighted, whole
 
 OF_LOSS, OF_CENTER = 1.0, 3.0  # c of c theta^2; fixed before `metaprox reproduce calibration`
 
@@ -57,6 +57,14 @@ class Bend:
         self._coefficients = (solved.branches.weights, self.rule.point[own:], self.rule.bend[own:])
         self._sums: list[Tensor | None] = [None] * 4
 
+    @classmethod
+    def of(cls, solved: Problems, at_base: AtBase, scheme: Scheme, since: int) -> "Bend":
+        """From what is known at y_0."""
+        own, node = solved.branches, FURTHER[scheme].node
+        center, corrected = not solved.query_moves, not solved.noisy
+        further = Branches.of(at_base, (node,), (1.0,), own.nu, center=center, corrected=corrected)
+        return cls(solved, replace(solved, branches=further), scheme, whole(at_base.v), since)
+
     def gradient(self, y: Tensor, step: int, where: slice) -> Tensor:
         """That of the solve, watched."""
         grad = self.solved.gradient(y, step, where)
@@ -94,7 +102,7 @@ class Bend:
         way, point, first, bend = (total for total in self._sums if total is not None)
         y0, nu, lam = self.solved.branches.y0, self.solved.branches.nu, self.solved.gradients.lam
         if y0 is not None:
-            way, point = way - y0, point.add(y0, alpha=self.rule.point[0])
+            way, point = way - whole(y0), point.add(whole(y0), alpha=self.rule.point[0])
         bend.add_(self.further.gradient(point, self.step, slice(0, 1)), alpha=self.rule.weight)
         length = norm(way).flatten()
         curvature = (inner(first.addcmul_(nu, self.v, value=-1), way, length) / length).abs().clamp(min=lam)

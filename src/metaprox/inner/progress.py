@@ -12,6 +12,7 @@ from metaprox.inner.failures import Purpose, failure_of
 from metaprox.inner.trail import Trail
 from metaprox.losses.memory import Memory
 from metaprox.solvers.protocol import InnerSolver, relative_step, step_size_of
+from metaprox.vectors.rest import Vector, whole
 
 Enough = Callable[[Tensor, Tensor], Tensor]  # (y [T, B, P], gradient norms [T, B]) -> who needs no more steps [T]
 
@@ -20,14 +21,14 @@ Enough = Callable[[Tensor, Tensor], Tensor]  # (y [T, B, P], gradient norms [T, 
 class Solution:
     """Where a solve ended.
 
-    parts: the points, branch after branch, each [T, b, P]. steps: [T].
+    parts: the points, branch after branch, each [T, b, P], which may be away. steps: [T].
     trail: what was seen of the last gradients, where it was asked for.
     step_sizes: ||y_(k+1) - y_k|| / ||grad_k|| of the first branch [T, K], NaN after a task's last step.
     converged: whether the tolerance ended the task's solve [T]; True where none was asked for.
     finite: whether all gradients of the task were [T]; failure: of the first for which one was not.
     """
 
-    parts: tuple[Tensor, ...]
+    parts: tuple[Vector, ...]
     trail: Trail | None
     steps: Tensor
     step_sizes: Tensor
@@ -38,7 +39,7 @@ class Solution:
     @property
     def y(self) -> Tensor:
         """The points [T, B, P]; a new tensor where the parts are several."""
-        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, 1)
+        return whole(self.parts[0]) if len(self.parts) == 1 else torch.cat([whole(part) for part in self.parts], 1)
 
 
 class Progress:
@@ -79,11 +80,11 @@ class Progress:
         if where.start == 0:
             self.norms.append(norms[None])
         else:
-            self.norms[-1] = torch.cat([self.norms[-1], norms[None]], 2)
+            self.norms[step] = torch.cat([self.norms[step], norms[None]], 2)
         self._watching = self._watches(step)
         if self._watching and self.trail is not None:
             assert grad is not None
-            self.trail.evaluated(grad, norms, where)
+            self.trail.evaluated(step, grad, norms, where)
         if self.freezes:
             self.finite = self.finite & norms.isfinite().all(1)
             self.active = self.active & self.finite
@@ -121,13 +122,13 @@ class Progress:
         if self.freezes and new is not y:
             new = torch.where(self.active[:, None, None], new, y)
         if self._watching and self.trail is not None and (self.trail.closed or step + 1 < self.max_steps):
-            self.trail.moved(new, y, where, self.active if self.freezes else None)
+            self.trail.moved(step, new, y, where, self.active if self.freezes else None)
         if where.start == 0:
             size = self._size(state, new, y, norms)
             self.step_sizes.append((torch.where(self.active, size, torch.nan) if self.freezes else size)[:, None])
         return new
 
-    def solution(self, parts: tuple[Tensor, ...]) -> Solution:
+    def solution(self, parts: tuple[Vector, ...]) -> Solution:
         """Raises NonFiniteError where a gradient was not finite, if it is to be raised."""
         failure = None
         if self.memory is not None:

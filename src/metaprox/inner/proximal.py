@@ -42,7 +42,7 @@ def proximal_solve(
         NonFiniteError: a task diverges, unless ``on_nonfinite`` says otherwise.
     """
     solver = gradients.for_parameters(solver)
-    trail = Trail((1.0,), relative_step(solver), watched, closed=True) if watched else None
+    trail = Trail((1.0,), relative_step(solver), watched, closed=True, rest=gradients.rest) if watched else None
     tol = None if stopping.tol is None else gradients.per_task(stopping.tol)
     start, memory = gradients.start_at_x(), gradients.memory(solver)
     if memory is None:

@@ -1,7 +1,7 @@
 """THE loop: T tasks x B coupled branches, one step at a time. It owns stopping, finite checks and step records."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from metaprox.inner.failures import Purpose
 from metaprox.inner.leap import InOne, leap
 from metaprox.inner.progress import Enough, Progress, Solution
 from metaprox.inner.trail import Trail
+from metaprox.inner.turns import Turns
 from metaprox.losses.backend import Step
 from metaprox.losses.memory import Memory
 from metaprox.solvers.protocol import InnerSolver, take_step
@@ -66,7 +67,7 @@ def solve(
 
 def solve_parts(
     gradient: GradientAt,
-    parts: list[Tensor],
+    parts: list[Tensor] | Turns,
     solver: InnerSolver,
     max_steps: int,
     *,
@@ -88,6 +89,9 @@ def solve_parts(
     Args:
         gradient: called once a step and part, which is all the solve costs.
         parts: where to start, [T, b, P] each. The list is emptied, so that no start lives longer than its first step.
+            Or branches that take turns, each with all of its steps. To the last bit it comes to the same: noise is that
+            of the step, and ``trail`` adds up what it is shown of a step in the order of the branches; only where a
+            task diverges, and is not to move on, its other branches may have taken other steps.
         solver: it gets the gradients of a part, [T, b, P].
         max_steps: how many are taken; with ``tol``, at most.
         first: the gradients there, where they are known. This list is emptied too.
@@ -103,17 +107,22 @@ def solve_parts(
         purpose: what this is, for the error message, and what happens where a gradient is not finite.
 
     Returns:
-        Where the parts ended, [T, b, P] each, and what was seen on the way.
+        Where the parts ended, [T, b, P] each, or away, and what was seen on the way.
 
     Raises:
         NonFiniteError: a gradient has a non-finite norm. Without ``tol`` it is looked for once, at the end, so
             that an accelerator never waits for the host; the step named is the first bad one all the same.
     """
-    assert tol is None or len(parts) == 1
-    progress, known = Progress(parts[0], solver, max_steps, trail, tol, purpose, memory), first or []
-    current, branches, states = parts[:], _slices(parts), [(begin or solver.init)(y) for y in parts]
-    parts.clear()
-    for step, (index, where) in itertools.product(range(max_steps), enumerate(branches)):
+    init, known, current, states = begin or solver.init, first or [], list[Any](), list[Any]()
+    if isinstance(parts, Turns):
+        progress = Progress(parts.like, solver, max_steps, trail, tol, purpose, memory)
+        visits = parts.visits(current, states, known, max_steps, init, memory)
+    else:
+        assert tol is None or len(parts) == 1
+        progress = Progress(parts[0], solver, max_steps, trail, tol, purpose, memory)
+        current, visits, states = parts[:], _interleaved(parts, max_steps), [init(y) for y in parts]
+        parts.clear()
+    for step, index, where in visits:
         if step < progress.beyond or (not known and leap(progress, in_one, current, states, step)):
             continue
         y = current[index]
@@ -134,10 +143,11 @@ def solve_parts(
     return progress.solution(tuple(current))
 
 
-def _slices(parts: list[Tensor]) -> list[slice]:
-    """Which branches each part holds."""
+def _interleaved(parts: list[Tensor], max_steps: int) -> Iterator[tuple[int, int, slice]]:
+    """A step of each part before the next step: step, the part's number, and which branches it holds."""
     ends = list(itertools.accumulate(part.shape[1] for part in parts))
-    return [slice(end - part.shape[1], end) for part, end in zip(parts, ends, strict=True)]
+    branches = [slice(end - part.shape[1], end) for part, end in zip(parts, ends, strict=True)]
+    return ((step, index, where) for step in range(max_steps) for index, where in enumerate(branches))
 
 
 def _evaluated(y: Tensor, gradient: Tensor, *, unseen: bool) -> Step:

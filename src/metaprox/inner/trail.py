@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metaprox.losses.backend import Run, Steps
 from metaprox.vectors.norms import inner, norm
+from metaprox.vectors.rest import HERE, Away, Rest, Vector
 
 
 class Trail:
@@ -23,10 +24,18 @@ class Trail:
         relative_step: h, where the solver says it.
         evaluations: the last so many are looked at: one more than steps, or as many where ``ended`` tells of one more.
         closed: whether ``ended`` will be told of the gradient after the last step.
+        rest: where those vectors are until they are looked at. Branches may then come one after another, each with all
+            of its steps, and there are two vectors of each step that is looked at.
     """
 
     def __init__(
-        self, weights: Sequence[float], relative_step: float | None, evaluations: int, *, closed: bool
+        self,
+        weights: Sequence[float],
+        relative_step: float | None,
+        evaluations: int,
+        *,
+        closed: bool,
+        rest: Rest = HERE,
     ) -> None:
         self.weights = tuple(weights)
         self.relative_step = relative_step
@@ -36,9 +45,10 @@ class Trail:
         self.before: Tensor | None = None  # and one step before; None where there was none
         self._steps = evaluations - (not closed)
         self._curvatures: list[Tensor] = []  # along the latest steps [T]; NaN where a task has taken none
-        self._grad: Tensor | None = None  # G_k [T, 1, P]
-        self._step: Tensor | None = None  # S_k, of the branches that have taken theirs
-        self._way: Tensor | None = None  # S_(k-1), or G_(k-1)
+        self._rest = rest
+        self._grads: dict[int, Vector] = {}  # G_k [T, 1, P] by k, of the branches that were evaluated there
+        self._moves: dict[int, Vector] = {}  # S_k, of the branches that have taken theirs
+        self._way: Vector | None = None  # S_(k-1), or G_(k-1)
         self._length: Tensor | None = None  # its norm [T]
         self._slope: Tensor | None = None  # <S_(k-1), G_(k-1)> / ||S_(k-1)|| [T]
         self._end: Tensor | None = None  # the curvature along the last step, where it is known [T]
@@ -54,30 +64,30 @@ class Trail:
     @property
     def keeps_gradients(self) -> bool:
         """Whether it holds the gradients that it is shown, and no sum of them."""
-        return self.weights == (1.0,)
+        return self.weights == (1.0,) and not self._rest.moves
 
-    def evaluated(self, grad: Tensor, norms: Tensor, where: slice) -> None:
+    def evaluated(self, step: int, grad: Tensor, norms: Tensor, where: slice) -> None:
         """The gradients [T, b, P] of some of the branches, and their norms [T, b]; those of all make G_k."""
-        self._grad = _add_weighted(None if where.start == 0 else self._grad, grad, self.weights[where])
+        total = self._grads[step] = self._rest.plus(self._grads.pop(step, None), grad, self.weights[where])
         if where.stop == len(self.weights):
-            self._look(self._grad, (norms if self.weights == (1.0,) else norm(self._grad)).flatten())
+            self._look(total, (norms if self.weights == (1.0,) else norm(total)).flatten())
 
-    def moved(self, new: Tensor, y: Tensor, where: slice, went: Tensor | None) -> None:
+    def moved(self, step: int, new: Tensor, y: Tensor, where: slice, went: Tensor | None) -> None:
         """The step of some of the branches from y to ``new`` [T, b, P], which only tasks take that ``went`` [T]."""
         if self.relative_step is None:
-            self._step = _add_weighted(None if where.start == 0 else self._step, new - y, self.weights[where])
+            self._moves[step] = self._rest.plus(self._moves.pop(step, None), new - y, self.weights[where])
         if where.stop == len(self.weights):
-            assert self._grad is not None
-            self._way, self._went = self._grad if self._step is None else self._step, went
-            if self._step is None:
+            grad, move = self._grads.pop(step), self._moves.pop(step, None)
+            self._way, self._went = grad if move is None else move, went
+            if move is None:
                 self._length = self.last
             else:
-                self._length = norm(self._way).flatten()
-                self._slope = inner(self._grad, self._way, self._length)
-            self._grad = self._step = None
+                self._length = norm(move).flatten()
+                self._slope = inner(grad, move, self._length)
 
     def told(self, run: Run) -> Run:
         """``run`` with the branches' weights, and what is known of the step before."""
+        assert not isinstance(self._way, Away)
         return replace(run, weights=self.weights, way=self._way, length=self._length, slope=self._slope)
 
     def took(self, steps: Steps, went: Tensor | None) -> None:
@@ -101,9 +111,11 @@ class Trail:
 
     def let_go(self) -> None:
         """Of the vectors; numbers stay."""
-        self._grad = self._step = self._way = None
+        self._grads.clear()
+        self._moves.clear()
+        self._way = None
 
-    def _look(self, grad: Tensor, length: Tensor) -> None:
+    def _look(self, grad: Vector, length: Tensor) -> None:
         """G_k and its norm [T], after the step that led there, if there was one."""
         if self._way is None or self._length is None:
             self._turned(length, None)
@@ -133,19 +145,3 @@ class Trail:
             old = [*self._curvatures, unknown][: self._steps]  # who stops takes no step again
             new = [*self._curvatures, curvature][-self._steps :]
             self._curvatures = [torch.where(self._went, *pair) for pair in zip(new, old, strict=True)]
-
-
-def _add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]) -> Tensor:
-    """``total`` + sum_j weights_j vectors_j [T, 1, P]; the vector itself where there is one, of weight 1."""
-    if total is None and len(weights) == 1 and weights[0] == 1:
-        return vectors
-    return add_weighted(total, vectors, weights)
-
-
-def add_weighted(total: Tensor | None, vectors: Tensor, weights: Sequence[float]) -> Tensor:
-    """``total`` + sum_j weights_j vectors_j [T, 1, P] for vectors [T, b, P], in place where there is a total."""
-    for j, weight in enumerate(weights):
-        vector = vectors if len(weights) == 1 else vectors[:, j : j + 1]
-        total = vector * weight if total is None else total.add_(vector, alpha=weight)
-    assert total is not None
-    return total

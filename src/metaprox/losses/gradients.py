@@ -22,6 +22,7 @@ from metaprox.problem import ProximalProblem
 from metaprox.solvers.protocol import InnerSolver, check_takes_shards, for_parameters, keeps_gradients, relative_step
 from metaprox.types import Metrics
 from metaprox.vectors.parameters import Parameters
+from metaprox.vectors.rest import HERE, Rest
 from metaprox.vectors.terms import LinearTerm, ProximalTerm
 
 # First noise id of the gradients of a base solve, and of everything from its end on; the second is the step.
@@ -34,7 +35,7 @@ class Gradients:
 
     This is where branches are coupled: equal ``step`` and ``noise`` mean equal random numbers in the loss, at whatever
     points. ``start`` and ``stop`` are the tasks' positions among all tasks, of which the batch begins at ``first``.
-    ``look``: what was seen of the losses.
+    ``look``: what was seen of the losses. ``rest``: where vectors are while nobody uses them.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class Gradients:
         tasks: tuple[int, int],
         look: Look,
         first: int = 0,
+        rest: Rest = HERE,
     ) -> None:
         self.start, self.stop = first + tasks[0], first + tasks[1]
         self.lam, self.counts = problem.lam, Counts()
-        self.backend, self.noise = backend, noise
+        self.backend, self.noise, self.parameters, self.rest = backend, noise, parameters, rest
         self.data = backend.data(batch, *tasks)
-        self.parameters = parameters
         self.writes, self.draws, self.coarse = look.writes, look.draws, look.coarse
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")

@@ -107,6 +107,11 @@ class Memory:
         self._points.clear()
         self._lent = None
 
+    def let_go(self) -> None:
+        """Of all memory: what comes next begins with its own."""
+        self.end()
+        self._spare = None
+
     def left(self) -> Tensor | None:
         """The spare vector, for the caller."""
         spare, self._spare = self._spare, None

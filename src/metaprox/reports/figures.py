@@ -16,7 +16,7 @@ from metaprox.reports import style
 from metaprox.reports.view import RunView
 from metaprox.tasks.pictures import AFTER as VALIDATION
 from metaprox.tasks.pictures import GIVEN as TRAIN
-from metaprox.training import RunFolder, Trainer
+from metaprox.training import Trainer, weights
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def draw(run: RunView, trainer: Trainer | None) -> list[Drawn]:
         note = " ".join(f"{PANELS[name][1]}: {PANELS[name][2]}." for name in known)
         found.append(Drawn("inner_solves.png", "Health of the inner solves", _inner_solves(run.steps, known), note))
     if run.finished and trainer is not None and trainer.picture is not None:
-        figure = _adaptation(run.folder, trainer)
+        figure = _adaptation(run, trainer)
         found.append(Drawn("adaptation.png", trainer.picture.title, figure, PICTURE))
     return found
 
@@ -115,7 +115,7 @@ def _inner_solves(steps: Sequence[dict[str, Any]], known: Sequence[str]) -> Figu
     return figure
 
 
-def _adaptation(folder: RunFolder, trainer: Trainer) -> Figure:
+def _adaptation(run: RunView, trainer: Trainer) -> Figure:
     """The first test task, adapted to from the initial and from the meta-learned weights."""
     assert trainer.picture is not None
     first = trainer.batch("test", [0])
@@ -123,8 +123,10 @@ def _adaptation(folder: RunFolder, trainer: Trainer) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, title in ((left, "From random weights"), (right, "From meta-learned weights")):
-        if axes is right:
-            trainer.load_weights(folder)
+        if axes is right and run.weights is not None:  # which were looked at
+            weights.load_into(trainer.model, run.weights, run.folder.weights)
+        elif axes is right:
+            trainer.load_weights(run.folder)
         before, after = _predictors(trainer, task)
         trainer.picture.draw(axes, task, before, after)
         axes.label_outer()

@@ -35,7 +35,7 @@ def write_report(folder: RunFolder, trainer: Trainer | None = None, out: str | P
     """
     if not isinstance(folder, RunFolder):
         raise InputError(f"folder must be a training.RunFolder, got {checks.shown(folder)}: RunFolder.open(path)")
-    run = RunView.of(folder)
+    run = RunView.of(folder, with_weights=trainer is None)
     if out is not None or not run.finished:  # which another process may be at work on
         page = _page(run, *_drawn(run, trainer))
         return folder.write_text("report.html", page) if out is None else write_page(checks.path("out", out), page)

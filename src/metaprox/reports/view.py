@@ -3,11 +3,13 @@
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
+
+from torch import Tensor
 
 from metaprox.comparison import gradient_evaluations
 from metaprox.errors import RunFolderError
@@ -32,15 +34,16 @@ class RunView:
     configuration: Mapping[str, Any]
     records: Sequence[Record]
     starts: Sequence[Record]
+    weights: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, folder: RunFolder, name: str = "") -> "RunView":
-        """Read it. Raises RunFolderError where a file is damaged; names it."""
+    def of(cls, folder: RunFolder, name: str = "", *, with_weights: bool = False) -> "RunView":
+        """Read it, with its weights if asked. Raises RunFolderError where a file is damaged; names it."""
         ended = folder.weights.exists()
         one = cls(folder, name, configuration_of(folder), folder.read_metrics(), starts.read(folder.starts))
         with damaged(folder.path / "config.json", "the configuration of a run"):
             one._check_configuration()
-        whole.check(folder)
+        weights = whole.check(folder)
         if not one.records and (ended or folder.test_values.exists()):
             raise RunFolderError(f"{folder.metrics} is missing or empty: there is nothing to report")
         if ended and not one._log_ends:
@@ -49,7 +52,7 @@ class RunView:
             one._check_log()
         if one.finished and one.metric not in folder.read_test_values():
             raise RunFolderError(f"{folder.test_values} is damaged: it has no {one.metric}")
-        return one
+        return replace(one, weights=weights) if with_weights else one
 
     def _check_configuration(self) -> None:
         """Raise what ``damaged`` takes where something is missing that pages show."""

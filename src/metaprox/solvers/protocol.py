@@ -28,7 +28,7 @@ class InnerSolver(Protocol):
     What else a solver may say of itself, as an attribute or a property of its class:
 
     - ``separate_branches = True``: it steps each branch without a look at the others. The loop backend then gives it
-      one branch at a time, in the memory of one.
+      one branch at a time, in the memory of one; ``offload=True`` needs it.
     - ``relative_step = h``: all its steps are -h times the gradient, so that nobody needs to measure them, and in the
       loop, and with ``compile=True``, they are taken without a call of ``step``: in place, in a graph.
     - ``keeps_gradients = False``: after a step it holds neither the gradient nor a view of it, whose memory the loop

@@ -13,7 +13,7 @@ LONG = 1000  # Meta-steps.
 def worth_compiling(run: Composition) -> bool:
     """For long runs of first-order methods on small networks, where there is a compiler."""
     one = run.estimator
-    plain = one.backend != "loop" and not run.inner_batch and not one._differentiates_twice
+    plain = one._choice().backend != "loop" and not run.inner_batch and not one._differentiates_twice
     return run.family.compiles and plain and run.pace.meta_steps >= LONG and has_compiler(run.device)
 
 

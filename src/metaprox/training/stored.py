@@ -114,10 +114,13 @@ def different(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def completed(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration with the defaults of what a run had no numbers of when it was written."""
-    if not isinstance(values.get("run"), Mapping):
-        return values
-    return {**values, "run": asdict(Pace()) | dict(values["run"])}
+    """A configuration with the defaults of what a run had no numbers of, or no switch for, when it was written."""
+    found = dict(values)
+    if isinstance(values.get("run"), Mapping):
+        found["run"] = asdict(Pace()) | dict(values["run"])
+    if isinstance(method := values.get("method"), Mapping) and "estimate_truncation" in method:
+        found["method"] = {**method, "offload": method.get("offload", False)}
+    return found
 
 
 def refuse_another(place: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any], remedy: str) -> None:

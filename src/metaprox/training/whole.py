@@ -2,6 +2,8 @@
 
 import warnings
 
+from torch import Tensor
+
 from metaprox.errors import DamagedFileError, RunFolderError
 from metaprox.storage import checksums
 from metaprox.storage.files import damaged
@@ -10,9 +12,10 @@ from metaprox.training.folder import RunFolder
 from metaprox.training.loop import finished_weights
 
 
-def check(folder: RunFolder) -> None:
-    """Look at every file of a run of which there is a checksum: those that checksums.json names, weights, and the log.
+def check(folder: RunFolder) -> dict[str, Tensor] | None:
+    """Returns the weights of a run that has finished, after a look at every file of it of which there is a checksum.
 
+    These are those that checksums.json names, weights, and the log.
     Of a run that has not finished the log is looked at up to the newest checkpoint, and a checkpoint that is damaged
     is warned of by name, since the run goes on from the one before. Reads all that it looks at.
 
@@ -22,8 +25,7 @@ def check(folder: RunFolder) -> None:
     """
     checksums.check_all(folder.path)
     if folder.weights.exists():
-        finished_weights(folder, folder.configuration())
-        return
+        return finished_weights(folder, folder.configuration())
     for path in folder.checkpoints():
         try:
             _, meta = weights.load(path, weights.CHECKPOINT)
@@ -35,4 +37,5 @@ def check(folder: RunFolder) -> None:
             with damaged(path, "a checkpoint of a run"):
                 known = {"size": int(meta["metrics_size"]), "sha256": meta.get("metrics_sha256")}
             log.check(folder.metrics, known)
-            return
+            break
+    return None

@@ -10,28 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.vectors.rest import Vector, whole
 from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, is_sharded, part_here, total
 
 BLOCK = 2**18  # numbers that are converted at a time, so that no second vector of P numbers is ever there
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
 
 
-def norm(vectors: Tensor) -> Tensor:
+def norm(vectors: Vector) -> Tensor:
     """|| . || over the last dimension, which stays: [..., P] -> [..., 1]. NaN or inf where an entry is."""
     shards = current()
     if shards is None:
         return norm_here(vectors)
-    own = norm_here(vectors) if vectors.shape[-1] else vectors.new_zeros(*vectors.shape[:-1], 1)
+    if vectors.shape[-1]:
+        own = norm_here(vectors)
+    else:
+        own = torch.zeros(*vectors.shape[:-1], 1, dtype=vectors.dtype, device=vectors.device)
     return norm_here(torch.cat(shards.gathered(own), -1))
 
 
-def norm_here(vectors: Tensor) -> Tensor:
+def norm_here(vectors: Vector) -> Tensor:
     """The same of the numbers that this rank has."""
     if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
-        if vectors.numel() <= BLOCK:
+        if isinstance(vectors, Tensor) and vectors.numel() <= BLOCK:
             return _in_double(vectors).to(torch.float32)
         return _joined([_in_double(part) for part in _blocks(vectors)]).to(torch.float32)
-    most = largest(vectors)
+    most = _largest(vectors)
     scale = torch.where((most > 0) & (most < torch.inf), most, 1.0)
     parts = [_plain(part / scale) for part in _blocks(vectors)]
     return scale * _joined(parts)
@@ -50,7 +54,7 @@ def mark(vectors: Tensor) -> Tensor:
     return largest(vectors)  # a sum may overflow
 
 
-def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
+def inner(vectors: Vector, directions: Vector, lengths: Tensor) -> Tensor:
     """Returns <vectors, directions> / lengths [T] of [T, 1, P], with the directions' ``lengths``; NaN where that is 0.
 
     Divided before it is summed, so that it is a number wherever the vectors' own norms are.
@@ -58,14 +62,14 @@ def inner(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
     return total(inner_here(vectors, directions, lengths))
 
 
-def inner_here(vectors: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
+def inner_here(vectors: Vector, directions: Vector, lengths: Tensor) -> Tensor:
     """The same of the numbers that this rank has."""
     scale = lengths.reshape(-1, 1, 1)
-    if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE and torch.compiler.is_dynamo_compiling():
-        products = directions.double() * vectors.double()  # which a graph makes no vector of
+    if torch.compiler.is_dynamo_compiling() and vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
+        products = whole(directions).double() * whole(vectors).double()  # which a graph makes no vector of
         return (products.sum((1, 2)) / lengths).to(torch.float32)
     if vectors.numel() <= BLOCK:
-        return ((directions / scale) * vectors).sum((1, 2))
+        return ((whole(directions) / scale) * whole(vectors)).sum((1, 2))
     pieces = zip(_blocks(directions), _blocks(vectors), strict=True)
     return torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0)
 
@@ -147,10 +151,17 @@ def _in_double(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
 
 
+def _largest(vectors: Vector) -> Tensor:
+    """``largest``, block by block of what is away."""
+    if isinstance(vectors, Tensor):
+        return largest(vectors)
+    return torch.cat([largest(part) for part in _blocks(vectors)], -1).amax(-1, keepdim=True)
+
+
 def _joined(lengths: Sequence[Tensor]) -> Tensor:
     """Of a vector, from those of its parts."""
     return lengths[0] if len(lengths) == 1 else _plain(torch.cat(list(lengths), -1))
 
 
-def _blocks(vectors: Tensor) -> Sequence[Tensor]:
+def _blocks(vectors: Vector) -> Iterable[Tensor]:
     return vectors.split(max(1, BLOCK * vectors.shape[-1] // max(1, vectors.numel())), -1)
