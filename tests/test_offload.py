@@ -108,25 +108,25 @@ def both(meta, problem, tasks, **settings):
 
 SGD = partial(torch.optim.SGD, lr=LR, momentum=0.5)
 CASES = {
-    "symmetric": mp.FOBMAML(GD, 4),
-    "forward": mp.FOBMAML(GD, 4, scheme="forward"),
-    "forward, of one branch": mp.FOBMAML(GD, 4, scheme="forward", residual_correction=True),
+    "symmetric": mp.FOBMAML(GD, 4, perturb="loss"),
+    "forward": mp.FOBMAML(GD, 4, perturb="loss", scheme="forward"),
+    "forward, of one branch": mp.FOBMAML(GD, 4, perturb="loss", scheme="forward", residual_correction=True),
     "center, of one branch": mp.FOBMAML(GD, 4, scheme="forward", perturb="center", residual_correction=True),
     "center": mp.FOBMAML(GD, 4, perturb="center", branch_steps=2),
     "center, corrected": mp.FOBMAML(GD, 4, perturb="center", residual_correction=True),
-    "corrected": mp.FOBMAML(GD, 4, residual_correction=True),
+    "corrected": mp.FOBMAML(GD, 4, perturb="loss", residual_correction=True),
     "central4": mp.FOBMAML(GD, 3, scheme="central4", perturb="center"),
-    "central6": mp.FOBMAML(GD, 3, scheme="central6"),
+    "central6": mp.FOBMAML(GD, 3, perturb="loss", scheme="central6"),
     "predictor": mp.FOBMAML(GD, 4, start="predictor", perturb="center"),
     "predictor, without a step": mp.FOBMAML(GD, 4, start="predictor", branch_steps=0),
     "nu": mp.FOBMAML(GD, 4, nu=0.1),
     "eps": mp.FOBMAML(GD, 4, perturb="center", eps=0.1, scheme="central4"),
-    "no estimate": mp.FOBMAML(GD, 4, estimate_error=False),
+    "no estimate": mp.FOBMAML(GD, 4, perturb="loss", estimate_error=False),
     "one step": mp.FOBMAML(GD, 1),
     "skip": mp.FOBMAML(GD, 4, on_nonfinite="skip"),
     "nesterov": mp.FOBMAML(mp.Nesterov(LR), 7),
     "adam": mp.FOBMAML(GD, 4, branch_solver=mp.Adam(0.01), branch_steps=8),
-    "anderson": mp.FOBMAML(GD, 4, branch_solver=mp.Anderson(LR)),
+    "anderson": mp.FOBMAML(GD, 4, perturb="loss", branch_solver=mp.Anderson(LR)),
     "optimizer": mp.FOBMAML(mp.TorchOptimizer(SGD), 4),
     "adaptive base": mp.FOBMAML(mp.AdaptiveGradientDescent(), 4, branch_solver=GD),
     "adaptive, of one branch": mp.FOBMAML(mp.AdaptiveGradientDescent(), 5, scheme="forward", residual_correction=True),
@@ -178,7 +178,7 @@ def steep(scale, **settings):
     problem = mp.ProximalProblem(inner, outer, lam=0.2)
     far = torch.tensor([[1.0], [10.0], [3.0]])
     tasks = mp.Task(torch.randn(3, 4, generator=rng), far * torch.randn(3, 4, generator=rng))
-    settings = {"solver": mp.GradientDescent(0.5), "steps": 20, "backend": "loop"} | settings
+    settings = {"solver": mp.GradientDescent(0.5), "steps": 20, "perturb": "loss", "backend": "loop"} | settings
     return mp.FOBMAML(**settings), problem, {"w": torch.zeros(4)}, tasks
 
 
@@ -263,7 +263,7 @@ def test_the_sum_over_tasks_rests_too(elsewhere):
     moved = []
     for count in (1, 3):
         elsewhere.came = elsewhere.went = 0
-        mp.FOBMAML(GD, 3, offload=True).backward(problem, data(count))
+        mp.FOBMAML(GD, 3, perturb="loss", offload=True).backward(problem, data(count))
         moved.append((elsewhere.went, elsewhere.came))
     size = sum(p.numel() for p in problem.live_parameters().values())
     assert moved[0] == (10 * size, 16 * size)
