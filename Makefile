@@ -85,7 +85,7 @@ mnist1d: $(READY)  ## the run behind docs/evidence/few-shot.md, as demo but kept
 
 banking77: $(READY)  ## the run on BANKING77 behind the figures of docs/text.md; METAPROX_DATA holds the data: results/banking77
 	rm -rf results/banking77
-	$(BIN)/metaprox train banking77 --perturb center --scheme forward --residual-correction \
+	$(BIN)/metaprox train banking77 --solver gd --perturb center --eps 0.1 --scheme forward --residual-correction \
 	  --eval-every 25 --eval-tasks 40 --test-tasks 150 --checkpoint-every 5 --out results/banking77
 
 omniglot: $(READY)  ## the run on Omniglot behind the figures of docs/data.md, minutes; METAPROX_DATA holds the data: results/omniglot
@@ -97,7 +97,7 @@ banking77-tuning: $(READY)  ## the outer step of each method on BANKING77, half 
 	rm -rf results/banking77-tuning
 	$(BIN)/python benchmarks/banking77_tuning.py --out results/banking77-tuning
 
-BANKING77 := --budget gradients --seeds 0 1 2 --eval-every 60 --eval-split validation \
+BANKING77 := --solver gd --budget gradients --seeds 0 1 2 --eval-every 60 --eval-split validation \
   --checkpoint-every 5
 CHOSEN := results/banking77-tuning
 
@@ -171,6 +171,9 @@ bench-suggest: $(READY)  ## short training with what mp.suggest says, beside the
 examples: $(READY)  ## every page of examples at full size, five minutes: results/examples
 	mkdir -p results/examples
 	for page in examples/*.py; do $(BIN)/python $$page > results/examples/$$(basename $$page .py).txt || exit 1; done
+
+bench-fixed-steps: $(READY)  ## training on fixed inner steps and on steps that are found, centre and loss, ten minutes: results/fixed-steps
+	$(BIN)/python benchmarks/fixed_steps.py --out results/fixed-steps
 
 five-cases: $(READY)  ## the blocks of docs/five_cases.md, with accuracies and seconds, a minute: results/five-cases
 	$(BIN)/python benchmarks/five_cases.py --out results/five-cases

@@ -43,7 +43,7 @@ def methods(case: str) -> dict[str, dict[str, Any]]:
 
 def search(case: str, remember: Remember) -> list[dict[str, Any]]:
     """A row for each method and length: meta-steps and validation accuracy."""
-    shared = Settings("banking77", meta_steps=META_STEPS[case], eval_tasks=TASKS[case])
+    shared = Settings("banking77", solver="gd", meta_steps=META_STEPS[case], eval_tasks=TASKS[case])
     plan = Plan.of(shared, methods(case), (SEED,), "gradients")
     plan = plan.with_equal_gradients(measure(plan.contenders, SEED, rounds=1))
     rows = []

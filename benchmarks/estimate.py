@@ -1,6 +1,6 @@
 """What the error of a meta-gradient costs: time with ``estimate_error=True``, by that without.
 
-FO-B-MAML as it is by default (symmetric, perturb="loss", as many branch steps as base steps), on the workloads of
+FO-B-MAML as it is by default (symmetric, perturb="center", as many branch steps as base steps), on the workloads of
 workloads.py in the loop, vmapped, and vmapped and compiled, by gradient descent and, compiled, by the steps that
 ``AdaptiveGradientDescent`` finds. Both are called in turn, the one first that was second before, and a ratio is of
 two neighbours; of all of them the median, with its 95 % interval by ranks, and the quartiles. Short calls are repeated

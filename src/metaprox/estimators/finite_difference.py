@@ -41,7 +41,8 @@ class FOBMAML(Branched):
     The base solve goes from x to y_0; then all branches start at y_0 together and share steps, step sizes and
     noise, so that what they have in common cancels in the difference. In the loop no step makes a vector of P numbers:
     beyond activations there are the branches and one more, two more at the last step for the error estimate, v with
-    "center", y_0 with a single branch, a parameter's gradient, and x up to a megabyte; ``offload`` leaves two of them.
+    "center", y_0 with a single branch, a parameter's gradient, and x up to a megabyte; ``offload`` leaves three
+    of them, two with "loss".
     Vmap takes P numbers and an evaluation for each task and branch. Of exact solves the error of forward differences is
     O(nu), else see ``scheme``.
 

@@ -17,7 +17,7 @@ those compared; while the best is at an edge of what was tried, the next step be
 the MLP of MNIST-1D two seeds choose, 10 and 11: by one alone the default's two best steps were half a point apart, and
 five on other seeds. Judged on 400 unseen tasks after K inner steps, as in training; a run that diverged counts with its
 initial weights. A run is lost where its query loss ends above 3, which is what a network that answers 0 whatever it is
-given comes to, or its accuracy below 25 %, where guessing has 20 %. Takes two hours on one core (quick: a minute or two).
+given comes to, or its accuracy below 25 %, where guessing has 20 %. Takes two hours on one core (quick: two minutes).
 """
 
 import math

@@ -76,7 +76,8 @@ class Text(Labelled):
     defaults: ClassVar[dict[str, Any]] = {
         "meta_batch": 4,
         "meta_steps": 100,
-        "inner_lr": 0.3,
+        "solver": "adaptive",  # the head's curvature grows as the encoder learns, beyond what a fixed step takes
+        "inner_lr": 0.3,  # of other solvers
         "lam": 0.5,
         "lr": 0.1,
     }
