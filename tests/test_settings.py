@@ -115,8 +115,8 @@ def test_what_a_file_does_not_hold_is_refused_before_it_trains():
 
 
 def test_settings_of_version_1_are_read():
-    """Of runs that are kept here, and of one with everything that had a place whether it had a meaning or not."""
-    kept = json.loads((RESULTS / "mnist1d" / "config.json").read_text())
+    """Of a run that is kept here, and of one with everything that had a place whether it had a meaning or not."""
+    kept = json.loads((RESULTS / "default-variants" / "symmetric, loss" / "seed_0" / "config.json").read_text())
     flat = {
         "tasks": "mnist1d", "ways": 5, "shots": 5, "queries": 15, "train_shots": None, "data": None, "encoder": None,
         "adapt": None, "hidden": [128, 128], "seed": 3, "method": "maml", "lam": 0.1, "solver": "adam0",
@@ -131,8 +131,9 @@ def test_settings_of_version_1_are_read():
     assert found.estimator == mp.MAML(mp.Adam(0.1, (0.0, 0.999)), 10, compile=True)
     assert (found.family, found.lam, found.pace.seed) == (MNIST1D(seed=3), 0.1, 3)
     assert found.optimizer == OPTIMIZERS.of("adam")(0.4)
-    if "version" not in kept:
-        assert Settings.of_version_1(kept).composition() == Settings("mnist1d", compile="on").composition()
+    assert "version" not in kept
+    given = {"nu": 0.1, "compile": "on", "eval_every": 250, "eval_split": "test"}
+    assert Settings.of_version_1(kept).composition() == Settings("mnist1d", **given).composition()
     with pytest.raises(mp.InputError, match="unknown colour"):
         Settings.of_version_1(flat | {"colour": "red"})
 
