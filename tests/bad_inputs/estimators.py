@@ -70,7 +70,16 @@ def _branches() -> list[Row]:
     found += taken(mp.FOBMAML, "nu", values.NUMBERS, **settings)
     found += taken(mp.FOBMAML, "eps", values.NUMBERS, perturb="center", **settings)
     found += [
-        Row("FOBMAML(eps, loss)", lambda: mp.FOBMAML(**settings, eps=0.1), "eps=0.1 is the step of perturb='center'"),
+        Row(
+            "FOBMAML(nu, eps)",
+            lambda: mp.FOBMAML(**settings, nu=0.1, eps=0.1),
+            "give nu=0.1, .* or eps=0.1, .* not both",
+        ),
+        Row(
+            "FOBMAML(eps, loss)",
+            lambda: mp.FOBMAML(**settings, perturb="loss", eps=0.1),
+            "eps=0.1 is the step of perturb='center'",
+        ),
         Row("FOBMAML(nu, center)", lambda: mp.FOBMAML(**settings, perturb="center", nu=0.1), "nu=0.1 is the step of"),
     ]
     found += refused(mp.FOBMAML, "scheme", [*values.NO_CHOICES, "forward ", 2], **settings)
@@ -78,8 +87,8 @@ def _branches() -> list[Row]:
         found += refused(mp.FOBMAML, name, values.NO_SWITCHES, **settings)
         found += taken(mp.FOBMAML, name, values.SWITCHES, **settings)
     for method in (mp.FOBMAML, mp.Tangent):
-        for name in ("perturb", "start"):
-            found += refused(method, name, values.NO_CHOICES, **settings)
+        found += refused(method, "perturb", without_none(values.NO_CHOICES), **settings)
+        found += refused(method, "start", values.NO_CHOICES, **settings)
         found += refused(method, "residual_correction", values.NO_SWITCHES, **settings)
         found += taken(method, "residual_correction", values.SWITCHES, **settings)
         found += refused(method, "branch_solver", without_none(values.NO_SOLVERS), **settings)

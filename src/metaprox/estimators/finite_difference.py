@@ -121,10 +121,10 @@ class FOBMAML(Branched):
     step_of: ClassVar[dict[str, str]] = {"nu": "loss", "eps": "center"}  # where each of the two has a meaning
 
     def __post_init__(self) -> None:
+        checks.settle(self, **dict.fromkeys(("estimate_error", "estimate_truncation", "offload"), checks.switch))
         super().__post_init__()
         step = checks.optional(partial(checks.positive, why="it is the step of a finite difference"))
         checks.settle(self, scheme=checks.one_of(*STENCILS), nu=step, eps=step, rtol=checks.optional(checks.positive))
-        checks.settle(self, **dict.fromkeys(("estimate_error", "estimate_truncation", "offload"), checks.switch))
         if self.rtol is not None and (self.tol is not None or not self.estimate_error):
             raise InputError(f"rtol={self.rtol!r} needs steps=K, at most, and estimate_error=True")
         if self.nu is not None and self.eps is not None:
