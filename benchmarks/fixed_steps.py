@@ -89,8 +89,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         one = Estimate.of([OfSeed(value, None, 0) for value in ends]) if len(ends) > 1 else None
         lost = len(row["by_seed"]) - len(ends)
         lost += sum(value > USELESS for value in ends) if row["problem"] == "sinusoid" else 0
-        scale, unit = (1, "") if row["problem"] == "sinusoid" else (100, " %")
-        shown = "" if one is None else f"{scale * one.mean:.3g} ± {scale * (one.over_seeds or 0):.2g}{unit}"
+        scale, digits, unit = (1, 3, "") if row["problem"] == "sinusoid" else (100, 1, " %")
+        shown = (
+            "" if one is None else f"{scale * one.mean:.{digits}f} ± {scale * (one.over_seeds or 0):.{digits}f}{unit}"
+        )
         step = "found" if row["step"] is None else f"{row['step']:g}"
         lines.append([row["problem"], step, row["method"], shown, f"{lost} of {len(row['by_seed'])}"])
     header = [

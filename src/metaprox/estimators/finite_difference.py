@@ -60,7 +60,8 @@ class FOBMAML(Branched):
         scheme: "forward", "symmetric", "central4", "central6", of order 1, 2, 4, 6 in nu. With "loss", nodes below 0
             need lam + min eig(Hess fhat) > |n_j| nu max eig(Hess f).
         perturb: where nu enters, the query loss or the centre of the proximal term. "center" needs the query gradient
-            once a task, "loss" at every step. Default: "loss" where nu is given, else "center".
+            once a task, "loss" at every step, and on fixed steps next to the edge of stability trains more safely.
+            Default: "loss" where nu is given, else "center".
         nu: weight of the query loss at a node of 1, for perturb="loss".
         eps: distance that the proximal centre moves at a node of 1, nu = lam eps / ||v||, for perturb="center".
         branch_solver: solver of the branches (default: ``solver``). ``mp.ConjugateGradient`` needs the fewest steps.
