@@ -42,7 +42,7 @@ def data(width, tasks):
 
 
 def estimator(**settings):
-    return mp.FOBMAML(mp.GradientDescent(lr=0.01), steps=K, backend="loop", **settings)
+    return mp.FOBMAML(mp.GradientDescent(lr=0.01), steps=K, **{"perturb": "loss", "backend": "loop"} | settings)
 
 
 def counted(act):

@@ -46,7 +46,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
     def once(backend: Any, what: str, size: int) -> float:
         steps, count = (size, FIXED_TASKS) if what == "K" else (FIXED_STEPS, size)
-        meta = mp.FOBMAML(mp.GradientDescent(load.lr), steps, backend=backend)
+        meta = mp.FOBMAML(mp.GradientDescent(load.lr), steps, perturb="loss", backend=backend)
         return processor_seconds(lambda: meta(problem, problem.live_parameters(), batches[count]))
 
     times: dict[tuple[str, str, int], list[float]] = {point: [] for point in points()}
