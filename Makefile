@@ -147,7 +147,7 @@ bench-backends-by-loss: $(READY)  ## the same about the limit, of many queries, 
 	  "MLP 40-160-160-5" "MLP 40-320-320-5" "MLP 40-480-480-5" "conv, 16 channels" "conv, 64 channels" \
 	  "conv, 64 channels, batch norm"
 
-bench-processes: $(READY)  ## throughput of two processes against one, on two idle cores, two minutes: results/processes
+bench-processes: $(READY)  ## throughput of two processes against one, on two idle cores, four minutes: results/processes
 	$(BIN)/python benchmarks/processes.py --out results/processes
 
 bench-cost-model: $(READY)  ## bytes moved and numbers held on several processes, times of 1, 2 and 4, on idle cores, two minutes: results/cost-model

@@ -14,7 +14,7 @@ from metaprox import comparison, experiments, reports, training
 RESULTS = Path(__file__).parent.parent / "results"
 SMALL = training.Settings(
     "sinusoid", hidden=(6,), meta_steps=30, meta_batch=2, eval_every=10, eval_tasks=3, test_tasks=6, steps=2,
-    compile="off",
+    nu=0.05, compile="off",
 )  # fmt: skip
 PAGES = ("run", "unfinished", "side by side", "comparison", "experiments")
 WIDTHS = (390, 1280)

@@ -203,7 +203,7 @@ def test_help_shows_what_the_family_and_the_method_have_and_nothing_else(family,
     groups = {}
     for method in METHODS.names():
         with pytest.raises(SystemExit):
-            main(["train", family, "--method", method, "--help-all"])
+            main(["train", family, "--solver", "gd", "--method", method, "--help-all"])
         lines = capsys.readouterr().out.splitlines()
         title = ""
         for line in lines:

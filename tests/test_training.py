@@ -96,7 +96,7 @@ def test_configuration_on_disk_is_resolved_and_reads_back(tmp_path):
     folder = training.train(SMALL, tmp_path / "run")
     written = json.loads((folder.path / "config.json").read_text())
     assert written["method"]["solver"]["lr"] == 0.01
-    assert written["method"]["nu"] == 0.05
+    assert (written["method"]["perturb"], written["method"]["nu"]) == ("center", None)
     assert written["optimizer"]["lr"] == 0.1
     assert training.composition_of(folder) == SMALL.composition()
 
@@ -129,7 +129,7 @@ def test_divergence_names_meta_step_task_and_inner_step_and_keeps_the_checkpoint
 
 def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_path):
     """The first meta-steps of a run with a long inner step."""
-    config = training.Settings("sinusoid", inner_lr=0.05, meta_steps=12, test_tasks=5, eval_tasks=5)
+    config = training.Settings("sinusoid", inner_lr=0.05, nu=0.05, meta_steps=12, test_tasks=5, eval_tasks=5)
     with pytest.raises(
         mp.NonFiniteError, match=r"task \d+.* at step \d+ of 10 with GradientDescent\(lr=0.05\)"
     ) as caught:
@@ -141,7 +141,7 @@ def test_sinusoid_dies_with_a_fixed_step_and_lives_with_the_adaptive_one(tmp_pat
 
 def test_training_goes_on_over_tasks_that_diverge_where_it_is_told_to(tmp_path):
     """The run above: in meta-step 4 a task diverges, and the step is that of a batch without it."""
-    config = training.Settings("sinusoid", inner_lr=0.05, meta_steps=5, test_tasks=5, eval_tasks=5)
+    config = training.Settings("sinusoid", inner_lr=0.05, nu=0.05, meta_steps=5, test_tasks=5, eval_tasks=5)
     folder = training.train(config.but(on_nonfinite="skip"), tmp_path / "run")
     steps = [row for row in records(folder) if row["kind"] == "step"]
     plain = config.composition().trainer()
@@ -193,12 +193,13 @@ def test_runs_from_before_a_setting_was_there_have_its_default(tmp_path):
 def test_runs_of_version_1_read_and_go_on(tmp_path):
     """Every setting of every part had a place in them, which was null or a default where it had no meaning."""
     version_1 = json.loads((Path(__file__).parent / "config_of_version_1.json").read_text())
-    straight = training.train(SMALL, tmp_path / "straight")
+    small = SMALL.but(nu=0.05)
+    straight = training.train(small, tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
-        training.train(SMALL, tmp_path / "stopped", interrupt_at(4))
+        training.train(small, tmp_path / "stopped", interrupt_at(4))
     (tmp_path / "stopped" / "config.json").write_text(json.dumps(version_1))
     (tmp_path / "stopped" / "checksums.json").unlink()
-    assert training.composition_of(training.RunFolder.open(tmp_path / "stopped")) == SMALL.composition()
+    assert training.composition_of(training.RunFolder.open(tmp_path / "stopped")) == small.composition()
     resumed = training.resume(tmp_path / "stopped")
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
     assert records(resumed) == records(straight)
@@ -206,7 +207,7 @@ def test_runs_of_version_1_read_and_go_on(tmp_path):
     (tmp_path / "stopped" / "checksums.json").unlink()
     del version_1["on_nonfinite"]  # of a run from before there was such a setting
     (tmp_path / "stopped" / "config.json").write_text(json.dumps(version_1))
-    assert training.composition_of(resumed) == SMALL.composition()
+    assert training.composition_of(resumed) == small.composition()
 
 
 def test_too_stiff_a_lam_is_refused_before_the_folder_is_made(tmp_path):
@@ -261,7 +262,7 @@ def test_a_run_is_the_same_whatever_torch_is_set_to(tmp_path, enter):
         ({"lam": 0.0}, "lam must be a finite number > 0"),
         ({"lam": -1.0}, "lam must be a finite number >= 0"),
         ({"nu": 0.0}, "nu must be a finite number > 0"),
-        ({"eps": 0.1}, "eps=0.1 is the step of perturb='center'"),
+        ({"eps": 0.1, "perturb": "loss"}, "eps=0.1 is the step of perturb='center'"),
         ({"inner_lr": 0.0}, "inner_lr must be a finite number > 0"),
         ({"device": "gpu9"}, "device 'gpu9' can't be used here"),
     ],
