@@ -3,8 +3,8 @@
     python benchmarks/processes.py --out results/processes
 
 In each round two processes of a gloo group take the same meta-steps, half of the tasks each, then the same without
-a word to each other, and then all tasks in rank 0 alone (rank 1 waits). The ratio of the times of a round is the speed-up, and
-that of halves which exchange nothing is what the machine allows; the table has medians and ranges.
+a word to each other, and then all tasks in rank 0 alone (rank 1 waits). The ratio of the times of a round is the
+speed-up, and that of halves which exchange nothing is what the machine allows; the table has medians and ranges.
 """
 
 import argparse
