@@ -5,11 +5,12 @@ accelerate, and yes, no (no reduce=) or wrapped (in DistributedDataParallel)
 """
 
 import json
+import os
 import sys
 import warnings
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 import metaprox as mp
 from metaprox.models import mean_squared_error, mlp
@@ -22,8 +23,8 @@ def made(reduced):
     return model, problem, mp.FOBMAML(mp.GradientDescent(lr=0.05), steps=5, reduce=reduce)
 
 
-def batches():
-    return DataLoader(range(12), batch_size=2, collate_fn=Sinusoid().batch)
+def batches(**order):
+    return DataLoader(range(12), batch_size=2, collate_fn=Sinusoid().batch, **order)
 
 
 def by_lightning(how):
@@ -47,8 +48,10 @@ def by_lightning(how):
     module = MetaLearner()
     names = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     quiet = dict.fromkeys(names, False)
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", devices=2, strategy="ddp", **quiet)
-    trainer.fit(module, batches())
+    several = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}  # Lightning's own one shuffles
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", **several, **quiet)
+    rank = int(os.environ["RANK"])
+    trainer.fit(module, batches(sampler=DistributedSampler(range(12), num_replicas=2, rank=rank, shuffle=False)))
     return module.model, trainer.global_rank
 
 
