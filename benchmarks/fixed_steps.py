@@ -12,9 +12,9 @@ Writes results.json and table.md. Ten minutes of one core.
 import argparse
 import contextlib
 import json
+import math
 import tempfile
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import metaprox as mp
 from measures import provenance
 from metaprox import training
 from metaprox.comparison.statistics import Estimate, OfSeed
-from metaprox.experiments.budgets_settings import TRAININGS
+from metaprox.experiments.budgets_settings import TRAININGS, meta_train
 from metaprox.reports import style
 
 SEEDS, META_STEPS, UNSEEN, USELESS = range(5), 300, 200, 3.0
@@ -38,23 +38,10 @@ TEXTS: dict[str, dict[str, Any]] = {
 
 def sinusoid(step: float | None, perturb: Any, seed: int) -> float | None:
     """The query loss that training ends with; None where a solve diverges."""
-    load = TRAININGS["sinusoid"]
-    family = replace(load.family, seed=seed)
-    problem = mp.ProximalProblem.from_module(load.model(seed), load.loss, load.lam)
     solver = mp.AdaptiveGradientDescent() if step is None else mp.GradientDescent(step)
     meta = mp.FOBMAML(solver, 10, perturb=perturb, compile=True)
-    optimizer = mp.optim.NormalizedSGD(list(problem.live_parameters().values()), lr=0.1)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, META_STEPS)
-    try:
-        for k in range(META_STEPS):
-            optimizer.zero_grad()
-            meta.backward(problem, family.batch(range(load.meta_batch * k, load.meta_batch * (k + 1))))
-            optimizer.step()
-            schedule.step()
-        unseen = family.of_split("test").batch
-        return float(mp.evaluate(problem, unseen, range(UNSEEN), solver, 10).loss.mean)
-    except mp.NonFiniteError:
-        return None
+    ran = meta_train(TRAININGS["sinusoid"], meta, seed, META_STEPS, 0.1, "test", UNSEEN)
+    return None if ran["died"] or not math.isfinite(ran["result"]["mean"]) else float(ran["result"]["mean"])
 
 
 def texts(solver: str, how: dict[str, Any], seed: int) -> float:

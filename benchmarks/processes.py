@@ -61,14 +61,20 @@ def rank_of(rank, rounds, folder):
         Path(folder, "results.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
+def _speed_up(ratios):
+    """Median and range, in words."""
+    found = sorted(ratios)
+    return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
+
+
 def table(found):
     """In Markdown."""
     rows = ["| case | one process, ms | two, ms | speed-up | two that exchange nothing |", "|---|---|---|---|---|"]
     for name, rounds in found.items():
         one, two, _ = (statistics.median(column) * 1e3 for column in zip(*rounds, strict=True))
-        ups = [[whole / halves for whole, *others in rounds for halves in others[k : k + 1]] for k in range(2)]
-        shown = [f"{statistics.median(up):.2f} ({min(up):.2f} to {max(up):.2f})" for up in ups]
-        rows.append(f"| {name} | {one:.0f} | {two:.0f} | {' | '.join(shown)} |")
+        cells = [_speed_up(whole / halves for whole, halves, _ in rounds)]
+        cells += [_speed_up(whole / apart for whole, _, apart in rounds)]
+        rows.append(f"| {name} | {one:.0f} | {two:.0f} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

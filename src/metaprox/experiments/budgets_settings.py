@@ -146,11 +146,18 @@ def evaluations(name: str, variant: str) -> int:
 
 
 def train(name: str, variant: str, seed: int, meta_steps: int, lr: float, split: Split) -> dict[str, Any]:
-    """Meta-train, and adapt to unseen tasks as in training. What diverges is left as it is at the initial weights."""
+    """``meta_train`` of a variant on a problem, judged on as many tasks as the split has."""
     training = TRAININGS[name]
+    count = TEST_TASKS if split == "test" else VALIDATION_TASKS
+    return meta_train(training, VARIANTS[variant].estimator(training), seed, meta_steps, lr, split, count)
+
+
+def meta_train(
+    training: Training, meta: mp.Estimator, seed: int, meta_steps: int, lr: float, split: Split, count: int
+) -> dict[str, Any]:
+    """Meta-train, and adapt to unseen tasks as in training. What diverges is left as it is at the initial weights."""
     family = replace(training.family, seed=seed)
     problem = mp.ProximalProblem.from_module(training.model(seed), training.loss, training.lam)
-    meta = VARIANTS[variant].estimator(training)
     parameters = list(problem.live_parameters().values())
     start = [p.detach().clone() for p in parameters]
     optimizer = mp.optim.NormalizedSGD(parameters, lr=lr)
@@ -167,7 +174,6 @@ def train(name: str, variant: str, seed: int, meta_steps: int, lr: float, split:
             break
         optimizer.step()
         schedule.step()
-    count = TEST_TASKS if split == "test" else VALIDATION_TASKS
     return {"lr": lr, "died": died, "result": _judged(training, problem, meta, family.of_split(split), count)}
 
 
