@@ -169,6 +169,35 @@ def test_branches_of_a_solver_are_in_the_graph_of_their_base_where_its_state_sta
         assert (len(runs) == 1) == (type(solver) is not mp.Anderson)
 
 
+@pytest.mark.parametrize(
+    ("solver", "branches"),
+    [
+        (mp.AdaptiveGradientDescent(), None),
+        (mp.AdaptiveGradientDescent(), mp.AdaptiveGradientDescent()),
+        (mp.AdaptiveGradientDescent(0.2), mp.AdaptiveGradientDescent(0.1)),
+        (mp.AdaptiveGradientDescent(0.1), mp.ConjugateGradient(0.1)),
+        (mp.ConjugateGradient(0.05), mp.GradientDescent(0.05)),
+    ],
+)
+@pytest.mark.parametrize("perturb", ["loss", "center"])
+def test_a_base_by_a_solver_is_in_one_graph_with_its_branches_which_go_on_with_its_steps(
+    solver, branches, perturb, runs
+):
+    """As they do where each is solved alone: with the last step of an equal solver, and else with a first one."""
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    problem, tasks = sinusoids(model)
+    tasks = mp.Task(*(tuple(leaf.double() for leaf in part) for part in tasks))
+    step = {"nu": 0.02} if perturb == "loss" else {"eps": 0.05}
+    for steps, count, size in ((1, 1, 6), (1, 5, 6), (2, 2, 5), (9, 4, 6)):
+        both = pair(mp.FOBMAML, steps, solver, branch_solver=branches, branch_steps=count, perturb=perturb, **step)
+        ours, theirs = (called(one, problem, some(tasks, size)) for one in both)
+        assert_equal_records(ours, theirs)
+        assert ours.info.counts == theirs.info.counts
+        assert ours.info.base_step_sizes.shape == (size, steps)
+    assert runs == 4 * ["branched"]
+    assert graphs() == 1
+
+
 @pytest.mark.parametrize("steps", [traced.MOST_STEPS - 1, traced.MOST_STEPS, 2 * traced.MOST_STEPS + 3])
 def test_more_steps_than_a_graph_has_room_for_are_taken_in_several_goes(steps, runs):
     problem, tasks = sinusoids(mlp([1, 8, 1]))

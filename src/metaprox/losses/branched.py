@@ -12,7 +12,7 @@ from metaprox.losses.noise import CPU
 from metaprox.losses.traced import MOST_STEPS
 from metaprox.losses.traced_branched import Method
 from metaprox.losses.vmap import constant, rows_of, zero
-from metaprox.solvers.protocol import InnerSolver, promised
+from metaprox.solvers.protocol import InnerSolver, promised, resumes
 from metaprox.types import Metrics
 
 
@@ -58,13 +58,10 @@ def take(gradients: Gradients, plan: Plan) -> Taken | None:
     """Returns all of ``plan``, taken in one graph. None where there is none, or where not all of it is finite.
 
     There is none where losses draw random numbers, or compute more coarsely than in their parameters' dtype, parameters
-    do not adapt, tasks have some of their own, steps of the base are no multiples of the gradient, or there are more
-    than a graph has room to record.
+    do not adapt, tasks have some of their own, a solver is to be called in autocast, or there are more steps than a
+    graph has room to record.
     """
-    size, stepped = plan.size, plan.size_of_branches
-    if size is None or not _in_one(gradients, plan) or (stepped is None and _needs_more(plan)):
-        return None
-    found = _run(gradients, plan, size, stepped)
+    found = _run(gradients, plan) if _in_one(gradients, plan) else None
     if found is None:
         return None
     y, grad, (value, metrics), known, sizes, finite = found
@@ -75,45 +72,46 @@ def take(gradients: Gradients, plan: Plan) -> Taken | None:
     gradients.counts.query_gradients += tasks
     if not bool(finite):
         return None
-    base_sizes = y.new_full((tasks, plan.steps), size)
-    branch_sizes = y.new_full((tasks, count), stepped) if sizes is None else sizes[:count].T
-    return Taken(y, grad, value, metrics, known, base_sizes, branch_sizes)
+    told = zip((plan.steps, count), (plan.size, plan.size_of_branches), sizes, strict=True)
+    of_base, of_branches = (
+        one[:steps].T if size is None else y.new_full((tasks, steps), size) for steps, size, one in told
+    )
+    return Taken(y, grad, value, metrics, known, of_base, of_branches)
 
 
 def _in_one(gradients: Gradients, plan: Plan) -> bool:
     own = gradients.parameters
     fits = plan.steps < MOST_STEPS and 0 < plan.steps_of_branches <= MOST_STEPS
     plain = not (gradients.draws or gradients.coarse or gradients.shares)
-    return gradients.backend.compile and fits and plain and own.pieces[0].dim() == 1
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    callable_there = not autocast or None not in (plan.size, plan.size_of_branches)
+    return gradients.backend.compile and fits and plain and callable_there and own.pieces[0].dim() == 1
 
 
-def _needs_more(plan: Plan) -> bool:
-    """Whether the branches' solver wants to know what the base's has done, or is not to be called in autocast."""
-    resumes = promised(plan.branches, "resume") is not None and type(plan.branches) is type(plan.base)
-    return resumes or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+def _rule(solver: InnerSolver, size: float | None) -> tuple[InnerSolver, bool] | None:
+    """As the graph gets it."""
+    return (solver, promised(solver, "step_size") is not None) if size is None else None
 
 
-def _run(gradients: Gradients, plan: Plan, size: float, stepped: float | None) -> Any:
+def _run(gradients: Gradients, plan: Plan) -> Any:
     loss, other = gradients.adapted_inner, gradients.adapted_outer
     assert isinstance(loss, AdaptedLoss)
     assert isinstance(other, AdaptedLoss)
     x, tasks, steps = gradients.parameters.x, gradients.stop - gradients.start, plan.steps_of_branches
-    kind: Any = (plan.method, None)
-    solver: Any = None
-    if stepped is None:
-        solver = (plan.branches, promised(plan.branches, "step_size") is not None)
-        kind = (plan.method, type(plan.branches))
+    rules = _rule(plan.base, plan.size), _rule(plan.branches, plan.size_of_branches)
+    kind = (plan.method, *(None if rule is None else type(rule[0]) for rule in rules))
     fixed = (
         loss.w,
         x,
-        constant(x.dtype, x.device, gradients.lam, size),
-        constant(x.dtype, x.device, gradients.lam, stepped or 0.0, plan.given),
+        constant(x.dtype, x.device, gradients.lam, plan.size or 0.0),
+        constant(x.dtype, x.device, gradients.lam, plan.size_of_branches or 0.0, plan.given),
         constant(torch.int64, CPU, plan.steps + 1, steps),
         zero(),
         constant(torch.int64, x.device, plan.steps + 1, plan.steps, False, steps, steps, False).view(2, 3),
         constant(x.dtype, x.device, *plan.weights),
         plan.method,
-        solver,
+        rules,
+        resumes(plan.branches, plan.base),
     )
     everyone = torch.ones(tasks, dtype=torch.bool, device=x.device)
     with gradients.evaluation(""), gradients.seed(0)(0):
@@ -125,4 +123,4 @@ def _run(gradients: Gradients, plan: Plan, size: float, stepped: float | None) -
         return found
     y, grad, of_query, known, sizes, finite = found
     y, grad, of_query, known = rows_of((y, grad, of_query, known), tasks)
-    return y, grad, of_query, known, None if sizes is None else sizes[:, :tasks], finite
+    return y, grad, of_query, known, tuple(None if one is None else one[:, :tasks] for one in sizes), finite

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.compiling import only_compiled
+from metaprox.losses.compiling import NotCompiledError, only_compiled
 from metaprox.losses.traced import (
     by_gradient,
     by_solver,
@@ -19,6 +19,7 @@ from metaprox.losses.traced import (
     step_of,
     sum_of_gradients,
 )
+from metaprox.solvers.state import alike, taken_apart
 from metaprox.vectors.parameters import Structure
 
 # Shapes: T tasks, B branches, P parameters that adapt, W that do not.
@@ -70,11 +71,11 @@ def branched(structure: Structure) -> Callable[..., Any]:
 
     It gets losses, w, x; numbers: lam and the size of the base's steps [2]; lam, the size of the branches' and what is
     given [3]; limits [2], start and plans [2, 3] as of a solve, of the base, whose last evaluation is at its end, and
-    of the branches; weights a_j [B]; method; solver: None, for branches' steps -size g, or a solver, and whether it
-    tells the size of its steps; active [T], all; data of both losses.
+    of the branches; weights a_j [B]; method; rules of both: None, for steps -size g, or a solver, and whether it tells
+    the size of its steps; whether branches go on with those of the base; active [T], all; data of both losses.
 
     It gives y_0 and the gradient [T, 1, P], f and its metrics there [T, 1], what is known of each task, sizes of the
-    branches' steps [MOST_STEPS, T] by a solver, and whether all is finite.
+    base's and the branches' steps [MOST_STEPS, T] by a solver, and whether all is finite.
     """
 
     def branched(
@@ -88,32 +89,75 @@ def branched(structure: Structure) -> Callable[..., Any]:
         plans: Tensor,
         weights: Tensor,
         method: Method,
-        solver: Any,
+        rules: tuple[Any, Any],
+        resumes: bool,
         active: Tensor,
         data: Any,
     ) -> tuple[Any, ...]:
         only_compiled()
         alone, (plan, plan_of_branches) = torch.ones_like(numbers[:1]), plans.unbind()
         y = x.expand(len(active), 1, -1).clone()
+        for rule in rules:
+            _check_state(rule, y)
         shift = torch.zeros_like(y)  # so that the loop of branches may have the same kernels
         at = sum_of_gradients(losses, structure, w, x, numbers, shift, (), data[0])
-        memory = (torch.zeros_like(y), torch.ones_like(y[:, 0, 0]))
-        records = empty_records(y, 1)
-        first = (start, y, active, *records, *memory)
-        _, y0, active, *kept = looped(at, by_gradient(numbers), limits[0], plan, alone, len(records), first)
-        base = Solved(y0, plan[1], kept[3], kept[0], kept[1], kept[2], None)
+        if rules[0] is None:
+            base = _along_gradients(at, y, numbers, limits[0], start, plan, alone, active)
+        else:
+            base = _solved(at, Leaving(y, None, None, None), numbers, limits[0], start, plan, alone, rules[0], active)
+        y0 = base.y
         v, (value, metrics) = evaluated(losses[1], structure, w, y0, data[1])
         leaving, known = method.leave(x, base, v, numbers[0], further[2])
         queried = () if leaving.tilt is None else (leaving.tilt,)
         at = sum_of_gradients(losses, structure, w, x, further, leaving.linear, queried, data if queried else data[0])
-        branches = _solved(at, leaving, further, limits[1], start, plan_of_branches, weights, solver, active)
+        taken = _those_taken(base) if resumes else None
+        end = (further, limits[1], start, plan_of_branches, weights, rules[1], active, taken)
+        branches = _solved(at, leaving, *end)
         grad, found = method.end(known, branches, numbers[0])
         finite = _finite(base.norms, plan) & _finite(branches.norms, plan_of_branches) & value.isfinite().all()
         for one in (v, grad):
             finite = finite & one.isfinite().all()
-        return y0, grad, (value, metrics), found, branches.sizes, finite
+        return y0, grad, (value, metrics), found, (base.sizes, branches.sizes), finite
 
     return branched
+
+
+def _along_gradients(
+    gradient_at: Callable[[Tensor], Tensor],
+    y: Tensor,
+    numbers: Tensor,
+    limit: Tensor,
+    start: Tensor,
+    plan: Tensor,
+    weights: Tensor,
+    active: Tensor,
+) -> Solved:
+    """Returns a solve from y [T, 1, P] by steps -size g, all of them in the loop."""
+    memory = (torch.zeros_like(y), torch.ones_like(y[:, 0, 0]))
+    records = empty_records(y, 1)
+    first = (start, y, active, *records, *memory)
+    _, y, _, *kept = looped(gradient_at, by_gradient(numbers), limit, plan, weights, len(records), first)
+    return Solved(y, plan[1], kept[3], kept[0], kept[1], kept[2], None)
+
+
+def _check_state(rule: Any, y: Tensor) -> None:
+    """Raise NotCompiledError, before losses are traced, unless the solver's state is built as it was after a step."""
+    if rule is None:
+        return
+    settings, _ = rule
+    new, state = settings.step(y, y, settings.init(y))
+    parts = taken_apart(state)
+    _, state = settings.step(y, new, state)
+    further = taken_apart(state)
+    if parts is None or further is None or not alike(parts[0], further[0]):
+        raise NotCompiledError
+
+
+def _those_taken(base: Solved) -> Tensor:
+    """The sizes of its steps [T, MOST_STEPS], NaN after the last."""
+    assert base.sizes is not None
+    taken = torch.arange(len(base.sizes), device=base.sizes.device) < base.steps
+    return torch.where(taken[:, None], base.sizes, torch.nan).T
 
 
 def _solved(
@@ -124,27 +168,29 @@ def _solved(
     start: Tensor,
     plan: Tensor,
     weights: Tensor,
-    solver: Any,
+    rule: Any,
     active: Tensor,
+    taken: Tensor | None = None,
 ) -> Solved:
     """Returns the branches, solved, with the first step before the loop: by a known gradient or an evaluation more.
 
-    So that a solver's state is built as it lasts when the loop begins.
+    So that a solver's state is built as it lasts when the loop begins. ``taken``: steps [T, n] that it goes on with.
     """
-    y, records = leaving.y, empty_records(leaving.y, 1 if solver is None else 2)
+    y, records = leaving.y, empty_records(leaving.y, 1 if rule is None else 2)
     now = start.to(y.device)
     seen, active = look(now, y, gradient_at(y) if leaving.first is None else leaving.first, active, plan, weights)
     zero, one = torch.zeros_like(seen.total), torch.ones_like(seen.length)
-    if solver is None:
+    if rule is None:
         advance = by_gradient(numbers)
         new, found, memory = advance(seen, ())
     else:
-        settings, sized = solver
-        new, found, (form, memory) = step_of(settings, sized, weights, seen, (zero, one, 0 * one), settings.init(y))
+        settings, sized = rule
+        state = settings.init(y) if taken is None else settings.resume(y, taken)
+        new, found, (form, memory) = step_of(settings, sized, weights, seen, (zero, one, 0 * one), state)
         advance = by_solver(weights, settings, form, sized)
     first = (start + 1, new, active, *noted(now, seen, found, tuple(records)), *memory)
     _, y, _, *kept = looped(gradient_at, advance, limit, plan, weights, len(records), first)
-    sizes = None if solver is None else kept[3]
+    sizes = None if rule is None else kept[3]
     return Solved(y, plan[1], kept[len(records)], kept[0], kept[1], kept[2], sizes)
 
 

@@ -140,10 +140,15 @@ def step_size_of(solver: InnerSolver) -> Callable[[Any, Tensor, Tensor, Tensor],
 
 def resumed(solver: InnerSolver, base: InnerSolver, step_sizes: Tensor) -> Callable[[Tensor], Any] | None:
     """Returns what makes the state of branches where they start, after a ``base`` of these steps; None: ``init``."""
-    resume = promised(solver, "resume")
-    if resume is None or type(base) is not type(solver) or base != solver:
+    if not resumes(solver, base):
         return None
+    resume = promised(solver, "resume")
     return lambda y: resume(y, step_sizes)
+
+
+def resumes(solver: InnerSolver, base: InnerSolver) -> bool:
+    """Whether branches by ``solver`` go on with the steps of their ``base``."""
+    return promised(solver, "resume") is not None and type(base) is type(solver) and base == solver
 
 
 def check_takes_shards(solver: InnerSolver) -> None:
