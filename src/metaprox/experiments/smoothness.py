@@ -6,7 +6,7 @@ g is FO-B-MAML's meta-gradient that the outer optimizer follows: symmetric, lam 
                 g measured on 16 fixed tasks (quick: 4).
     sinusoid    10 shots, MLP 1-40-40-1, gradient descent 0.01, nu = 0.05; meta-steps of 25 tasks (quick: 10), g
                 measured on 50 fixed tasks (quick: 15). The fixed step keeps the measurement clean. Also with a step
-                adapted per task, of 0.05 at most: it solves better, but is not smooth in x, so that g is two to three
+                adapted per task, of 0.05 at most: it solves better, but is not smooth in x, so that g is several
                 times rougher over short distances, which hides whatever it does over longer ones.
 
 SiLU takes the place of ReLU: with kinks F has no Hessian, and the measured smoothness depends on the distance. Three
