@@ -240,13 +240,9 @@ def measure(results: dict[str, Any]) -> dict[str, float]:
         numbers[f"{name}: L1, lower end of its interval"] = one["fit"]["L1_interval"][0]
         numbers[f"{name}: correlation of log L and log ||g||"] = one["fit"]["log_correlation"]
         numbers[f"{name}: the same from the usual weights alone"] = one["usual"]["log_correlation"]
-    rough, smooth = (_usual_smoothness(results["families"][name]) for name in (ADAPTED, FIXED))
+    usual = (results["families"][name]["runs"][0]["iterates"] for name in (ADAPTED, FIXED))
+    rough, smooth = (float(_column(rows, "smoothness").median()) for rows in usual)
     return numbers | {"sinusoid: how much rougher g is by adapted steps, usual weights": rough / smooth}
-
-
-def _usual_smoothness(one: dict[str, Any]) -> float:
-    """The median of L along the run from the usual weights."""
-    return float(_column(one["runs"][0]["iterates"], "smoothness").median())
 
 
 CLAIM = "On fixed inner steps the curvature of F grows with its gradient, where that varies by more than two or three"

@@ -97,42 +97,40 @@ def branched(structure: Structure) -> Callable[..., Any]:
         only_compiled()
         alone, (plan, plan_of_branches) = torch.ones_like(numbers[:1]), plans.unbind()
         y = x.expand(len(active), 1, -1).clone()
-        for rule in rules:
-            _check_state(rule, y)
+        _check_states(rules, y)
         shift = torch.zeros_like(y)  # so that the loop of branches may have the same kernels
         at = sum_of_gradients(losses, structure, w, x, numbers, shift, (), data[0])
-        if rules[0] is None:
-            base = _along_gradients(at, y, numbers, limits[0], start, plan, alone, active)
-        else:
-            base = _solved(at, Leaving(y, None, None, None), numbers, limits[0], start, plan, alone, rules[0], active)
-        y0 = base.y
-        v, (value, metrics) = evaluated(losses[1], structure, w, y0, data[1])
+        solved = _along_gradients if rules[0] is None else _solved
+        base = solved(at, Leaving(y, None, None, None), numbers, limits[0], start, plan, alone, rules[0], active)
+        v, (value, metrics) = evaluated(losses[1], structure, w, base.y, data[1])
         leaving, known = method.leave(x, base, v, numbers[0], further[2])
         queried = () if leaving.tilt is None else (leaving.tilt,)
         at = sum_of_gradients(losses, structure, w, x, further, leaving.linear, queried, data if queried else data[0])
         taken = _those_taken(base) if resumes else None
-        end = (further, limits[1], start, plan_of_branches, weights, rules[1], active, taken)
-        branches = _solved(at, leaving, *end)
+        of_branches = (further, limits[1], start, plan_of_branches, weights, rules[1], active, taken)
+        branches = _solved(at, leaving, *of_branches)
         grad, found = method.end(known, branches, numbers[0])
         finite = _finite(base.norms, plan) & _finite(branches.norms, plan_of_branches) & value.isfinite().all()
         for one in (v, grad):
             finite = finite & one.isfinite().all()
-        return y0, grad, (value, metrics), found, (base.sizes, branches.sizes), finite
+        return base.y, grad, (value, metrics), found, (base.sizes, branches.sizes), finite
 
     return branched
 
 
 def _along_gradients(
     gradient_at: Callable[[Tensor], Tensor],
-    y: Tensor,
+    leaving: Leaving,
     numbers: Tensor,
     limit: Tensor,
     start: Tensor,
     plan: Tensor,
     weights: Tensor,
+    rule: None,
     active: Tensor,
 ) -> Solved:
-    """Returns a solve from y [T, 1, P] by steps -size g, all of them in the loop."""
+    """Returns a solve of a single branch by steps -size g, all of them in the loop."""
+    y = leaving.y
     memory = (torch.zeros_like(y), torch.ones_like(y[:, 0, 0]))
     records = empty_records(y, 1)
     first = (start, y, active, *records, *memory)
@@ -140,17 +138,15 @@ def _along_gradients(
     return Solved(y, plan[1], kept[3], kept[0], kept[1], kept[2], None)
 
 
-def _check_state(rule: Any, y: Tensor) -> None:
-    """Raise NotCompiledError, before losses are traced, unless the solver's state is built as it was after a step."""
-    if rule is None:
-        return
-    settings, _ = rule
-    new, state = settings.step(y, y, settings.init(y))
-    parts = taken_apart(state)
-    _, state = settings.step(y, new, state)
-    further = taken_apart(state)
-    if parts is None or further is None or not alike(parts[0], further[0]):
-        raise NotCompiledError
+def _check_states(rules: tuple[Any, ...], y: Tensor) -> None:
+    """Raise NotCompiledError, before losses are traced, unless solvers' states are built as they were after a step."""
+    for settings, _ in (rule for rule in rules if rule is not None):
+        new, state = settings.step(y, y, settings.init(y))
+        parts = taken_apart(state)
+        _, state = settings.step(y, new, state)
+        further = taken_apart(state)
+        if parts is None or further is None or not alike(parts[0], further[0]):
+            raise NotCompiledError
 
 
 def _those_taken(base: Solved) -> Tensor:
