@@ -4,7 +4,6 @@ import gc
 import shutil
 import threading
 import types
-import warnings
 import weakref
 
 import numpy as np
@@ -97,23 +96,6 @@ def test_noise_is_that_of_eager_mode():
         grads.append(flat(meta(problem, problem.live_parameters(), tasks).grad))
     assert relative_error(*grads) < 1e-9
     assert float(torch.rand(())) == pytest.approx(_after_one_draw(1))
-
-
-@needs_compiler
-def test_what_cpp_cannot_call_is_called_from_python(monkeypatch):
-    tried = []
-
-    def fails(graph):
-        tried.append(graph)
-        raise NotImplementedError("no such operation in C++")
-
-    monkeypatch.setattr(compiling, "FROM_CPP", {"cpp_wrapper": True, "post_grad_custom_post_pass": fails})
-    problem, tasks = sinusoids(mlp([1, 4, 1]))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="metaprox")
-        assert_same(*pair(mp.Reptile, 3), problem, tasks)
-    assert tried
-    assert graphs() == 1
 
 
 def _after_one_draw(seed):

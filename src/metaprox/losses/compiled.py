@@ -108,8 +108,7 @@ class Batches:
         return found
 
     def _compiled(self, key: Key, args: tuple[Any, ...]) -> Any:
-        device = args[1].device
-        function, noise = self._function_for_one_more(key, device), Noise(0, device)
+        function, noise = self._function_for_one_more(key), Noise(0, args[1].device)
         before, what = noise.state(), f"{IN_WORDS[key[0]]} of {self._pool.name} for {self.size} tasks"
         LOG.info("metaprox compiles %s, once for this shape", what)
         start = time.perf_counter()
@@ -130,13 +129,12 @@ class Batches:
         elif name == "solve" or not any(kind[1:]):  # of a solver's steps its own graph says what there is to say
             self._pool.fail_in_one(name, error)
 
-    def _function_for_one_more(self, key: Key, device: torch.device) -> CompiledFunction:
+    def _function_for_one_more(self, key: Key) -> CompiledFunction:
         """With less than ``MOST_CHANGES`` graphs: a new one where there are as many."""
         if self._graphs[key] % MOST_CHANGES == 0:
             if key in self._functions:
                 self._functions[key].drop()
-            from_cpp = key[0] in IN_ONE and device.type == "cpu"
-            self._functions[key] = CompiledFunction(FUNCTIONS[key[0]](self._pool.structure), from_cpp=from_cpp)
+            self._functions[key] = CompiledFunction(FUNCTIONS[key[0]](self._pool.structure))
         self._graphs[key] += 1
         return self._functions[key]
 

@@ -10,9 +10,6 @@ import torch
 
 # Of torch.compile. Random numbers are those of eager mode, so that graphs agree on noise with each other and with it.
 SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
-# What calls the kernels is compiled too, which makes steps of small models a third faster. Not where random numbers are
-# drawn, which would be other ones, and where torch is one of those that it was tried with.
-FROM_CPP, TRIED = {"cpp_wrapper": True}, "2.13"
 # Graphs with loops in them may be kept on disk as others are, where torch can be told: their key there is of all that
 # is in the loops too.
 ON_DISK = ("unsafe_marked_cacheable_functions", {"torch.ops.higher_order.while_loop": "1"})
@@ -39,10 +36,10 @@ class CompiledFunction:
     on what it finds in a global variable it is, for a moment. Threads may run graphs while another compiles.
     """
 
-    def __init__(self, function: Callable[..., Any], *, from_cpp: bool = False) -> None:
-        """``from_cpp``: whether kernels are called by compiled code, if they can; for what draws no random numbers."""
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = _with_own_code(function)
-        self._use(_settings(from_cpp=from_cpp))
+        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **_settings())
+        self._run = torch._dynamo.run(self._compile)
         self._lock = threading.Lock()
         self._users = 0
         self._dropped = False
@@ -57,24 +54,13 @@ class CompiledFunction:
         limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
         known = {name: value for name, value in (STRICT_GUARDS | limits).items() if hasattr(torch._dynamo.config, name)}
         with self._used(), torch._dynamo.config.patch(known):
-            try:
-                return self._compile(*args)
-            except torch._dynamo.exc.BackendCompilerFailed:  # an operation may have no form that C++ can call
-                if FROM_CPP.keys().isdisjoint(self._settings.get("options", ())):
-                    raise
-                self._use(_settings(from_cpp=False))
-                return self._compile(*args)
+            return self._compile(*args)
 
     def drop(self) -> None:
         """Let go of all graphs, as soon as no thread is in one. Of each, torch keeps a megabyte or more."""
         with self._lock:
             self._dropped = True
             self._free_if_idle()
-
-    def _use(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **settings)
-        self._run = torch._dynamo.run(self._compile)
 
     @contextmanager
     def _used(self) -> Iterator[None]:
@@ -97,17 +83,13 @@ def compile_lock() -> AbstractContextManager[Any]:
     return torch._dynamo.convert_frame.compile_lock
 
 
-def _settings(*, from_cpp: bool) -> dict[str, Any]:
+def _settings() -> dict[str, Any]:
     from torch._inductor import config  # which takes a while
 
-    if "options" not in SETTINGS:
+    name, loops = ON_DISK
+    if "options" not in SETTINGS or not hasattr(config, name):
         return SETTINGS
-    options, (name, loops) = dict(SETTINGS["options"]), ON_DISK
-    if from_cpp and torch.__version__ >= TRIED:
-        options |= FROM_CPP
-    if hasattr(config, name):
-        options[name] = {**getattr(config, name), **loops}
-    return {**SETTINGS, "options": options}
+    return {**SETTINGS, "options": {**SETTINGS["options"], name: {**getattr(config, name), **loops}}}
 
 
 def _with_own_code(function: Callable[..., Any]) -> types.FunctionType:
