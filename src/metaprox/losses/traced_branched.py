@@ -41,6 +41,18 @@ class Solved(NamedTuple):
     sizes: Tensor | None
 
 
+class Posed(NamedTuple):
+    """A solve that is to be taken: all but the gradient at y [T, B, P] is as ``traced.solve`` has it."""
+
+    gradient_at: Callable[[Tensor], Tensor]
+    numbers: Tensor
+    limit: Tensor
+    start: Tensor
+    plan: Tensor
+    weights: Tensor
+    active: Tensor
+
+
 class Leaving(NamedTuple):
     """Where branches start [T, B, P], and their gradients there where they are known; their linear term or None;
 
@@ -100,15 +112,15 @@ def branched(structure: Structure) -> Callable[..., Any]:
         _check_states(rules, y)
         shift = torch.zeros_like(y)  # so that the loop of branches may have the same kernels
         at = sum_of_gradients(losses, structure, w, x, numbers, shift, (), data[0])
-        solved = _along_gradients if rules[0] is None else _solved
-        base = solved(at, Leaving(y, None, None, None), numbers, limits[0], start, plan, alone, rules[0], active)
+        posed = Posed(at, numbers, limits[0], start, plan, alone, active)
+        base = _along_gradients(posed, y) if rules[0] is None else _solved(posed, y, None, rules[0])
         v, (value, metrics) = evaluated(losses[1], structure, w, base.y, data[1])
         leaving, known = method.leave(x, base, v, numbers[0], further[2])
         queried = () if leaving.tilt is None else (leaving.tilt,)
         at = sum_of_gradients(losses, structure, w, x, further, leaving.linear, queried, data if queried else data[0])
         taken = _those_taken(base) if resumes else None
-        of_branches = (further, limits[1], start, plan_of_branches, weights, rules[1], active, taken)
-        branches = _solved(at, leaving, *of_branches)
+        posed = Posed(at, further, limits[1], start, plan_of_branches, weights, active)
+        branches = _solved(posed, leaving.y, leaving.first, rules[1], taken)
         grad, found = method.end(known, branches, numbers[0])
         finite = _finite(base.norms, plan) & _finite(branches.norms, plan_of_branches) & value.isfinite().all()
         for one in (v, grad):
@@ -118,19 +130,9 @@ def branched(structure: Structure) -> Callable[..., Any]:
     return branched
 
 
-def _along_gradients(
-    gradient_at: Callable[[Tensor], Tensor],
-    leaving: Leaving,
-    numbers: Tensor,
-    limit: Tensor,
-    start: Tensor,
-    plan: Tensor,
-    weights: Tensor,
-    rule: None,
-    active: Tensor,
-) -> Solved:
-    """Returns a solve of a single branch by steps -size g, all of them in the loop."""
-    y = leaving.y
+def _along_gradients(posed: Posed, y: Tensor) -> Solved:
+    """Returns the solve of a single branch from y by steps -size g, all of them in the loop."""
+    gradient_at, numbers, limit, start, plan, weights, active = posed
     memory = (torch.zeros_like(y), torch.ones_like(y[:, 0, 0]))
     records = empty_records(y, 1)
     first = (start, y, active, *records, *memory)
@@ -156,25 +158,15 @@ def _those_taken(base: Solved) -> Tensor:
     return torch.where(taken[:, None], base.sizes, torch.nan).T
 
 
-def _solved(
-    gradient_at: Callable[[Tensor], Tensor],
-    leaving: Leaving,
-    numbers: Tensor,
-    limit: Tensor,
-    start: Tensor,
-    plan: Tensor,
-    weights: Tensor,
-    rule: Any,
-    active: Tensor,
-    taken: Tensor | None = None,
-) -> Solved:
-    """Returns the branches, solved, with the first step before the loop: by a known gradient or an evaluation more.
+def _solved(posed: Posed, y: Tensor, known: Tensor | None, rule: Any, taken: Tensor | None = None) -> Solved:
+    """Returns the solve from y, with the first step before the loop: by a ``known`` gradient or an evaluation more.
 
     So that a solver's state is built as it lasts when the loop begins. ``taken``: steps [T, n] that it goes on with.
     """
-    y, records = leaving.y, empty_records(leaving.y, 1 if rule is None else 2)
+    gradient_at, numbers, limit, start, plan, weights, active = posed
+    records = empty_records(y, 1 if rule is None else 2)
     now = start.to(y.device)
-    seen, active = look(now, y, gradient_at(y) if leaving.first is None else leaving.first, active, plan, weights)
+    seen, active = look(now, y, gradient_at(y) if known is None else known, active, plan, weights)
     zero, one = torch.zeros_like(seen.total), torch.ones_like(seen.length)
     if rule is None:
         advance = by_gradient(numbers)
