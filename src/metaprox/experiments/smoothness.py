@@ -245,5 +245,5 @@ def measure(results: dict[str, Any]) -> dict[str, float]:
     return numbers | {"sinusoid: how much rougher g is by adapted steps, usual weights": rough / smooth}
 
 
-CLAIM = "On fixed inner steps the curvature of F grows with its gradient, where that varies by more than two or three"
+CLAIM = "On fixed inner steps the curvature of F grows with its gradient, beyond a factor of two or three of that"
 EXPERIMENT = Experiment("smoothness", CLAIM, run, draw, measure)
