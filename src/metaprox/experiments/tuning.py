@@ -106,7 +106,7 @@ def _scatter(axes: Axes, rows: list[Row], name: str, color: str) -> None:
     """lam = 0 and divergence are left out; both are in the raw numbers."""
     shown = [row for row in rows if row["settings"][name] > 0 and accuracy(row) > 0]
     values, heights = [row["settings"][name] for row in shown], [100 * accuracy(row) for row in shown]
-    axes.scatter(values, heights, [12 * 3 ** (len(row["rungs"]) - 1) for row in shown], color, alpha=0.7)
+    axes.scatter(values, heights, [12 * 3 ** (len(row["rungs"]) - 1) for row in shown], color, alpha=0.7, clip_on=False)
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metaprox.inner.progress import Progress
 from metaprox.losses.backend import Run, Steps
+from metaprox.solvers.protocol import lasting
 from metaprox.solvers.state import put_together, taken_apart
 
 InOne = Callable[[Run], Steps | None]  # the first of these steps of all branches, or None
@@ -49,8 +50,10 @@ def _run(progress: Progress, parts: list[Tensor], states: list[Any], step: int) 
         return None
     if progress.relative is not None:
         return Run(parts[0], count, progress.active, progress.freezes, size=progress.relative)
-    state = taken_apart(states[0])
-    if count < LEAST or state is None or torch.is_autocast_enabled(parts[0].device.type):
+    if count < LEAST or torch.is_autocast_enabled(parts[0].device.type):
+        return None
+    state = taken_apart(lasting(progress.solver, states[0]))
+    if state is None:
         return None
     if not all(tensor.dim() and len(tensor) == len(parts[0]) for tensor in state[1]):
         return None

@@ -9,10 +9,10 @@ from torch import Tensor
 from metaprox.losses.adapted import AdaptedLoss
 from metaprox.losses.gradients import Gradients
 from metaprox.losses.noise import CPU
-from metaprox.losses.traced import MOST_STEPS
+from metaprox.losses.traced import MOST_STEPS, Rule
 from metaprox.losses.traced_branched import Method
-from metaprox.losses.vmap import constant, rows_of, zero
-from metaprox.solvers.protocol import InnerSolver, promised, resumes
+from metaprox.losses.vmap import constant, rows_of, rule_of, zero
+from metaprox.solvers.protocol import InnerSolver, resumes
 from metaprox.types import Metrics
 
 
@@ -88,9 +88,9 @@ def _in_one(gradients: Gradients, plan: Plan) -> bool:
     return gradients.backend.compile and fits and plain and callable_there and own.pieces[0].dim() == 1
 
 
-def _rule(solver: InnerSolver, size: float | None) -> tuple[InnerSolver, bool] | None:
+def _rule(solver: InnerSolver, size: float | None) -> Rule | None:
     """As the graph gets it."""
-    return (solver, promised(solver, "step_size") is not None) if size is None else None
+    return rule_of(solver) if size is None else None
 
 
 def _run(gradients: Gradients, plan: Plan) -> Any:
@@ -99,7 +99,7 @@ def _run(gradients: Gradients, plan: Plan) -> Any:
     assert isinstance(other, AdaptedLoss)
     x, tasks, steps = gradients.parameters.x, gradients.stop - gradients.start, plan.steps_of_branches
     rules = _rule(plan.base, plan.size), _rule(plan.branches, plan.size_of_branches)
-    kind = (plan.method, *(None if rule is None else type(rule[0]) for rule in rules))
+    kind = (plan.method, *(None if rule is None else type(rule.solver) for rule in rules))
     fixed = (
         loss.w,
         x,

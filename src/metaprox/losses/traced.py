@@ -30,6 +30,14 @@ class Seen(NamedTuple):
     moves: Tensor
 
 
+class Rule(NamedTuple):
+    """The steps of ``solver``: whether it tells their size, and whether it builds its state as that is at last."""
+
+    solver: Any
+    sized: bool
+    grows: bool
+
+
 Advanced = tuple[Tensor, list[Tensor], list[Tensor]]  # the next point, what is noted of the step, and the memory
 Advance = Callable[[Seen, tuple[Tensor, ...]], Advanced]
 
@@ -165,15 +173,15 @@ def by_gradient(numbers: Tensor) -> Advance:
     return advance
 
 
-def by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Advance:
-    """Returns the steps of ``solver``, whose state is built as ``form`` says; ``sized``: whether it tells their size.
+def by_solver(weights: Tensor, rule: Rule, form: Form) -> Advance:
+    """Returns the steps of a solver, whose state is built as ``form`` says.
 
     Memory: G at the last evaluation; S = sum_j a_j (y_j - y_j before) [T, 1, P], its norm and <S, G before> / ||S||
     [T]; the tensors of the state.
     """
 
     def advance(seen: Seen, memory: tuple[Tensor, ...]) -> Advanced:
-        new, found, now = step_of(solver, sized, weights, seen, memory[1:4], put_together(form, iter(memory[4:])))
+        new, found, now = step_of(rule, weights, seen, memory[1:4], put_together(form, iter(memory[4:])))
         if not alike(now[0], form):
             raise NotCompiledError
         return new, found, now[1]
@@ -182,23 +190,29 @@ def by_solver(weights: Tensor, solver: Any, form: Form, sized: bool) -> Advance:
 
 
 def step_of(
-    solver: Any, sized: bool, weights: Tensor, seen: Seen, memory: tuple[Tensor, ...], state: Any
+    rule: Rule, weights: Tensor, seen: Seen, memory: tuple[Tensor, ...], state: Any
 ) -> tuple[Tensor, list[Tensor], tuple[Form, list[Tensor]]]:
-    """A step of ``solver``: the point, what is noted, and how the state is built with the memory after it."""
+    """A step of a solver: the point, what is noted, and how the state is built with the memory after it."""
     way, before, slope = memory
     y, gradient, norms, total, _, moves = seen
     curvature = (inner_here(total, way, before) - slope) / before
-    stepped, state = solver.step(gradient, y, state)
+    stepped, state = stepped_by(rule, gradient, y, state)
     parts = taken_apart(state)
     if parts is None:
         raise NotCompiledError
     new = torch.where(moves, stepped, y)
     way = (weights[:, None] * (new - y)).sum(1, keepdim=True)
     before = norm_here(way).flatten()
-    told = solver.step_size(state) if sized else norm_here(new[:, 0] - y[:, 0]).squeeze(-1) / norms[:, 0]
+    told = rule.solver.step_size(state) if rule.sized else norm_here(new[:, 0] - y[:, 0]).squeeze(-1) / norms[:, 0]
     tensors = [tensor.clone() for tensor in parts[1]]  # none of which may be what the loop has given
     kept = [total, way, before, inner_here(total, way, before), *tensors]
     return new, [curvature, told], (parts[0], kept)
+
+
+def stepped_by(rule: Rule, gradient: Tensor, y: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """The next point, and the state built as it is at last."""
+    new, state = rule.solver.step(gradient, y, state)
+    return new, rule.solver.lasting(state) if rule.grows else state
 
 
 def sum_of_gradients(

@@ -9,6 +9,7 @@ from torch import Tensor
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import NotCompiledError, only_compiled
 from metaprox.losses.traced import (
+    Rule,
     by_gradient,
     by_solver,
     empty_records,
@@ -17,6 +18,7 @@ from metaprox.losses.traced import (
     looped,
     noted,
     step_of,
+    stepped_by,
     sum_of_gradients,
 )
 from metaprox.solvers.state import alike, taken_apart
@@ -83,8 +85,7 @@ def branched(structure: Structure) -> Callable[..., Any]:
 
     It gets losses, w, x; numbers: lam and the size of the base's steps [2]; lam, the size of the branches' and what is
     given [3]; limits [2], start and plans [2, 3] as of a solve, of the base, whose last evaluation is at its end, and
-    of the branches; weights a_j [B]; method; rules of both: None, for steps -size g, or a solver, and whether it tells
-    the size of its steps; whether branches go on with those of the base; active [T], all; data of both losses.
+    of the branches; weights a_j [B]; method; rules of both: None, for steps -size g, or a solver's; whether branches go on with those of the base; active [T], all; data of both losses.
 
     It gives y_0 and the gradient [T, 1, P], f and its metrics there [T, 1], what is known of each task, sizes of the
     base's and the branches' steps [MOST_STEPS, T] by a solver, and whether all is finite.
@@ -101,7 +102,7 @@ def branched(structure: Structure) -> Callable[..., Any]:
         plans: Tensor,
         weights: Tensor,
         method: Method,
-        rules: tuple[Any, Any],
+        rules: tuple[Rule | None, Rule | None],
         resumes: bool,
         active: Tensor,
         data: Any,
@@ -140,14 +141,16 @@ def _along_gradients(posed: Posed, y: Tensor) -> Solved:
     return Solved(y, plan[1], kept[3], kept[0], kept[1], kept[2], None)
 
 
-def _check_states(rules: tuple[Any, ...], y: Tensor) -> None:
+def _check_states(rules: tuple[Rule | None, ...], y: Tensor) -> None:
     """Raise NotCompiledError, before losses are traced, unless solvers' states are built as they were after a step."""
-    for settings, _ in (rule for rule in rules if rule is not None):
-        new, state = settings.step(y, y, settings.init(y))
+    for rule in (rule for rule in rules if rule is not None):
+        new, state = stepped_by(rule, y, y, rule.solver.init(y))
         parts = taken_apart(state)
-        _, state = settings.step(y, new, state)
+        _, state = stepped_by(rule, y, new, state)
         further = taken_apart(state)
         if parts is None or further is None or not alike(parts[0], further[0]):
+            raise NotCompiledError
+        if [tensor.shape for tensor in parts[1]] != [tensor.shape for tensor in further[1]]:
             raise NotCompiledError
 
 
@@ -158,7 +161,7 @@ def _those_taken(base: Solved) -> Tensor:
     return torch.where(taken[:, None], base.sizes, torch.nan).T
 
 
-def _solved(posed: Posed, y: Tensor, known: Tensor | None, rule: Any, taken: Tensor | None = None) -> Solved:
+def _solved(posed: Posed, y: Tensor, known: Tensor | None, rule: Rule | None, taken: Tensor | None = None) -> Solved:
     """Returns the solve from y, with the first step before the loop: by a ``known`` gradient or an evaluation more.
 
     So that a solver's state is built as it lasts when the loop begins. ``taken``: steps [T, n] that it goes on with.
@@ -172,10 +175,9 @@ def _solved(posed: Posed, y: Tensor, known: Tensor | None, rule: Any, taken: Ten
         advance = by_gradient(numbers)
         new, found, memory = advance(seen, ())
     else:
-        settings, sized = rule
-        state = settings.init(y) if taken is None else settings.resume(y, taken)
-        new, found, (form, memory) = step_of(settings, sized, weights, seen, (zero, one, 0 * one), state)
-        advance = by_solver(weights, settings, form, sized)
+        state = rule.solver.init(y) if taken is None else rule.solver.resume(y, taken)
+        new, found, (form, memory) = step_of(rule, weights, seen, (zero, one, 0 * one), state)
+        advance = by_solver(weights, rule, form)
     first = (start + 1, new, active, *noted(now, seen, found, tuple(records)), *memory)
     _, y, _, *kept = looped(gradient_at, advance, limit, plan, weights, len(records), first)
     sizes = None if rule is None else kept[3]

@@ -18,9 +18,9 @@ from metaprox.losses.backend import Evaluation, Further, Run, Seed, Step, Steps
 from metaprox.losses.checked import joined
 from metaprox.losses.memory import Memory
 from metaprox.losses.noise import CPU
-from metaprox.losses.traced import MOST_STEPS
+from metaprox.losses.traced import MOST_STEPS, Rule
 from metaprox.losses.vmapped import FlatLoss, evaluate_all
-from metaprox.solvers.protocol import promised
+from metaprox.solvers.protocol import InnerSolver, promised
 from metaprox.types import Metrics
 from metaprox.vectors.norms import norm_here
 from metaprox.vectors.terms import ProximalTerm
@@ -108,7 +108,7 @@ class VmapBackend:
         x, linear = _in_graph(term, y)
         numbers, weights = constant(y.dtype, y.device, term.lam, run.size), constant(y.dtype, y.device, *run.weights)
         limit, plan = constant(torch.int64, CPU, looks)[0], constant(torch.int64, y.device, looks, steps, run.freezes)
-        rule = None if run.solver is None else (run.solver, run.state[0], promised(run.solver, "step_size") is not None)
+        rule = None if run.solver is None else (rule_of(run.solver), run.state[0])
         rows, graphs = [y, linear, run.active, _memory(run), ()], loss.graphs
         if further is not None:
             assert isinstance(further.loss, AdaptedLoss)
@@ -179,6 +179,11 @@ def _carried(tensors: Sequence[Tensor], y: Tensor) -> tuple[Tensor, ...]:
 
 def _memory_of(tensor: Tensor) -> tuple[torch.device, int]:
     return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def rule_of(solver: InnerSolver) -> Rule:
+    """Its steps, as a graph takes them."""
+    return Rule(solver, *(promised(solver, name) is not None for name in ("step_size", "lasting")))
 
 
 def _memory(run: Run) -> tuple[Tensor, ...]:

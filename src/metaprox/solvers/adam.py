@@ -1,5 +1,6 @@
 """Adam."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,15 +8,16 @@ import torch
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.solvers.state import none_taken
 
 
 @dataclass(frozen=True)
 class AdamState:
-    """Running means of the gradient and of its square [T, B, P], and the number of steps."""
+    """Running means of the gradient and of its square [T, B, P], and the number of steps [T, 1, 1]."""
 
     mean: Tensor
     square: Tensor
-    count: int
+    count: Tensor
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,18 @@ class Adam:
         checks.settle(self, betas=lambda name, betas: checks.tuple_of(name, betas, checks.fraction, length=2))
 
     def init(self, y: Tensor) -> AdamState:
-        return AdamState(torch.zeros_like(y), torch.zeros_like(y), 0)
+        return AdamState(torch.zeros_like(y), torch.zeros_like(y), none_taken(y))
 
     def step(self, grad: Tensor, y: Tensor, state: AdamState) -> tuple[Tensor, AdamState]:
         beta1, beta2 = self.betas
         count = state.count + 1
         mean = state.mean.lerp(grad, 1 - beta1)
         square = torch.addcmul(state.square * beta2, grad, grad, value=1 - beta2)
-        scale = square.div(1 - beta2**count).sqrt() + self.eps
-        return y.addcdiv(mean, scale, value=-self.lr / (1 - beta1**count)), AdamState(mean, square, count)
+        of_mean, of_square = (_weight(beta, count).to(y.dtype) for beta in self.betas)
+        scale = (square * (of_mean.square() / of_square)).sqrt() + self.eps * of_mean
+        return y.addcdiv(mean, scale, value=-self.lr), AdamState(mean, square, count)
+
+
+def _weight(beta: float, count: Tensor) -> Tensor:
+    """1 - beta^count, of the sum of weights of a running mean, with no more error than rounding."""
+    return -torch.expm1(count * math.log(beta)) if beta else torch.ones_like(count)

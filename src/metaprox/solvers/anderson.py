@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from metaprox import checks
 from metaprox.vectors.norms import norm
@@ -59,6 +60,14 @@ class Anderson:
         remaining = grad - _combine(dgrad, gamma)
         return (y - _combine(dy, gamma)).add_(remaining, alpha=-self.lr), AndersonState(y, grad, dy, dgrad)
 
+    def lasting(self, state: AndersonState) -> AndersonState:
+        """The same with as many differences as there will be: what is not there yet are zeros, which change nothing."""
+        missing = self.memory - state.dy.shape[2]
+        if not missing:
+            return state
+        dy, dgrad = (functional.pad(rows, (0, 0, missing, 0)) for rows in (state.dy, state.dgrad))
+        return AndersonState(state.y, state.grad, dy, dgrad)
+
 
 def _combine(rows: Tensor, coefficients: Tensor) -> Tensor:
     """[T, B, m, P], [T, B, m] -> sum over m [T, B, P]."""
@@ -76,7 +85,7 @@ def _least_squares(rows: Tensor, target: Tensor) -> Tensor:
     gram = total((unit @ unit.mT).double())
     right = total((unit @ target.unsqueeze(-1)).double())
     damping = 10 * torch.finfo(rows.dtype).eps
-    gram.diagonal(dim1=-2, dim2=-1).add_(damping)
+    damped = gram + damping * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     solution: Tensor
-    solution, _ = torch.linalg.solve_ex(gram, right)
+    solution, _ = torch.linalg.solve_ex(damped, right)
     return (solution / torch.where(norms > 0, norms, 1)).squeeze(-1).to(rows.dtype)

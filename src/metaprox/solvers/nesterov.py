@@ -7,14 +7,15 @@ from typing import ClassVar
 from torch import Tensor
 
 from metaprox import checks
+from metaprox.solvers.state import none_taken
 
 
 @dataclass(frozen=True)
 class NesterovState:
-    """The last plain gradient step [T, B, P] and how many steps were taken."""
+    """The last plain gradient step [T, B, P] and how many steps were taken [T, 1, 1]."""
 
     previous: Tensor
-    count: int
+    count: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Nesterov:
         return (_limit(steps) if beta is None else (2 + 2 * beta) / (1 + 2 * beta)) / self.lr
 
     def init(self, y: Tensor) -> NesterovState:
-        return NesterovState(y, 0)
+        return NesterovState(y, none_taken(y))
 
     def step(self, grad: Tensor, y: Tensor, state: NesterovState) -> tuple[Tensor, NesterovState]:
-        beta = state.count / (state.count + 3) if self.momentum is None else self.momentum
-        z = y.add(grad, alpha=-self.lr)
-        return z.lerp(state.previous, -beta), NesterovState(z, state.count + 1)
+        z, count = y.add(grad, alpha=-self.lr), state.count
+        back = -self.momentum if self.momentum is not None else (-count / (count + 3)).to(y.dtype)
+        return z.lerp(state.previous, back), NesterovState(z, count + 1)
 
 
 @lru_cache

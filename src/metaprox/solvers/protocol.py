@@ -23,7 +23,7 @@ class InnerSolver(Protocol):
     that the difference of two branches is the effect of the perturbation alone.
 
     With ``compile=True`` ``step`` is traced, and steps are taken in one graph, where the state is tensors [T, ...] in
-    tuples or dataclasses, and a step leaves it built as it was.
+    tuples or dataclasses, and a step leaves it built as it was, a count of steps as a tensor too.
 
     What else a solver may say of itself, as an attribute or a property of its class:
 
@@ -38,12 +38,14 @@ class InnerSolver(Protocol):
     - ``differentiable = False``: its step can't be differentiated, so that MAML and Tangent refuse it.
     - ``resume(y, step_sizes)``: the state before the first step of branches from ``y``, in place of ``init``, where
       their base was solved by an equal solver, in steps of these sizes [T, K] (NaN after a task's last).
+    - ``lasting(state)``: of a state that grows at first, the same as it is built at last, such as with rows of zeros,
+      for steps that are taken in one graph.
     - ``step_size(state)``: of the last step, for each task [T], where it is not ||step|| / ||grad||.
     - ``takes_shards = True``: of a vector that ranks hold parts of, it steps each number by itself, or takes norms and
       sums over all ranks (``metaprox.vectors.norms.norm``, ``metaprox.vectors.shards.total``).
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
 
-    The first four, ``resume``, ``step_size`` and ``takes_shards`` are promises, and hold for the class that makes them
+    The first four, ``resume``, ``lasting``, ``step_size`` and ``takes_shards`` are promises, and hold for the class that makes them
     alone: a subclass, which may step otherwise, makes them anew or goes without, and so does whatever has its ``step``
     replaced, or wrapped by a decorator.
     """
@@ -149,6 +151,12 @@ def resumed(solver: InnerSolver, base: InnerSolver, step_sizes: Tensor) -> Calla
 def resumes(solver: InnerSolver, base: InnerSolver) -> bool:
     """Whether branches by ``solver`` go on with the steps of their ``base``."""
     return promised(solver, "resume") is not None and type(base) is type(solver) and base == solver
+
+
+def lasting(solver: InnerSolver, state: Any) -> Any:
+    """A state after a step as it is built at last, where the class of ``solver`` says how."""
+    told = promised(solver, "lasting")
+    return state if told is None or state is None else told(state)
 
 
 def check_takes_shards(solver: InnerSolver) -> None:

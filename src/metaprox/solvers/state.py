@@ -4,9 +4,15 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Form = Any  # None, Tensor, or a class and the forms of what an object of it holds
+
+
+def none_taken(y: Tensor) -> Tensor:
+    """A count of steps from y [T, B, P] that begins: 0 for each task [T, 1, 1], in a dtype that can count."""
+    return torch.zeros(len(y), 1, 1, dtype=torch.promote_types(y.dtype, torch.float32), device=y.device)
 
 
 def taken_apart(state: Any) -> tuple[Form, list[Tensor]] | None:
