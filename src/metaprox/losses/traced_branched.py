@@ -85,7 +85,8 @@ def branched(structure: Structure) -> Callable[..., Any]:
 
     It gets losses, w, x; numbers: lam and the size of the base's steps [2]; lam, the size of the branches' and what is
     given [3]; limits [2], start and plans [2, 3] as of a solve, of the base, whose last evaluation is at its end, and
-    of the branches; weights a_j [B]; method; rules of both: None, for steps -size g, or a solver's; whether branches go on with those of the base; active [T], all; data of both losses.
+    of the branches; weights a_j [B]; method; rules of both: None, for steps -size g, or a solver's; whether branches go
+    on with those of the base; active [T], all; data of both losses.
 
     It gives y_0 and the gradient [T, 1, P], f and its metrics there [T, 1], what is known of each task, sizes of the
     base's and the branches' steps [MOST_STEPS, T] by a solver, and whether all is finite.

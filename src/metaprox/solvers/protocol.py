@@ -45,9 +45,9 @@ class InnerSolver(Protocol):
       sums over all ranks (``metaprox.vectors.norms.norm``, ``metaprox.vectors.shards.total``).
     - ``for_parameters(views)``: a solver to use in its place, which knows the parameters' names and shapes.
 
-    The first four, ``resume``, ``lasting``, ``step_size`` and ``takes_shards`` are promises, and hold for the class that makes them
-    alone: a subclass, which may step otherwise, makes them anew or goes without, and so does whatever has its ``step``
-    replaced, or wrapped by a decorator.
+    The first four, ``resume``, ``lasting``, ``step_size`` and ``takes_shards`` are promises, and hold for the class
+    that makes them alone: a subclass, which may step otherwise, makes them anew or goes without, and so does whatever
+    has its ``step`` replaced, or wrapped by a decorator.
     """
 
     def init(self, y: Tensor) -> Any:
