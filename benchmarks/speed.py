@@ -23,8 +23,7 @@ do not; Betty's darts to lam times FO-MAML's gradient, which it is. Limit: the e
 difference approximates, with the same steps. (The gradient of F itself, at exact inner solutions, is out of reach here:
 with ReLU and lam = 0.5 the inner problems are neither smooth nor convex, and no solver brings their gradients to zero.)
 
-Prints a table for each workload, and writes results.json and table.md. Workloads that are not run again keep their
-numbers in them.
+Writes results.json and table.md as it goes, and prints the table. What is not run again keeps its numbers in them.
 """
 
 import argparse
@@ -42,7 +41,7 @@ from typing import Any
 import torch
 
 from measures import relative_error
-from speed_memory import Job, peaks
+from speed_memory import Job, peak_of
 from speed_rows import COMPILED, FLOOR, HOW, ROWS, UNIT, Prepare, Row, Work, gradient, gradients, version_of
 from workloads import STEPS, Workload, workload
 
@@ -143,16 +142,39 @@ def _quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
-def memory(rows: list[Row], cases: list[tuple[str, int]], seed: int) -> dict[tuple[str, int], dict[Row, Result]]:
-    """(workload, K) -> for each row its peak, and by the floor's."""
-    found = {row: peaks(Job(row.name, cases, seed)) for row in rows if row.installed}
-    return {
-        case: {
-            row: {"peak_bytes": own[i], "peak_ratio": None if own[i] is None else own[i] / found[FLOOR][i]}
-            for row, own in found.items()
-        }
-        for i, case in enumerate(cases)
-    }
+def with_peaks(found: list[Result], row: Row, cases: list[tuple[str, int]], seed: int) -> list[Result]:
+    """``found``, with the peak memory of ``row`` in each of the cases, None where it could not be had."""
+    peaks = {case: peak_of(Job(row.name, *case, seed)) for case in cases}
+    names = {case: row.label(workload(case[0], seed)) for case in cases}
+    return [
+        one | {"peak_bytes": peaks[case]} if (case := case_of(one)) in peaks and one["row"] == names[case] else one
+        for one in found
+    ]
+
+
+def with_peak_ratios(found: list[Result]) -> list[Result]:
+    """``found``, with peaks by the floor's of the same case."""
+    floors = {case_of(one): one.get("peak_bytes") for one in found if one["row"] == FLOOR.name}
+
+    def ratio(one: Result) -> float | None:
+        own, floor = one.get("peak_bytes"), floors.get(case_of(one))
+        return own / floor if own and floor else None
+
+    return [one | {"peak_ratio": ratio(one)} if "peak_bytes" in one else one for one in found]
+
+
+def case_of(found: Result) -> tuple[str, int]:
+    return found["workload"], found["steps"]
+
+
+def replaced(kept: list[Result], timed: list[Result]) -> list[Result]:
+    """``kept``, with those of one case ``timed`` anew, and what is known of their memory."""
+    case = case_of(timed[0])
+    known = {one["row"]: one for one in kept if case_of(one) == case}
+    peaks = [{"peak_bytes": known[one["row"]].get("peak_bytes")} if one["row"] in known else {} for one in timed]
+    order = list(STEPS)
+    rows = [one for one in kept if case_of(one) != case] + [one | own for one, own in zip(timed, peaks, strict=True)]
+    return sorted(rows, key=lambda one: (order.index(one["workload"]), one["steps"]))
 
 
 def markdown(results: list[Result]) -> str:
@@ -205,22 +227,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and tasks (default: %(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="time alone: memory is the same with more threads")
+    parser.add_argument("--no-times", action="store_true", help="memory alone, which other work does not change")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    cases = [(name, steps) for name in options.workloads for steps in STEPS[name]]
-    peak = {} if options.no_memory else memory(ROWS, cases, options.seed)
     file = options.out / "results.json"
-    kept = json.loads(file.read_text())["rows"] if file.exists() else []
-    rows: list[Result] = [row for row in kept if row["workload"] not in options.workloads]
-    for name in options.workloads:
-        results: list[Result] = []
-        for steps in STEPS[name]:
-            timed = measure(name, steps, ROWS, options.rounds, options.seconds, options.seed)
-            peak_of = peak.get((name, steps), {})
-            results += [one | peak_of.get(row, {}) for row, one in zip(ROWS, timed, strict=True)]
-        print(section(name, results), flush=True)
-        rows += results
+    rows: list[Result] = json.loads(file.read_text())["rows"] if file.exists() else []
     options.out.mkdir(parents=True, exist_ok=True)
+    for name in () if options.no_times else options.workloads:
+        for steps in STEPS[name]:
+            rows = replaced(rows, measure(name, steps, ROWS, options.rounds, options.seconds, options.seed))
+            write(options, rows)
+    cases = [(name, steps) for name in options.workloads for steps in STEPS[name]]
+    for row in () if options.no_memory else ROWS:
+        if row.installed:
+            rows = with_peak_ratios(with_peaks(rows, row, cases, options.seed))
+            write(options, rows)
+    print((options.out / "table.md").read_text())
+
+
+def write(options: argparse.Namespace, rows: list[Result]) -> None:
+    """What there is so far, so that nothing is lost where the rest fails."""
     packages = ("metaprox", "torch", *HOW)
     record = {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
@@ -231,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
         "versions": {"python": platform.python_version()} | {name: version_of(name) for name in packages},
         "rows": rows,
     }
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     tables = [section(name, found) for name in STEPS if (found := [row for row in rows if row["workload"] == name])]
     (options.out / "table.md").write_text(f"{described(record)}\n\n" + "\n".join(tables))
 

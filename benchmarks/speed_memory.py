@@ -1,6 +1,6 @@
-"""Peak memory of one row of the speed benchmark on several workloads, in a fresh process.
+"""Peak memory of one row of the speed benchmark on one workload, in a fresh process.
 
-Run as a script, it reads a row and its cases from standard input and writes their peaks to standard output, as JSON.
+Run as a script, it reads a job from standard input and writes the peak to standard output, as JSON.
 """
 
 import json
@@ -19,15 +19,16 @@ from workloads import workload
 
 @dataclass(frozen=True)
 class Job:
-    """A row by its name, and the workloads and K at which it is measured."""
+    """A row by its name, and the workload and K at which it is measured."""
 
     row: str
-    cases: list[tuple[str, int]]
+    case: str
+    steps: int
     seed: int
 
 
-def peaks(job: Job) -> list[int | None]:
-    """Bytes for each case; None where a peer could not.
+def peak_of(job: Job) -> int | None:
+    """Bytes; None where a peer could not, or the system ended it: what a profiler keeps may take all memory there is.
 
     Raises:
         RuntimeError: the process failed; the message is what it said.
@@ -40,6 +41,9 @@ def peaks(job: Job) -> list[int | None]:
         text=True,
         check=False,
     )
+    if done.returncode < 0:
+        print(f"measuring the memory of {job.row} was ended by signal {-done.returncode}: {job}", file=sys.stderr)
+        return None
     if done.returncode:
         raise RuntimeError(f"measuring the memory of {job.row} failed:\n{done.stderr.strip()}")
     return json.loads(done.stdout)
@@ -63,8 +67,8 @@ def peak(name: str, case: str, steps: int, seed: int) -> int | None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    job = json.load(sys.stdin)
-    print(json.dumps([peak(job["row"], case, steps, job["seed"]) for case, steps in job["cases"]]))
+    job = Job(**json.load(sys.stdin))
+    print(json.dumps(peak(job.row, job.case, job.steps, job.seed)))
 
 
 if __name__ == "__main__":
