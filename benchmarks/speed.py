@@ -143,11 +143,11 @@ def _quartiles(values: list[float]) -> list[float]:
 
 
 def with_peaks(found: list[Result], row: Row, cases: list[tuple[str, int]], seed: int) -> list[Result]:
-    """``found``, with the peak memory of ``row`` in each of the cases, None where it could not be had."""
+    """``found``, with the peak memory of ``row`` in each of the cases; as it is where that could not be had."""
     peaks = {case: peak_of(Job(row.name, *case, seed)) for case in cases}
     names = {case: row.label(workload(case[0], seed)) for case in cases}
     return [
-        one | {"peak_bytes": peaks[case]} if (case := case_of(one)) in peaks and one["row"] == names[case] else one
+        one | {"peak_bytes": peak} if one["row"] == names.get(case_of(one)) and (peak := peaks[case_of(one)]) else one
         for one in found
     ]
 
