@@ -145,11 +145,13 @@ def _quartiles(values: list[float]) -> list[float]:
 def with_peaks(found: list[Result], row: Row, cases: list[tuple[str, int]], seed: int) -> list[Result]:
     """``found``, with the peak memory of ``row`` in each of the cases; as it is where that could not be had."""
     peaks = {case: peak_of(Job(row.name, *case, seed)) for case in cases}
-    names = {case: row.label(workload(case[0], seed)) for case in cases}
-    return [
-        one | {"peak_bytes": peak} if one["row"] == names.get(case_of(one)) and (peak := peaks[case_of(one)]) else one
-        for one in found
-    ]
+    names = {name: row.label(workload(name, seed)) for name in {name for name, _ in cases}}
+
+    def with_peak(one: Result) -> Result:
+        peak = peaks.get(case_of(one)) if one["row"] == names.get(one["workload"]) else None
+        return one | {"peak_bytes": peak} if peak else one
+
+    return [with_peak(one) for one in found]
 
 
 def with_peak_ratios(found: list[Result]) -> list[Result]:
@@ -240,13 +242,14 @@ def main(arguments: list[str] | None = None) -> None:
     cases = [(name, steps) for name in options.workloads for steps in STEPS[name]]
     for row in () if options.no_memory else ROWS:
         if row.installed:
-            rows = with_peak_ratios(with_peaks(rows, row, cases, options.seed))
+            rows = with_peaks(rows, row, cases, options.seed)
             write(options, rows)
     print((options.out / "table.md").read_text())
 
 
 def write(options: argparse.Namespace, rows: list[Result]) -> None:
     """What there is so far, so that nothing is lost where the rest fails."""
+    rows = with_peak_ratios(rows)
     packages = ("metaprox", "torch", *HOW)
     record = {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
