@@ -1,5 +1,6 @@
 """Settings and problems that several tests share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import metaprox as mp
+from metaprox.losses import compiling
 from metaprox.tasks import Quadratic
 
 torch.set_num_threads(1)
@@ -24,6 +26,12 @@ SOLVERS = {
 }
 
 
+def pytest_collection_finish():
+    """What all tests have is looked at no more by the many collections of garbage that tests ask for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def quadratic():
     """(problem, params, tasks) in float64: 5 tasks of dimension 8, condition number 10."""
@@ -31,6 +39,18 @@ def quadratic():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, dtype=torch.float64, generator=generator)
     return family.problem(LAM), {"y": x}, family.batch(range(5))
+
+
+@pytest.fixture
+def as_traced(monkeypatch):
+    """Graphs run as torch has traced them: all of compiling that is our own, in a sixth of the time."""
+    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "eager"})
+
+
+@pytest.fixture
+def as_lowered(monkeypatch):
+    """Graphs run as torch hands them to its compilers, which it refuses to do with some that it has traced."""
+    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox.losses import compiled, compiling
+from metaprox.losses import compiled
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 
@@ -30,12 +30,6 @@ def start_afresh():
     compiled.forget()
     torch.manual_seed(1)  # of the models
     counters.clear()
-
-
-@pytest.fixture
-def traced(monkeypatch):
-    """Traced as always, but run in eager mode: all that is our own, in a third of the time."""
-    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
 
 
 def sinusoids(model, count=6, lam=0.5):
@@ -104,7 +98,7 @@ def _after_one_draw(seed):
     return float(torch.rand(()))
 
 
-def test_parameters_that_change_or_do_not_adapt_and_lam_are_no_constants(traced):
+def test_parameters_that_change_or_do_not_adapt_and_lam_are_no_constants(as_traced):
     model = mlp([1, 12, 1])
     tasks = Sinusoid().batch(range(4))
     both = pair(mp.FOBMAML, 3, nu=0.1)
@@ -119,7 +113,7 @@ def test_parameters_that_change_or_do_not_adapt_and_lam_are_no_constants(traced)
     assert graphs() == before == 2  # the base's solve and the branches'
 
 
-def test_modes_buffers_and_hooks_are_looked_at_anew(traced):
+def test_modes_buffers_and_hooks_are_looked_at_anew(as_traced):
     model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     problem, tasks = sinusoids(model)
     both = pair(mp.Reptile, 3)
@@ -136,7 +130,7 @@ def test_modes_buffers_and_hooks_are_looked_at_anew(traced):
     assert_same(*both, problem, tasks)
 
 
-def test_a_step_of_ones_own_is_taken_as_it_is(traced):
+def test_a_step_of_ones_own_is_taken_as_it_is(as_traced):
     class Clipped(mp.GradientDescent):
         def step(self, grad, y, state):
             return y - self.lr * grad.clamp(-1e-3, 1e-3), None
@@ -152,7 +146,7 @@ class TestWhatIsAlikeSharesGraphs:
     """Reptile takes a single graph, of the step."""
 
     @pytest.mark.parametrize("kind", ["problem", "lambda", "closure", "model", "bound method", "tensor"])
-    def test_reuse(self, traced, kind):
+    def test_reuse(self, as_traced, kind):
         """What the same lines make anew is the same."""
         tasks, model, both = Sinusoid().batch(range(4)), mlp([1, 8, 1]), pair(mp.Reptile, 2)
 
@@ -172,7 +166,7 @@ class TestWhatIsAlikeSharesGraphs:
             assert_same(*both, mp.ProximalProblem.from_module(net, loss, lam=0.5 + turn), tasks)
         assert graphs() == 1
 
-    def test_what_differs_is_seen(self, traced):
+    def test_what_differs_is_seen(self, as_traced):
         """By value, attribute and default argument, in losses and models that the same lines made."""
         tasks, model, both = Sinusoid().batch(range(4)), mlp([1, 8, 1]), pair(mp.Reptile, 2)
 
@@ -198,7 +192,7 @@ class TestWhatIsAlikeSharesGraphs:
                 assert_same(*both, mp.ProximalProblem.from_module(*make(value), lam=0.5), tasks)
         assert graphs() == 3 * 2
 
-    def test_graphs_keep_nothing_alive_and_are_freed_when_forgotten(self, traced):
+    def test_graphs_keep_nothing_alive_and_are_freed_when_forgotten(self, as_traced):
         def adapt():
             net, mse = mlp([1, 8, 1]), torch.nn.MSELoss()
             tasks = Sinusoid().batch(range(4))
@@ -239,7 +233,7 @@ def torch_lets_go_of_code():
 
 
 class TestBounds:
-    def test_shapes_beyond_torchs_limit_for_a_function_have_graphs(self, traced):
+    def test_shapes_beyond_torchs_limit_for_a_function_have_graphs(self, as_traced):
         problem, tasks = sinusoids(mlp([1, 8, 1]))
         both = pair(mp.Reptile, 2)
         with torch._dynamo.config.patch(recompile_limit=1):
@@ -247,7 +241,7 @@ class TestBounds:
                 assert_same(*both, problem, mp.Task(*(tuple(leaf[:, :examples] for leaf in part) for part in tasks)))
         assert graphs() == 3
 
-    def test_further_shapes_are_eager_until_use_pays_for_them_and_the_latest_used_stay(self, traced, monkeypatch):
+    def test_further_shapes_are_eager_until_use_pays_for_them_and_the_latest_used_stay(self, as_traced, monkeypatch):
         monkeypatch.setattr(compiled, "MOST_SHAPES", 2)
         monkeypatch.setattr(compiled, "EVALUATIONS_PER_GRAPH", 30)
         problem, tasks = sinusoids(mlp([1, 8, 1]))
@@ -269,7 +263,7 @@ class TestBounds:
         assert_same_on(parts[2], parts[1])  # the former in the place of the first
         assert graphs() == 3
 
-    def test_a_loss_that_changes_from_call_to_call_is_compiled_so_often_and_then_no_more(self, traced, monkeypatch):
+    def test_a_loss_that_changes_from_call_to_call_is_compiled_so_often_and_then_no_more(self, as_traced, monkeypatch):
         monkeypatch.setattr(compiled, "MOST_CHANGES", 2)
         model, tasks = mlp([1, 4, 1]), Sinusoid().batch(range(3))
         both = pair(mp.Reptile, 2)
@@ -326,7 +320,7 @@ class TestWhereItFails:
         for name, grad in theirs.grad.items():
             assert torch.equal(ours.grad[name], grad)
 
-    def test_whatever_torch_raises(self, traced):
+    def test_whatever_torch_raises(self, as_traced):
         """Its guards fail on numpy's numbers, with an AssertionError."""
         scale = np.float64(2.0)
         problem = mp.ProximalProblem.from_module(
@@ -336,7 +330,7 @@ class TestWhereItFails:
         with pytest.warns(UserWarning, match="goes on without compile=True, which failed"):
             assert_same(*pair(mp.Reptile, 2), problem, tasks)
 
-    def test_an_error_of_the_loss_is_raised_as_in_eager_mode_and_does_not_last(self, traced):
+    def test_an_error_of_the_loss_is_raised_as_in_eager_mode_and_does_not_last(self, as_traced):
         def demanding(model, batch):
             if batch[0].shape[0] < 5:
                 raise KeyError("too few examples")
@@ -387,7 +381,7 @@ def switching():
 
 
 class TestThreads:
-    def test_compile_and_run_at_the_same_time(self, traced, switching):
+    def test_compile_and_run_at_the_same_time(self, as_traced, switching):
         """Two compile the same, one another shape, and all run one after another's graphs."""
         problem, tasks = sinusoids(mlp([1, 8, 1]))
         x = problem.live_parameters()
@@ -403,7 +397,7 @@ class TestThreads:
         in_threads(*(lambda place=place: work(place) for place in range(3)))
         assert graphs() == 2  # one of each size
 
-    def test_the_live_model_is_left_alone_while_graphs_are_made_and_run(self, traced, switching):
+    def test_the_live_model_is_left_alone_while_graphs_are_made_and_run(self, as_traced, switching):
         model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1)).eval()
         problem, tasks = sinusoids(model)
         own, inputs = {**dict(model.named_parameters()), **dict(model.named_buffers())}, torch.randn(5, 1)

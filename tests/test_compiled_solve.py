@@ -24,9 +24,7 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def run_in_eager_mode(monkeypatch):
-    """Graphs are traced as always."""
-    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
+def start_afresh(as_traced):
     compiled.forget()
     torch.manual_seed(1)  # of the models
     counters.clear()
@@ -61,6 +59,7 @@ def assert_equal_records(ours, theirs):
         torch.testing.assert_close(y, theirs.adapted[name], equal_nan=True)
 
 
+@pytest.mark.usefixtures("as_lowered")
 @pytest.mark.parametrize(
     ("perturb", "scheme", "corrected"),
     [("loss", "forward", False), ("loss", "forward", True), ("loss", "symmetric", False), ("center", "central4", True)],
@@ -186,6 +185,7 @@ def test_a_solver_whose_state_grows_and_does_not_say_how_it_ends_is_in_no_graph_
     assert set(runs[1:]) >= {"solve"}
 
 
+@pytest.mark.usefixtures("as_lowered")
 @pytest.mark.parametrize(
     ("solver", "branches", "perturb"),
     [
@@ -296,6 +296,7 @@ def test_a_solve_that_is_in_no_graph_is_taken_step_by_step_and_that_is_said_once
     assert {"branched", "solve", "step", "evaluate"} == set(runs)
 
 
+@pytest.mark.usefixtures("as_lowered")
 def test_data_that_share_memory_are_no_obstacle():
     problem, _ = sinusoids(mlp([1, 8, 1]))
     memory = torch.randn(12, 10, 1)

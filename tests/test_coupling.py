@@ -11,7 +11,7 @@ from torch import nn
 
 import metaprox as mp
 from conftest import LAM, relative_error
-from metaprox.losses import choose, compiling
+from metaprox.losses import choose
 from metaprox.losses.noise import Noise
 from metaprox.models import mean_squared_error
 from metaprox.tasks import Sinusoid
@@ -240,10 +240,9 @@ def test_the_generator_that_is_seeded_is_the_devices_own(monkeypatch):
 
 @pytest.mark.parametrize("on", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("method", ["symmetric", "tangent"])
-def test_fused_dropout_of_devices_is_the_same_in_base_and_branches(method, on, monkeypatch):
+def test_fused_dropout_of_devices_is_the_same_in_base_and_branches(method, on, monkeypatch, as_traced):
     """As nn.Dropout is there, which is another operation under two levels of vmap, and draws other numbers."""
     monkeypatch.setattr(choose, "fuses", lambda look, parameters: look.draws)
-    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), Fused(), nn.Linear(16, 1)).double()
     problem = mp.ProximalProblem.from_module(model, mean_squared_error, LAM)

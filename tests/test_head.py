@@ -7,7 +7,6 @@ from torch._dynamo.utils import counters
 
 import metaprox as mp
 from metaprox.data.batch import TaskBatch
-from metaprox.losses import compiling
 from metaprox.losses.made import Made
 from metaprox.losses.noise import coupled_noise
 from metaprox.models import cross_entropy, mlp
@@ -366,9 +365,7 @@ def test_a_start_that_is_not_finite_names_the_task():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
-def test_a_compiled_solve_takes_one_x_and_the_rest_as_a_linear_term(monkeypatch):
-    """Traced, and run in eager mode."""
-    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})
+def test_a_compiled_solve_takes_one_x_and_the_rest_as_a_linear_term(as_traced):
     counters.clear()
     problem, tasks = problem_of(smooth(), "means"), mp.Task.stack(blobs(4, 4, 4))
     out, loop = (

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 import metaprox as mp
 from metaprox.losses.memory import Memory
@@ -244,9 +244,9 @@ def test_no_step_makes_a_vector(meta):
 
     def vectors(steps):
         model.zero_grad()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+        with profile(profile_memory=True) as record:
             meta(mp.GradientDescent(0.01), steps, **LOOP).backward(problem, tasks)
-        events = record.profiler.kineto_results.events()
+        events = record.kineto_results.events()
         return sum(event.name() == "[memory]" and event.nbytes() >= bytes_of_all for event in events)
 
     vectors(3)  # which looks at the losses

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import metaprox as mp
-from metaprox.losses import compiled, compiling
+from metaprox.losses import compiled
 from metaprox.models import mean_squared_error
 from metaprox.tasks import Sinusoid
 
@@ -155,8 +155,7 @@ def test_the_backends_agree(scheme, perturb, corrected):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_steps_are_watched_as_well(monkeypatch):
-    monkeypatch.setattr(compiling, "SETTINGS", {"backend": "aot_eager"})  # traced as always, in a third of the time
+def test_compiled_steps_are_watched_as_well(as_traced):
     compiled.forget()
     problem, tasks = network()
     settings = {"scheme": "forward", "perturb": "center", "residual_correction": True, "estimate_truncation": True}

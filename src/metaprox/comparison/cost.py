@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from metaprox.errors import MetaproxError, NonFiniteError
 from metaprox.losses.counts import Counts
@@ -62,11 +62,10 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         module.synchronize(device)
         return int(module.max_memory_allocated(device) - before)
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+    with profile(profile_memory=True) as record:  # not torch.profiler's, which makes much of each event before it ends
         work()
-    assert record.profiler is not None
-    assert record.profiler.kineto_results is not None
-    events = (event for event in record.profiler.kineto_results.events() if event.name() == "[memory]")
+    assert record.kineto_results is not None
+    events = (event for event in record.kineto_results.events() if event.name() == "[memory]")
     level = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         level += event.nbytes()
