@@ -82,17 +82,6 @@ CASES = {
     "weights": (mp.FOBMAML(GD, 3), {"weights": [1.0, 3.0]}),
     "frozen": (mp.FOBMAML(GD, 3), {"frozen": True}),
 }
-AWAY = (
-    "loss",
-    "center forward corrected",
-    "fourth order",
-    "predictor",
-    "nesterov",
-    "anderson",
-    "adam",
-    "adapt",
-    "frozen",
-)
 QUICK = ("loss", "center forward corrected", "adaptive", "anderson", "fomaml", "reptile", "tol", "clipped")
 
 
@@ -315,7 +304,7 @@ def offload(rank, argument):
     """Meta-steps in shards whose vectors rest elsewhere, and where they do not: whether all numbers are the same."""
     finite_difference.rest_on = lambda device: InNumpy()
     found = {}
-    for name in AWAY:
+    for name in argument.split("+"):
         meta, settings = CASES[name]
         Elsewhere.went = 0
         runs = [trained(replace(meta, offload=on), sharded=True, **settings) for on in (False, True)]

@@ -12,12 +12,18 @@ from test_distributed import outcomes
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.distributed.fsdp.FSDPModule, AGAIN), reason=f"this torch has no FSDPModule.{AGAIN}"
 )
-QUICK = ("sharded:2:equal-quick", "sharded:2:refused", "sharded:2:failing", "sharded:2:memory", "sharded:2:offload")
+QUICK = (
+    "sharded:2:equal-quick",
+    "sharded:2:refused",
+    "sharded:2:failing",
+    "sharded:2:memory",
+    "sharded:2:offload-center forward corrected+anderson+adapt",
+)
 
 
 @pytest.fixture(scope="module")
 def quick():
-    return {name.split(":")[2]: found["ranks"] for name, found in outcomes(*QUICK).items()}
+    return {name.split(":")[2].partition("-")[0]: found["ranks"] for name, found in outcomes(*QUICK).items()}
 
 
 def assert_equal(ranks, cases):
@@ -33,8 +39,8 @@ def assert_equal(ranks, cases):
 
 
 def test_meta_steps_in_shards_are_those_of_the_whole_model(quick):
-    assert_equal(quick["equal-quick"], 8)
-    assert "sum" in quick["equal-quick"][0]["found"]["loss"]["apart"]
+    assert_equal(quick["equal"], 8)
+    assert "sum" in quick["equal"][0]["found"]["loss"]["apart"]
 
 
 @pytest.mark.distributed
@@ -72,8 +78,19 @@ def test_each_rank_holds_half_of_every_vector(quick):
 
 
 def test_vectors_that_rest_elsewhere_come_back_as_they_were_on_each_rank(quick):
-    for rank in quick["offload"]:
-        assert len(rank["found"]) == 9
+    assert_back(quick["offload"], 3)
+
+
+@pytest.mark.distributed
+def test_those_of_every_kind_of_branch_and_solver_do():
+    cases = ["loss", "fourth order", "predictor", "nesterov", "adam", "frozen"]
+    (found,) = outcomes(f"sharded:2:offload-{'+'.join(cases)}").values()
+    assert_back(found["ranks"], len(cases))
+
+
+def assert_back(ranks, cases):
+    for rank in ranks:
+        assert len(rank["found"]) == cases
         for name, case in rank["found"].items():
             assert all(case["same"].values()), (name, case["same"])
             assert case["counts"][0] == case["counts"][1]

@@ -30,7 +30,7 @@ class Op:
     def model(self) -> nn.Module:
         """The operation with its inputs' parameters, in float64; the same at every call."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # torch.manual_seed writes its caller down, for devices too
             return Adapting(self.build(), self.inputs).double()
 
     def data(self) -> tuple[Tensor, ...]:
