@@ -9,7 +9,7 @@ import torch
 import metaprox as mp
 from metaprox import comparison, reports, training
 from metaprox.cli import main
-from metaprox.comparison import Cost, measure, peak_memory
+from metaprox.comparison import Cost, cost, measure, peak_memory
 from metaprox.comparison.plan import Composed
 from metaprox.models import mean_squared_error, mlp
 from metaprox.reports.comparison import markdown
@@ -37,6 +37,12 @@ def plan(budget="steps", seeds=(0, 1), variants=VARIANTS, **changes):
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison") / "out"
     return out, comparison.compare(plan(), out)
+
+
+@pytest.fixture(autouse=True)
+def measured_here(done, monkeypatch):
+    """Costs, which ``done`` has from a process of its own, as by default."""
+    monkeypatch.setattr(comparison.runs, "measure", partial(cost._measure_here, rounds=1))
 
 
 def values(out, label, seed):
