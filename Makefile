@@ -156,6 +156,9 @@ bench-cost-model: $(READY)  ## bytes moved and numbers held on several processes
 gpu: $(READY)  ## on a CUDA device: the tests marked for it, speed and memory at sizes that fill it, ten minutes: results/gpu
 	$(BIN)/python benchmarks/gpu.py --out results/gpu
 
+bench-large: $(READY)  ## time and memory of a meta-gradient of 10^8 parameters by its own plain gradients, five minutes: results/large
+	$(BIN)/python benchmarks/large.py --out results/large
+
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling
 

@@ -88,3 +88,13 @@ def test_memory_of_the_loop_is_between_the_floor_and_maml(speed):
         from_rows(name, "sinusoid", 1, 0) for name in (speed.FLOOR.name, "FO-B-MAML, loop", "MAML, loop")
     )
     assert floor < loop < maml
+
+
+def test_a_large_model_is_timed_by_its_own_plain_gradients_and_its_vectors_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    large = importlib.import_module("large")
+    rows = {row["form"]: row for row in large.measure(large.workload(600, 3, 2), rounds=2)}
+    assert [rows[name]["gradients"] for name in large.FORMS] == [19, 11, 23, 15]
+    assert all(row["ratio"] > 0.5 and row["calls"] == 2 for row in rows.values())
+    assert [rows[name]["vectors"] for name in large.FORMS] == pytest.approx([4, 5.48, 5.48, 6.48], abs=0.05)
+    assert large.markdown(list(rows.values())).count("\n") == 2 + len(large.FORMS)
