@@ -10,7 +10,9 @@ table.md.
 """
 
 import argparse
+import gc
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 
 import metaprox as mp
 from measures import provenance
-from metaprox.comparison import peak_memory
+from metaprox.comparison import gradient_evaluations, peak_memory
 from metaprox.models import mean_squared_error, mlp
 from metaprox.reports import style
 from speed import seconds, spread
@@ -55,7 +57,8 @@ def measure(load: Workload, rounds: int) -> list[dict[str, Any]]:
     def plain() -> None:
         load.loss(load.model, batch).backward()
 
-    gradients = {name: own_gradients(meta.backward(problem, load.tasks)) for name, meta in methods.items()}
+    counts = {name: meta.backward(problem, load.tasks).info.counts for name, meta in methods.items()}
+    gradients = {name: gradient_evaluations(found) for name, found in counts.items()}
     ratios: dict[str, list[float]] = {name: [] for name in methods}
     by_clock: dict[str, list[float]] = {name: [] for name in methods}
     plain_seconds = []
@@ -66,20 +69,15 @@ def measure(load: Workload, rounds: int) -> list[dict[str, Any]]:
             ratios[name].append(whole.own / one.own / gradients[name])
             by_clock[name].append(whole.clock / one.clock / gradients[name])
             plain_seconds.append(one.own)
+    gc.unfreeze()
     bytes_of_all = 4 * sum(p.numel() for p in load.model.parameters())
     rows = []
     for name, meta in methods.items():
         load.model.zero_grad()
         vectors = peak_memory(lambda meta=meta: meta.backward(problem, load.tasks), torch.device("cpu")) / bytes_of_all
-        timed = spread(ratios[name], by_clock[name])
+        timed = spread(ratios[name], by_clock[name]) | {"plain_seconds": statistics.median(plain_seconds)}
         rows.append({"form": name, "gradients": gradients[name], **timed, "vectors": vectors})
-    return [row | {"plain_seconds": sorted(plain_seconds)[len(plain_seconds) // 2]} for row in rows]
-
-
-def own_gradients(out: mp.MetaGradient) -> int:
-    """All that the method took, on support and query."""
-    counts = out.info.counts
-    return counts.support_gradients + counts.query_gradients
+    return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:

@@ -82,7 +82,6 @@ CASES = {
     "weights": (mp.FOBMAML(GD, 3), {"weights": [1.0, 3.0]}),
     "frozen": (mp.FOBMAML(GD, 3), {"frozen": True}),
 }
-QUICK = ("loss", "center forward corrected", "adaptive", "anderson", "fomaml", "reptile", "tol", "clipped")
 
 
 def trained(meta, sharded, *, adapt=None, outer=None, weights=None, frozen=False, all_of_it=False):
@@ -126,7 +125,7 @@ def judged(meta, problem):
 def equal(rank, argument):
     """How far apart two runs are, of each case: in every number, and in what was evaluated."""
     found = {}
-    for name in QUICK if argument == "quick" else argument.split("+") if argument else CASES:
+    for name in argument.split("+") if argument else CASES:
         meta, settings = CASES[name]
         one, counts = trained(replace(meta, backend="loop", reduce=mp.Reduce()), sharded=False, **settings)
         two, others = trained(meta, sharded=True, **settings)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(torch.distributed.fsdp.FSDPModule, AGAIN), reason=f"this torch has no FSDPModule.{AGAIN}"
 )
 QUICK = (
-    "sharded:2:equal-quick",
+    "sharded:2:equal-loss+center forward corrected+adaptive+anderson+fomaml+reptile+tol+clipped",
     "sharded:2:refused",
     "sharded:2:failing",
     "sharded:2:memory",

@@ -96,8 +96,12 @@ def _next(waiting: list[Setting], free: int) -> Setting | None:
 def _started(setting: Setting) -> _Running:
     folder = tempfile.TemporaryDirectory(prefix="quick-")
     threads = str(setting.threads)
-    own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, PRECISION: setting.precision}
-    own |= {"OMP_WAIT_POLICY": "passive"}  # or threads that wait for others take the cores from those they wait for
+    own = {
+        PRECISION: setting.precision,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OMP_WAIT_POLICY": "passive",  # or threads that wait for others take the cores from those they wait for
+    }
     command = [sys.executable, str(CHILD), setting.experiment, threads, str(setting.seed), folder.name]
     with (Path(folder.name) / "said.txt").open("wb") as said:
         process = subprocess.Popen(

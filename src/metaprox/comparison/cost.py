@@ -1,6 +1,7 @@
 """What one meta-step costs: evaluations counted, memory from torch's allocator, time of several settings in turn."""
 
 import gc
+import itertools
 import json
 import os
 import pickle
@@ -61,16 +62,17 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         work()
         module.synchronize(device)
         return int(module.max_memory_allocated(device) - before)
+    return max(itertools.accumulate(allocations(work)), default=0)
+
+
+def allocations(work: Callable[[], object]) -> list[int]:
+    """Returns the bytes of each allocation of tensor memory on the CPU, and less what is freed, one after another."""
     gc.collect()
     with profile(profile_memory=True) as record:  # not torch.profiler's, which makes much of each event before it ends
         work()
     assert record.kineto_results is not None
-    events = (event for event in record.kineto_results.events() if event.name() == "[memory]")
-    level = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        peak = max(peak, level)
-    return peak
+    events = [event for event in record.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 def measure(contenders: Mapping[str, Makes], seed: int = 0, rounds: int = 7) -> dict[str, Cost]:
