@@ -3,7 +3,8 @@
 import threading
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class CompiledFunction:
         """The same with a new graph where there is none. Raises whatever torch raises where it can't have one."""
         limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
         known = {name: value for name, value in (STRICT_GUARDS | limits).items() if hasattr(torch._dynamo.config, name)}
+        _look_at_processor()
         with self._used(), torch._dynamo.config.patch(known):
             return self._compile(*args)
 
@@ -90,6 +92,24 @@ def _settings() -> dict[str, Any]:
     if "options" not in SETTINGS or not hasattr(config, name):
         return SETTINGS
     return {**SETTINGS, "options": {**SETTINGS["options"], name: {**getattr(config, name), **loops}}}
+
+
+@cache
+def _look_at_processor() -> None:
+    """Have torch find out, in a thread while it traces, which vector instructions there are.
+
+    It asks compilers and other processes, one after another, and waits: 10 seconds where its cache on disk is empty, and
+    1 where it is not.
+    """
+    if "options" in SETTINGS:
+        threading.Thread(target=_vector_instructions, name="metaprox-vector-instructions", daemon=True).start()
+
+
+def _vector_instructions() -> None:
+    with suppress(Exception):  # which torch meets itself when it needs them
+        from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # which takes a while
+
+        valid_vec_isa_list()
 
 
 def _with_own_code(function: Callable[..., Any]) -> types.FunctionType:

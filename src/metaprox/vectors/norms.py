@@ -14,6 +14,7 @@ from metaprox.vectors.rest import Vector, whole
 from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, is_sharded, part_here, total
 
 BLOCK = 2**18  # numbers that are converted at a time, so that no second vector of P numbers is ever there
+ROW = 2**8  # numbers whose squares are summed in float32: with more of them that are alike, rounding shows
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
 
 
@@ -34,6 +35,8 @@ def norm_here(vectors: Vector) -> Tensor:
     if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
         if isinstance(vectors, Tensor) and vectors.numel() <= BLOCK:
             return _in_double(vectors).to(torch.float32)
+        if (found := _by_rows(vectors)) is not None:
+            return found.to(torch.float32)
         return _joined([_in_double(part) for part in _blocks(vectors)]).to(torch.float32)
     most = _largest(vectors)
     scale = torch.where((most > 0) & (most < torch.inf), most, 1.0)
@@ -149,6 +152,21 @@ def _plain(vectors: Tensor) -> Tensor:
 
 def _in_double(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
+
+
+def _by_rows(vectors: Vector) -> Tensor | None:
+    """The same from norms of rows in float32, in a fifth of the time; None where their squares overflow or vanish.
+
+    Of tensors on the CPU: an accelerator sums in float64 as it reads, and is not waited for.
+    """
+    size = vectors.shape[-1]
+    if torch.compiler.is_dynamo_compiling() or not isinstance(vectors, Tensor) or size < ROW or vectors.is_cuda:
+        return None
+    rows, rest = vectors[..., : size // ROW * ROW].unflatten(-1, (-1, ROW)), vectors[..., size // ROW * ROW :]
+    lengths = _plain(rows).squeeze(-1)
+    found = _in_double(torch.cat([lengths, _plain(rest)], -1) if rest.shape[-1] else lengths)
+    least = _least_safe(torch.float32) * math.sqrt(size)
+    return found if bool(((found > least) & found.isfinite()).all()) else None
 
 
 def _largest(vectors: Vector) -> Tensor:

@@ -1,0 +1,48 @@
+"""Norms of long vectors in float32, by rows or in float64, against float64."""
+
+import pytest
+import torch
+from metaprox.comparison import peak_memory
+from metaprox.vectors.norms import BLOCK, ROW, norm
+
+LONG = BLOCK + ROW // 2  # the last row is a short one
+VALUES = {
+    "normal": torch.randn(LONG, generator=torch.Generator().manual_seed(0)),
+    "alike": torch.full((LONG,), 1 / 3),
+    "wide": torch.linspace(-60, 0, LONG).exp(),
+    "last": torch.cat([torch.zeros(LONG - 1), torch.ones(1)]),
+    "zero": torch.zeros(LONG),
+}
+
+
+def exact(vectors):
+    return torch.linalg.vector_norm(vectors.double(), dim=-1, keepdim=True)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-100, 2.0**-40, 2.0**60, 2.0**100])
+@pytest.mark.parametrize("values", VALUES)
+def test_a_long_norm_is_that_in_float64(values, scale):
+    vector = VALUES[values][None, None] * scale
+    torch.testing.assert_close(norm(vector).double(), exact(vector), rtol=3e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("place", [0, ROW, LONG - 1])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_what_is_not_finite_makes_its_own_norm_so_and_no_other(value, place):
+    vectors = torch.stack([VALUES["normal"], VALUES["normal"]])[:, None]
+    vectors[1, 0, place] = value
+    found = norm(vectors)
+    torch.testing.assert_close(found[:1].double(), exact(vectors[:1]), rtol=3e-7, atol=0.0)
+    torch.testing.assert_close(found[1:], torch.full((1, 1, 1), value), equal_nan=True)
+
+
+def test_the_vectors_may_lie_in_any_order_in_memory():
+    vectors = torch.stack([VALUES["normal"], VALUES["wide"]], -1).T[:, None]
+    torch.testing.assert_close(norm(vectors).double(), exact(vectors), rtol=3e-7, atol=0.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**100])
+def test_no_second_vector_is_made(scale):
+    vector = VALUES["normal"].repeat(8)[None, None] * scale
+    most = 2 * 8 * BLOCK  # bytes of a block in float64, and what it is made of
+    assert peak_memory(lambda: norm(vector), torch.device("cpu")) <= most < 4 * vector.numel()
