@@ -142,6 +142,9 @@ bench-backends: $(READY)  ## vmap, eager and compiled, against the loop on netwo
 bench-fixed: $(READY)  ## where the time of a small compiled meta-gradient goes, beside its graph, a minute: results/fixed
 	$(BIN)/python benchmarks/fixed.py --out results/fixed
 
+bench-first-call: $(READY)  ## the first compiled call, with torch's cache empty and in the next process, three minutes: results/first-call
+	$(BIN)/python benchmarks/first_call.py --out results/first-call
+
 bench-backends-by-loss: $(READY)  ## the same about the limit, of many queries, and with a backend for each loss, ten minutes: results/backends-by-loss
 	$(BIN)/python benchmarks/backends.py --eager --by-loss --rounds 3 --queries 25 75 --out results/backends-by-loss --networks \
 	  "MLP 40-160-160-5" "MLP 40-320-320-5" "MLP 40-480-480-5" "conv, 16 channels" "conv, 64 channels" \

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox.losses import compiled
+from metaprox.losses import compiled, compiling
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 
@@ -419,3 +419,21 @@ class TestThreads:
         in_threads(watch, work)
         assert len(looks) > 100
         assert all(looks)
+
+
+def test_vector_instructions_are_looked_for_in_a_thread_once_and_what_fails_there_is_left_to_torch(monkeypatch):
+    from torch._inductor import cpu_vec_isa
+
+    asked = []
+
+    def fails():
+        asked.append(threading.current_thread().name)
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", fails)
+    compiling.look_at_processor.cache_clear()
+    for _ in range(2):
+        compiling.look_at_processor()
+    for thread in [one for one in threading.enumerate() if one.name == "metaprox-vector-instructions"]:
+        thread.join()
+    assert asked == ["metaprox-vector-instructions"]

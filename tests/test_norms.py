@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from metaprox.comparison import peak_memory
 from metaprox.vectors.norms import BLOCK, ROW, norm
 

@@ -98,3 +98,23 @@ def test_a_large_model_is_timed_by_its_own_plain_gradients_and_its_vectors_are_c
     assert all(row["ratio"] > 0.5 and row["calls"] == 2 for row in rows.values())
     assert [rows[name]["vectors"] for name in large.FORMS] == pytest.approx([4, 5.48, 5.48, 6.48], abs=0.05)
     assert large.markdown(list(rows.values())).count("\n") == 2 + len(large.FORMS)
+
+
+def test_first_calls_are_measured_in_new_processes_with_an_empty_cache_and_with_that_one(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    first_call = importlib.import_module("first_call")
+    told = []
+
+    def in_a_process(checkout, cache, calls):
+        told.append((checkout, cache, calls))
+        return {"first": 20.0 - 10.0 * (calls > 0), "later": 0.004}
+
+    monkeypatch.setattr(first_call, "in_a_process", in_a_process)
+    first_call.main(["--out", str(tmp_path), "--rounds", "2", "--calls", "3", "--beside", str(tmp_path)])
+    own = Path(first_call.__file__).parent.parent
+    assert [(checkout, calls) for checkout, _, calls in told] == 2 * [(own, 0), (own, 3), (tmp_path, 0), (tmp_path, 3)]
+    caches = [cache for _, cache, _ in told]
+    assert caches[::2] == caches[1::2]
+    assert len(set(caches)) == 4
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("| 20.0 (20.0 to 20.0) | 10.0 (10.0 to 10.0) | 4.0 (4.0 to 4.0) |") == 2

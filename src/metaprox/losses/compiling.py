@@ -54,7 +54,7 @@ class CompiledFunction:
         """The same with a new graph where there is none. Raises whatever torch raises where it can't have one."""
         limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
         known = {name: value for name, value in (STRICT_GUARDS | limits).items() if hasattr(torch._dynamo.config, name)}
-        _look_at_processor()
+        look_at_processor()
         with self._used(), torch._dynamo.config.patch(known):
             return self._compile(*args)
 
@@ -95,11 +95,11 @@ def _settings() -> dict[str, Any]:
 
 
 @cache
-def _look_at_processor() -> None:
+def look_at_processor() -> None:
     """Have torch find out, in a thread while it traces, which vector instructions there are.
 
-    It asks compilers and other processes, one after another, and waits: 10 seconds where its cache on disk is empty, and
-    1 where it is not.
+    For that it starts compilers and other processes, one after another, and waits for them: 10 seconds where its cache
+    on disk is empty, and else 1.
     """
     if "options" in SETTINGS:
         threading.Thread(target=_vector_instructions, name="metaprox-vector-instructions", daemon=True).start()

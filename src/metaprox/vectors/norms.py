@@ -155,9 +155,9 @@ def _in_double(vectors: Tensor) -> Tensor:
 
 
 def _by_rows(vectors: Vector) -> Tensor | None:
-    """The same from norms of rows in float32, in a fifth of the time; None where their squares overflow or vanish.
+    """Returns the same from norms of rows in float32, in a fifth of the time; None where squares overflow or vanish.
 
-    Of tensors on the CPU: an accelerator sums in float64 as it reads, and is not waited for.
+    And of what is not a tensor on the CPU: an accelerator sums in float64 as it reads, and is not waited for.
     """
     size = vectors.shape[-1]
     if torch.compiler.is_dynamo_compiling() or not isinstance(vectors, Tensor) or size < ROW or vectors.is_cuda:
