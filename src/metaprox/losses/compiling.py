@@ -1,5 +1,6 @@
 """A function and the graphs that torch has compiled of it."""
 
+import importlib
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -101,15 +102,17 @@ def look_at_processor() -> None:
     For that it starts compilers and other processes, one after another, and waits for them: 10 seconds where its cache
     on disk is empty, and else 1.
     """
-    if "options" in SETTINGS:
+    if "options" not in SETTINGS:
+        return
+    with suppress(Exception):  # which torch meets itself when it needs them
+        for name in ("torch._inductor.codecache", "torch._inductor.cpp_builder", "torch.utils.cpp_extension"):
+            importlib.import_module(name)  # here: of threads that import at a time one may see half a module
         threading.Thread(target=_vector_instructions, name="metaprox-vector-instructions", daemon=True).start()
 
 
 def _vector_instructions() -> None:
-    with suppress(Exception):  # which torch meets itself when it needs them
-        from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # which takes a while
-
-        valid_vec_isa_list()
+    with suppress(Exception):
+        torch._inductor.cpu_vec_isa.valid_vec_isa_list()
 
 
 def _with_own_code(function: Callable[..., Any]) -> types.FunctionType:
