@@ -12,6 +12,7 @@ VALUES = {
     "alike": torch.full((LONG,), 1 / 3),
     "wide": torch.linspace(-60, 0, LONG).exp(),
     "last": torch.cat([torch.zeros(LONG - 1), torch.ones(1)]),
+    "faint": torch.cat([torch.full((LONG - 1,), 2.0**-75), torch.full((1,), 2.0**-63)]),  # together 1 % of its norm
     "zero": torch.zeros(LONG),
 }
 
@@ -42,8 +43,14 @@ def test_the_vectors_may_lie_in_any_order_in_memory():
     torch.testing.assert_close(norm(vectors).double(), exact(vectors), rtol=3e-7, atol=0.0)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0**100])
-def test_no_second_vector_is_made(scale):
+def test_of_several_vectors_one_may_be_out_of_reach():
+    vectors = torch.stack([VALUES["normal"], VALUES["normal"] * 2.0**-100])[:, None]
+    torch.testing.assert_close(norm(vectors).double(), exact(vectors), rtol=3e-7, atol=0.0)
+
+
+@pytest.mark.parametrize(("scale", "block"), [(1.0, False), (2.0**100, True)])
+def test_no_second_vector_is_made_but_norms_of_rows_or_a_block(scale, block):
     vector = VALUES["normal"].repeat(8)[None, None] * scale
-    most = 2 * 8 * BLOCK  # bytes of a block in float64, and what it is made of
+    rows = 16 * vector.numel() // ROW  # bytes of their norms, twice over in float64
+    most = 2 * 8 * BLOCK if block else rows
     assert peak_memory(lambda: norm(vector), torch.device("cpu")) <= most < 4 * vector.numel()
