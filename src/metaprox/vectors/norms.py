@@ -32,16 +32,13 @@ def norm(vectors: Vector) -> Tensor:
 
 def norm_here(vectors: Vector) -> Tensor:
     """The same of the numbers that this rank has."""
+    parts = [vectors] if isinstance(vectors, Tensor) and _whole(vectors) else _blocks(vectors)
     if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
-        if isinstance(vectors, Tensor) and vectors.numel() <= BLOCK:
-            return _in_double(vectors).to(torch.float32)
-        if (found := _by_rows(vectors)) is not None:
-            return found.to(torch.float32)
-        return _joined([_in_double(part) for part in _blocks(vectors)]).to(torch.float32)
+        found = None if isinstance(parts, list) else _by_rows(vectors)
+        return (_joined([_in_double(part) for part in parts]) if found is None else found).to(torch.float32)
     most = _largest(vectors)
     scale = torch.where((most > 0) & (most < torch.inf), most, 1.0)
-    parts = [_plain(part / scale) for part in _blocks(vectors)]
-    return scale * _joined(parts)
+    return scale * _joined([_plain(part / scale) for part in parts])
 
 
 def largest(vectors: Tensor) -> Tensor:
@@ -152,6 +149,20 @@ def _plain(vectors: Tensor) -> Tensor:
 
 def _in_double(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
+
+
+def _whole(vectors: Tensor) -> bool:
+    """Returns whether a norm is taken of all at once: of what is short, and of what is differentiated, or under vmap.
+
+    There a graph has copies anyway, parts that are 0 have no second derivative, and no number is known.
+    """
+    if vectors.numel() <= BLOCK:
+        return True
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return (vectors.requires_grad and torch.is_grad_enabled()) or torch._C._functorch.is_functorch_wrapped_tensor(
+        vectors
+    )
 
 
 def _by_rows(vectors: Vector) -> Tensor | None:
