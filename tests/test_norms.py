@@ -8,16 +8,16 @@ import metaprox as mp
 from conftest import relative_error
 from metaprox.comparison import peak_memory
 from metaprox.models import mean_squared_error, mlp
-from metaprox.vectors.norms import BLOCK, ROW, norm
+from metaprox.vectors.norms import BLOCK, LONG, ROW, norm
 
-LONG = BLOCK + ROW // 2  # the last row is a short one
+SIZE = BLOCK + ROW // 2  # the last row is a short one
 VALUES = {
-    "normal": torch.randn(LONG, generator=torch.Generator().manual_seed(0)),
-    "alike": torch.full((LONG,), 1 / 3),
-    "wide": torch.linspace(-60, 0, LONG).exp(),
-    "last": torch.cat([torch.zeros(LONG - 1), torch.ones(1)]),
-    "faint": torch.cat([torch.full((LONG - 1,), 2.0**-75), torch.full((1,), 2.0**-63)]),  # together 1 % of its norm
-    "zero": torch.zeros(LONG),
+    "normal": torch.randn(SIZE, generator=torch.Generator().manual_seed(0)),
+    "alike": torch.full((SIZE,), 1 / 3),
+    "wide": torch.linspace(-60, 0, SIZE).exp(),
+    "last": torch.cat([torch.zeros(SIZE - 1), torch.ones(1)]),
+    "faint": torch.cat([torch.full((SIZE - 1,), 2.0**-75), torch.full((1,), 2.0**-63)]),  # together 1 % of its norm
+    "zero": torch.zeros(SIZE),
 }
 
 
@@ -32,7 +32,7 @@ def test_a_long_norm_is_that_in_float64(values, scale):
     torch.testing.assert_close(norm(vector).double(), exact(vector), rtol=3e-7, atol=0.0)
 
 
-@pytest.mark.parametrize("place", [0, ROW, LONG - 1])
+@pytest.mark.parametrize("place", [0, ROW, SIZE - 1])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_what_is_not_finite_makes_its_own_norm_so_and_no_other(value, place):
     vectors = torch.stack([VALUES["normal"], VALUES["normal"]])[:, None]
@@ -64,6 +64,14 @@ def test_second_derivatives_are_numbers_where_part_of_a_vector_is_zero(dtype):
     (product,) = torch.autograd.grad((slope * way).sum(), vector)
     length, unit = length.detach(), (vector / length).detach()
     torch.testing.assert_close(product, (way - unit * (unit * way).sum()) / length, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("size", [LONG - 1, LONG, 3 * LONG + 1])
+def test_a_norm_does_not_depend_on_the_vectors_beside_it(size):
+    vectors = torch.randn(9, 1, size, generator=torch.Generator().manual_seed(1))
+    vectors[3] *= 2.0**-100
+    vectors[5] = 1 / 3  # of which the rounding by rows and in float64 shows
+    assert torch.equal(norm(vectors), torch.cat([norm(vector[None]) for vector in vectors]))
 
 
 def test_of_several_vectors_one_may_be_out_of_reach():

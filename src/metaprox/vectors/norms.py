@@ -14,6 +14,7 @@ from metaprox.vectors.rest import Vector, whole
 from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, is_sharded, part_here, total
 
 BLOCK = 2**18  # numbers that are converted at a time, so that no second vector of P numbers is ever there
+LONG = 2**16  # numbers from which on a norm by rows takes less time
 ROW = 2**8  # numbers whose squares are summed in float32: with more of them that are alike, rounding shows
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
 
@@ -32,13 +33,12 @@ def norm(vectors: Vector) -> Tensor:
 
 def norm_here(vectors: Vector) -> Tensor:
     """The same of the numbers that this rank has."""
-    parts = [vectors] if isinstance(vectors, Tensor) and _whole(vectors) else _blocks(vectors)
     if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
-        found = None if isinstance(parts, list) else _by_rows(vectors)
-        return (_joined([_in_double(part) for part in parts]) if found is None else found).to(torch.float32)
+        by_rows = isinstance(vectors, Tensor) and _is_long(vectors)
+        return (_by_rows(vectors) if by_rows else _by_parts(vectors)).to(torch.float32)
     most = _largest(vectors)
     scale = torch.where((most > 0) & (most < torch.inf), most, 1.0)
-    return scale * _joined([_plain(part / scale) for part in parts])
+    return scale * _joined([_plain(part / scale) for part in _parts(vectors)])
 
 
 def largest(vectors: Tensor) -> Tensor:
@@ -151,33 +151,35 @@ def _in_double(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=torch.float64)
 
 
-def _whole(vectors: Tensor) -> bool:
-    """Returns whether a norm is taken of all at once: of what is short, and of what is differentiated, or under vmap.
+def _is_long(vectors: Tensor) -> bool:
+    """Returns whether a norm by rows takes less time, and can be had: an accelerator sums in float64 as it reads.
 
-    There a graph has copies anyway, parts that are 0 have no second derivative, and no number is known.
+    However many vectors there are, so that no task's norm depends on the others.
     """
-    if vectors.numel() <= BLOCK:
-        return True
+    return vectors.shape[-1] >= LONG and vectors.device.type == "cpu" and not _is_followed(vectors)
+
+
+def _is_followed(vectors: Tensor) -> bool:
+    """Whether they are differentiated, traced, or under vmap, where no number is known."""
     if torch.compiler.is_dynamo_compiling():
-        return False
-    return (vectors.requires_grad and torch.is_grad_enabled()) or torch._C._functorch.is_functorch_wrapped_tensor(
-        vectors
-    )
+        return True
+    differentiated = vectors.requires_grad and torch.is_grad_enabled()
+    return differentiated or torch._C._functorch.is_functorch_wrapped_tensor(vectors)
 
 
-def _by_rows(vectors: Vector) -> Tensor | None:
-    """Returns the same from norms of rows in float32, in a fifth of the time; None where squares overflow or vanish.
+def _by_parts(vectors: Vector) -> Tensor:
+    """In float64."""
+    return _joined([_in_double(part) for part in _parts(vectors)])
 
-    And of what is not a tensor on the CPU: an accelerator sums in float64 as it reads, and is not waited for.
-    """
+
+def _by_rows(vectors: Tensor) -> Tensor:
+    """The same from norms of rows in float32, in a fifth of the time, unless their squares overflow or vanish."""
     size = vectors.shape[-1]
-    if torch.compiler.is_dynamo_compiling() or not isinstance(vectors, Tensor) or size < ROW or vectors.is_cuda:
-        return None
     rows, rest = vectors[..., : size // ROW * ROW].unflatten(-1, (-1, ROW)), vectors[..., size // ROW * ROW :]
     lengths = _plain(rows).squeeze(-1)
     found = _in_double(torch.cat([lengths, _plain(rest)], -1) if rest.shape[-1] else lengths)
-    least = _least_safe(torch.float32) * math.sqrt(size)
-    return found if bool(((found > least) & found.isfinite()).all()) else None
+    fits = (found > _least_safe(torch.float32) * math.sqrt(size)) & found.isfinite()
+    return found if bool(fits.all()) else torch.where(fits, found, _by_parts(vectors))
 
 
 def _largest(vectors: Vector) -> Tensor:
@@ -190,6 +192,14 @@ def _largest(vectors: Vector) -> Tensor:
 def _joined(lengths: Sequence[Tensor]) -> Tensor:
     """Of a vector, from those of its parts."""
     return lengths[0] if len(lengths) == 1 else _plain(torch.cat(list(lengths), -1))
+
+
+def _parts(vectors: Vector) -> Iterable[Tensor]:
+    """``_blocks``, but all at once where it is short, or differentiated: parts that are 0 have no second derivative."""
+    if not isinstance(vectors, Tensor):
+        return _blocks(vectors)
+    traced = torch.compiler.is_dynamo_compiling()
+    return [vectors] if vectors.numel() <= BLOCK or (_is_followed(vectors) and not traced) else _blocks(vectors)
 
 
 def _blocks(vectors: Vector) -> Iterable[Tensor]:
