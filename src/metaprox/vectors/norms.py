@@ -34,8 +34,9 @@ def norm(vectors: Vector) -> Tensor:
 def norm_here(vectors: Vector) -> Tensor:
     """The same of the numbers that this rank has."""
     if vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
-        by_rows = isinstance(vectors, Tensor) and _is_long(vectors)
-        return (_by_rows(vectors) if by_rows else _by_parts(vectors)).to(torch.float32)
+        if isinstance(vectors, Tensor) and _is_long(vectors):
+            return _by_rows(vectors).to(torch.float32)
+        return _by_parts(vectors).to(torch.float32)
     most = _largest(vectors)
     scale = torch.where((most > 0) & (most < torch.inf), most, 1.0)
     return scale * _joined([_plain(part / scale) for part in _parts(vectors)])
