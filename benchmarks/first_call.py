@@ -20,33 +20,16 @@ from typing import Any
 
 import torch
 
-import metaprox as mp
 from measures import processor_seconds, provenance
 from metaprox.reports import style
-from workloads import LAM, workload
+from workloads import compiled_call
 
 EMPTY, NEXT, LATER = "first call, cache empty, s", "first call in the next process, s", "a later call, ms"
 
 
 def one_process(calls: int) -> dict[str, float]:
     """The first call of this process, and the median of so many later ones, in seconds."""
-    load = workload("sinusoid", 0)
-    problem = mp.ProximalProblem.from_module(load.model, load.loss, LAM)
-    meta = mp.FOBMAML(
-        mp.GradientDescent(load.lr),
-        10,
-        branch_steps=5,
-        scheme="forward",
-        residual_correction=True,
-        perturb="center",
-        eps=0.1,
-        backend="vmap",
-        compile=True,
-    )
-
-    def run() -> None:
-        load.model.zero_grad()
-        meta.backward(problem, load.tasks)
+    run = compiled_call()
 
     start = time.perf_counter()
     run()

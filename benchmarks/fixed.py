@@ -32,9 +32,8 @@ from metaprox import call
 from metaprox.estimators import base, monitor, result, sums
 from metaprox.losses import choose, compiling
 from metaprox.vectors import parameters
-from workloads import LAM, workload
+from workloads import compiled_call
 
-STEPS = 10
 GRAPHS, ENTERING, REST = "graphs", "entering graphs", "all else of the call"
 # Whose attribute, its name, and the part that it is. What one calls of another one is the other's.
 PARTS: list[tuple[Any, str, str]] = [
@@ -144,23 +143,7 @@ def operations(run: Callable[[], None]) -> Counter[str]:
 
 def measure(rounds: int, calls: int) -> dict[str, Any]:
     """The record."""
-    load = workload("sinusoid", 0)
-    problem = mp.ProximalProblem.from_module(load.model, load.loss, LAM)
-    meta = mp.FOBMAML(
-        mp.GradientDescent(load.lr),
-        STEPS,
-        branch_steps=5,
-        scheme="forward",
-        residual_correction=True,
-        perturb="center",
-        eps=0.1,
-        backend="vmap",
-        compile=True,
-    )
-
-    def run() -> None:
-        load.model.zero_grad()
-        meta.backward(problem, load.tasks)
+    run = compiled_call()
 
     first = processor_seconds(run)
     for _ in range(2 * calls):

@@ -157,13 +157,15 @@ def _is_long(vectors: Tensor) -> bool:
 
     However many vectors there are, so that no task's norm depends on the others.
     """
-    return vectors.shape[-1] >= LONG and vectors.device.type == "cpu" and not _is_followed(vectors)
+    if vectors.shape[-1] < LONG or vectors.device.type != "cpu":
+        return False
+    return not (torch.compiler.is_dynamo_compiling() or _is_followed(vectors))
 
 
 def _is_followed(vectors: Tensor) -> bool:
-    """Whether they are differentiated, traced, or under vmap, where no number is known."""
+    """Whether they are differentiated, or under vmap, where no number is known; graphs differentiate no norm."""
     if torch.compiler.is_dynamo_compiling():
-        return True
+        return False
     differentiated = vectors.requires_grad and torch.is_grad_enabled()
     return differentiated or torch._C._functorch.is_functorch_wrapped_tensor(vectors)
 
@@ -197,10 +199,9 @@ def _joined(lengths: Sequence[Tensor]) -> Tensor:
 
 def _parts(vectors: Vector) -> Iterable[Tensor]:
     """``_blocks``, but all at once where it is short, or differentiated: parts that are 0 have no second derivative."""
-    if not isinstance(vectors, Tensor):
-        return _blocks(vectors)
-    traced = torch.compiler.is_dynamo_compiling()
-    return [vectors] if vectors.numel() <= BLOCK or (_is_followed(vectors) and not traced) else _blocks(vectors)
+    if isinstance(vectors, Tensor) and (vectors.numel() <= BLOCK or _is_followed(vectors)):
+        return [vectors]
+    return _blocks(vectors)
 
 
 def _blocks(vectors: Vector) -> Iterable[Tensor]:
