@@ -114,6 +114,26 @@ def test_no_number_is_a_constant_of_the_graph_of_base_and_branches(runs):
     assert runs == 5 * ["branched"]
 
 
+def test_what_draws_no_random_numbers_may_be_cpp_throughout(monkeypatch):
+    """Solves; of a gradient alone it is not looked whether it draws."""
+    may, compile_ = [], compiling.CompiledFunction.compile
+
+    def noted(self, *args, draws):
+        may.append(not draws)
+        return compile_(self, *args, draws=draws)
+
+    monkeypatch.setattr(compiling.CompiledFunction, "compile", noted)
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    for estimator in (mp.FOBMAML, mp.FOMAML):
+        assert_same(*pair(estimator, 3), problem, tasks)
+    assert may == [True, True, False]
+    may.clear()
+    problem, tasks = sinusoids(torch.nn.Sequential(mlp([1, 8, 1]), torch.nn.Dropout(0.5)))
+    called(pair(mp.FOBMAML, 3)[0], problem, tasks)
+    assert may
+    assert not any(may)
+
+
 def test_without_an_estimate_of_the_error_it_is_not_known_from_a_graph_either(runs):
     problem, tasks = sinusoids(mlp([1, 8, 1]))
     ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, 3, estimate_error=False))

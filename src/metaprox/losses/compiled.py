@@ -112,7 +112,7 @@ class Batches:
         before, what = noise.state(), f"{IN_WORDS[key[0]]} of {self._pool.name} for {self.size} tasks"
         LOG.info("metaprox compiles %s, once for this shape", what)
         start = time.perf_counter()
-        found = function.compile(*args)
+        found = function.compile(*args, draws=key[0] not in IN_ONE)
         LOG.info("metaprox has compiled %s in %.1f s", what, time.perf_counter() - start)
         if key[0] in IN_ONE and not all(map(torch.equal, before, noise.state())):
             raise MetaproxError("it draws random numbers, which it did not when it was first looked at")

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 # Of torch.compile. Random numbers are those of eager mode, so that graphs agree on noise with each other and with it.
 SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
@@ -17,6 +18,10 @@ SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
 ON_DISK = ("unsafe_marked_cacheable_functions", {"torch.ops.higher_order.while_loop": "1"})
 # Guards that torch leaves out by default: without them a graph would not see a hook, or another default argument.
 STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_func_defaults": False}
+# Up to so many numbers in its arguments, on the CPU, a graph is C++ throughout: what calls its kernels, and its loops,
+# not only the kernels. Python does that in half the time of a small graph; C++ does not let other threads, nor an
+# interrupt, in before the graph's end.
+IN_CPP_UP_TO = 2**20
 
 
 class NotCompiledError(Exception):
@@ -51,12 +56,15 @@ class CompiledFunction:
         with self._used():
             return self._run(*args)
 
-    def compile(self, *args: Any) -> Any:
+    def compile(self, *args: Any, draws: bool = True) -> Any:
         """The same with a new graph where there is none. Raises whatever torch raises where it can't have one."""
         limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
         known = {name: value for name, value in (STRICT_GUARDS | limits).items() if hasattr(torch._dynamo.config, name)}
         look_at_processor()
         with self._used(), torch._dynamo.config.patch(known):
+            if not draws and in_cpp(args):  # modes that tell random numbers apart see those of Python alone
+                with suppress(torch._dynamo.exc.BackendCompilerFailed), torch._inductor.config.patch(cpp_wrapper=True):
+                    return self._compile(*args)
             return self._compile(*args)
 
     def drop(self) -> None:
@@ -93,6 +101,14 @@ def _settings() -> dict[str, Any]:
     if "options" not in SETTINGS or not hasattr(config, name):
         return SETTINGS
     return {**SETTINGS, "options": {**SETTINGS["options"], name: {**getattr(config, name), **loops}}}
+
+
+def in_cpp(args: Any) -> bool:
+    """Whether a graph for ``args`` is to be C++ throughout: where they are small, and torch compiles headers once."""
+    if "options" not in SETTINGS or not hasattr(torch._inductor.config, "cpp_cache_precompile_headers"):
+        return False
+    found = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+    return all(leaf.device.type == "cpu" for leaf in found) and sum(leaf.numel() for leaf in found) <= IN_CPP_UP_TO
 
 
 @cache
