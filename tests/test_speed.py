@@ -105,16 +105,28 @@ def test_first_calls_are_measured_in_new_processes_with_an_empty_cache_and_with_
     first_call = importlib.import_module("first_call")
     told = []
 
-    def in_a_process(checkout, cache, calls):
-        told.append((checkout, cache, calls))
-        return {"first": 20.0 - 10.0 * (calls > 0), "later": 0.004}
+    class Process:
+        def __init__(self, checkout, cache):
+            told.append(self)
+            self.checkout, self.cache, self.asked, self.ended = checkout, cache, 0, False
+            self.first = 20.0 if checkout == own else 16.0
 
-    monkeypatch.setattr(first_call, "in_a_process", in_a_process)
-    first_call.main(["--out", str(tmp_path), "--rounds", "2", "--calls", "3", "--beside", str(tmp_path)])
+        def later(self):
+            self.asked += 1
+            return 0.004 if self.checkout == own else 0.008
+
+        def end(self):
+            self.ended = True
+
     own = Path(first_call.__file__).parent.parent
-    assert [(checkout, calls) for checkout, _, calls in told] == 2 * [(own, 0), (own, 3), (tmp_path, 0), (tmp_path, 3)]
-    caches = [cache for _, cache, _ in told]
+    monkeypatch.setattr(first_call, "Process", Process)
+    first_call.main(["--out", str(tmp_path), "--rounds", "2", "--slices", "3", "--beside", str(tmp_path)])
+    assert [(one.checkout, one.asked) for one in told] == 2 * [(own, 0), (own, 3), (tmp_path, 0), (tmp_path, 3)]
+    assert all(one.ended for one in told)
+    caches = [one.cache for one in told]
     assert caches[::2] == caches[1::2]
     assert len(set(caches)) == 4
     table = (tmp_path / "table.md").read_text()
-    assert table.count("| 20.0 (20.0 to 20.0) | 10.0 (10.0 to 10.0) | 4.0 (4.0 to 4.0) |") == 2
+    for first, later, ratio in (("20.0", "4.0", "1.00"), ("16.0", "8.0", "0.50")):
+        seconds = f"{first} ({first} to {first})"
+        assert f"| {seconds} | {seconds} | {later} ({later} to {later}) | {ratio} ({ratio} to {ratio}) |" in table
