@@ -5,20 +5,38 @@ from typing import Any
 
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.utils import _pytree as pytree
 
+from metaprox.checks.trees import Form, flattened, unflattened
 from metaprox.types import Metrics
 
-FlatLoss = Callable[[Tensor, Any], tuple[Tensor, Metrics]]
+Value = tuple[Tensor, Metrics]
+Tensors = tuple[Tensor, ...]  # by a name, since torch traces no annotation of a function in another that is built
+FlatLoss = Callable[[Tensor, Any], Value]
 
 
-def evaluate_all(loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, tuple[Tensor, Metrics]]:
-    """Gradient [T, B, P], value and metrics [T, B] of ``loss`` at y [T, B, P] on the data of T tasks, vmapped."""
-    one = grad_and_value(loss, has_aux=True)
+def evaluate_all(loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, Value]:
+    """Returns gradient [T, B, P], value and metrics [T, B] of ``loss`` at y [T, B, P] on the data of T tasks, vmapped.
+
+    torch's functions get tensors, and no trees of them, which they take more operations of Python for, and to trace.
+    """
+    leaves, form = flattened(data)
+    told: list[Form] = []  # how metrics are built
+
+    def of_leaves(point: Tensor, *of_task: Tensor) -> Value:
+        return loss(point, unflattened(of_task, form))
+
+    def one(point: Tensor, *of_task: Tensor) -> Tensors:
+        gradient, (value, metrics) = grad_and_value(of_leaves, has_aux=True)(point, *of_task)
+        found, built = flattened(metrics)
+        told[:] = [built]
+        return gradient, value, *found
+
     if y.shape[1] == 1:  # a second vmap level would cost as much overhead as the first
-        results = vmap(one, randomness="different")(y.squeeze(1), data)
-        return pytree.tree_map(lambda leaf: leaf.unsqueeze(1), results)
-    # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
-    # vmap when one argument has only one of them.
-    shared = pytree.tree_map(lambda leaf: leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]), data)
-    return vmap(vmap(one, randomness="same"), randomness="different")(y, shared)
+        results = vmap(one, randomness="different")(y.squeeze(1), *leaves)
+        gradient, value, *found = [leaf.unsqueeze(1) for leaf in results]
+    else:
+        # The data get a branch dimension too (a view): torch's rule for mse_loss is wrong under two levels of
+        # vmap when one argument has only one of them.
+        shared = [leaf.unsqueeze(1).expand(-1, y.shape[1], *leaf.shape[1:]) for leaf in leaves]
+        gradient, value, *found = vmap(vmap(one, randomness="same"), randomness="different")(y, *shared)
+    return gradient, (value, unflattened(found, told[0]))
