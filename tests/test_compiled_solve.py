@@ -134,6 +134,39 @@ def test_what_draws_no_random_numbers_may_be_cpp_throughout(monkeypatch):
     assert not any(may)
 
 
+class Tied(torch.nn.Module):
+    """A weight, a module and a buffer in two places each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(1, 4), torch.nn.Linear(1, 4, bias=False)
+        self.last.weight = self.first.weight
+        self.middle = torch.nn.Linear(4, 4)
+        self.others = torch.nn.ModuleList([self.middle, torch.nn.Tanh()])
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("same", self.mean)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.others[0](torch.tanh(self.middle(self.first(x)))))
+        self.mean.add_(0.1 * hidden.detach().mean(0))
+        return (hidden - self.same) @ self.last.weight
+
+
+@pytest.mark.parametrize("renamed", [{}, {"first.weight": "last.weight", "middle.bias": "others.0.bias"}])
+def test_what_is_tied_is_given_in_all_its_places(renamed, as_lowered):
+    """Also under the second of its names."""
+    model = Tied()
+    before = {name: (tensor, tensor.detach().clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    problem, tasks = sinusoids(model)
+    params = {renamed.get(name, name): value for name, value in problem.live_parameters().items()}
+    ours, theirs = (flat(meta(problem, params, tasks).grad) for meta in pair(mp.FOBMAML, 3))
+    assert relative_error(ours, theirs) < 1e-4
+    assert graphs() == 1
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert tensor is before[name][0]
+        assert torch.equal(tensor, before[name][1])
+
+
 def test_without_an_estimate_of_the_error_it_is_not_known_from_a_graph_either(runs):
     problem, tasks = sinusoids(mlp([1, 8, 1]))
     ours, theirs = (called(one, problem, tasks) for one in pair(mp.FOBMAML, 3, estimate_error=False))

@@ -44,12 +44,12 @@ class ModuleLoss:
     def evaluate(self, params: Params, batch: Any) -> LossValue:
         """The same by a name, for graphs."""
         # Ties are found here, in fewer operations of Python than torch takes for it, which cost it 50 us each to trace.
-        held, like = _held(self.model, "model."), _like(params)
-        named = {name: tensor for name, tensor, _ in held}
-        buffers = dict.fromkeys([tensor for _, tensor, is_buffer in held if is_buffer])
+        held, like = _held(self.model, "model.", set()), _like(params)
+        named = {name: tensor for name, tensor, _, _ in held}
+        buffers = dict.fromkeys([tensor for _, tensor, is_buffer, _ in held if is_buffer])
         given = {tensor: _copy(tensor, like) for tensor in buffers}
         given |= {named[f"model.{name}"]: value for name, value in params.items()}
-        found = {name: given[tensor] for name, tensor in named.items() if tensor in given}
+        found = {name: given[tensor] for name, tensor, _, again in held if tensor in given and not again}
         return functional_call(self._wrapped, found, (batch,), tie_weights=False)
 
     def private(self) -> "PrivateLoss | ShardedLoss":
@@ -200,14 +200,15 @@ class _LossOf(nn.Module):
         return self.loss(self.model, batch)
 
 
-def _held(module: nn.Module, path: str) -> list[tuple[str, Tensor, bool]]:
-    """The parameters and buffers of all modules in it, under each of their names; whether they are buffers."""
-    found = []
+def _held(module: nn.Module, path: str, seen: set[nn.Module]) -> list[tuple[str, Tensor, bool, bool]]:
+    """Name, tensor, whether it is a buffer, and whether its module is one of ``seen``, for each name that one has."""
+    found, again = [], module in seen
+    seen.add(module)
     for tensors, are_buffers in ((module._parameters, False), (module._buffers, True)):
-        found += [(path + key, tensor, are_buffers) for key, tensor in tensors.items() if tensor is not None]
+        found += [(path + key, tensor, are_buffers, again) for key, tensor in tensors.items() if tensor is not None]
     for name, child in module._modules.items():
         if child is not None:
-            found += _held(child, f"{path}{name}.")
+            found += _held(child, f"{path}{name}.", seen)
     return found
 
 
