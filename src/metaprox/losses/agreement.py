@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
 from metaprox.losses.adapted import guarded
 from metaprox.losses.backend import Seed
 from metaprox.losses.loop import LoopBackend
 from metaprox.losses.vmap import VmapBackend
-from metaprox.losses.vmapped import FlatLoss, evaluate_all
+from metaprox.losses.vmapped import FlatLoss, at_all
 
 # Relative differences: far above those of rounding, far below those of a term that is missing.
 TOLERANCE = 0.01
@@ -33,7 +34,7 @@ def agreement(
             y = x.expand(1, branches, -1)
             of_task = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), data)
             with seed(0):
-                gradient, (value, _) = evaluate_all(loss, guarded(y), of_task)
+                gradient, (value, _) = at_all(grad_and_value(loss, has_aux=True), guarded(y), of_task)
             products = [_product(VmapBackend(), loss, x, of_task, seed) for _ in range(RUNS)] if twice else []
         except Exception:  # whatever vmap can't do, the loop may
             return False, ""

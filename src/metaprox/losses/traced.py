@@ -9,7 +9,7 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import NotCompiledError, only_compiled
-from metaprox.losses.vmapped import evaluate_all
+from metaprox.losses.vmapped import evaluated_in_graph
 from metaprox.solvers.state import Form, alike, put_together, taken_apart
 from metaprox.vectors.norms import inner_here, norm_here
 from metaprox.vectors.parameters import Structure
@@ -242,4 +242,4 @@ def sum_of_gradients(
 
 
 def evaluated(loss: CheckedLoss, structure: Structure, w: Tensor, y: Tensor, data: Any) -> Any:
-    return evaluate_all(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)
+    return evaluated_in_graph(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp, vmap
+from torch.func import grad, grad_and_value, vjp, vmap
 
 from metaprox.checks.trees import flattened, mapped, unflattened
 from metaprox.data.batch import TaskBatch
@@ -19,7 +19,7 @@ from metaprox.losses.checked import joined
 from metaprox.losses.memory import Memory
 from metaprox.losses.noise import CPU
 from metaprox.losses.traced import MOST_STEPS, Rule
-from metaprox.losses.vmapped import FlatLoss, evaluate_all
+from metaprox.losses.vmapped import FlatLoss, at_all
 from metaprox.solvers.protocol import InnerSolver, promised
 from metaprox.types import Metrics
 from metaprox.vectors.norms import norm_here
@@ -64,7 +64,7 @@ class VmapBackend:
 
     def _eagerly(self, loss: FlatLoss, y: Tensor, data: Any, seed: Seed) -> tuple[Tensor, tuple[Tensor, Metrics]]:
         with seed(0), _vmap_errors_explained():
-            return evaluate_all(loss, guarded(y), data)
+            return at_all(grad_and_value(loss, has_aux=True), guarded(y), data)
 
     def add_gradient(
         self,
