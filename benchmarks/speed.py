@@ -230,18 +230,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of parameters and tasks (default: %(default)s)")
     parser.add_argument("--no-memory", action="store_true", help="time alone: memory is the same with more threads")
     parser.add_argument("--no-times", action="store_true", help="memory alone, which other work does not change")
+    parser.add_argument(
+        "--memory-of", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="of these alone"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     file = options.out / "results.json"
     rows: list[Result] = json.loads(file.read_text())["rows"] if file.exists() else []
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in () if options.no_times else options.workloads:
+    for name in () if options.no_times or options.memory_of else options.workloads:
         for steps in STEPS[name]:
             rows = replaced(rows, measure(name, steps, ROWS, options.rounds, options.seconds, options.seed))
             write(options, rows)
     cases = [(name, steps) for name in options.workloads for steps in STEPS[name]]
     for row in () if options.no_memory else ROWS:
-        if row.installed:
+        if row.installed and row.name in (options.memory_of or [row.name]):
             rows = with_peaks(rows, row, cases, options.seed)
             write(options, rows)
     print((options.out / "table.md").read_text())

@@ -22,6 +22,8 @@ STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_fu
 # not only the kernels. Python does that in half the time of a small graph; C++ does not let other threads, nor an
 # interrupt, in before the graph's end.
 IN_CPP_UP_TO = 2**20
+# Kernels apart from what calls them, and that with few optimizations: half the time of compiling both at once.
+IN_CPP = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
 
 
 class NotCompiledError(Exception):
@@ -59,11 +61,10 @@ class CompiledFunction:
     def compile(self, *args: Any, draws: bool = True) -> Any:
         """The same with a new graph where there is none. Raises whatever torch raises where it can't have one."""
         limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
-        known = {name: value for name, value in (STRICT_GUARDS | limits).items() if hasattr(torch._dynamo.config, name)}
         look_at_processor()
-        with self._used(), torch._dynamo.config.patch(known):
+        with self._used(), _configured(torch._dynamo.config, STRICT_GUARDS | limits):
             if not draws and in_cpp(args):  # modes that tell random numbers apart see those of Python alone
-                with suppress(torch._dynamo.exc.BackendCompilerFailed), torch._inductor.config.patch(cpp_wrapper=True):
+                with suppress(torch._dynamo.exc.BackendCompilerFailed), _configured(torch._inductor.config, IN_CPP):
                     return self._compile(*args)
             return self._compile(*args)
 
@@ -101,6 +102,12 @@ def _settings() -> dict[str, Any]:
     if "options" not in SETTINGS or not hasattr(config, name):
         return SETTINGS
     return {**SETTINGS, "options": {**SETTINGS["options"], name: {**getattr(config, name), **loops}}}
+
+
+def _configured(config: Any, values: dict[str, Any]) -> AbstractContextManager[Any]:
+    """With those of ``values`` that this torch knows."""
+    changed: AbstractContextManager[Any] = config.patch({n: value for n, value in values.items() if hasattr(config, n)})
+    return changed
 
 
 def in_cpp(args: Any) -> bool:
