@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-memory", action="store_true", help="time alone: memory is the same with more threads")
     parser.add_argument("--no-times", action="store_true", help="memory alone, which other work does not change")
     parser.add_argument(
-        "--memory-of", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="of these alone"
+        "--memory-of", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="memory alone, of these"
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -19,8 +19,8 @@ ON_DISK = ("unsafe_marked_cacheable_functions", {"torch.ops.higher_order.while_l
 # Guards that torch leaves out by default: without them a graph would not see a hook, or another default argument.
 STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_func_defaults": False}
 # Up to so many numbers in its arguments, on the CPU, a graph is C++ throughout: what calls its kernels, and its loops,
-# not only the kernels. Python does that in half the time of a small graph; C++ does not let other threads, nor an
-# interrupt, in before the graph's end.
+# not only the kernels. Python takes a tenth of a small call for that; C++ does not let other threads, nor an interrupt,
+# in before the graph's end.
 IN_CPP_UP_TO = 2**20
 # Kernels apart from what calls them, and that with few optimizations: half the time of compiling both at once.
 IN_CPP = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
