@@ -3,9 +3,9 @@
 The rows are those of speed.py, in its units: K plain support gradients for each task, tasks one by one in eager mode.
 Times are of the clock, with the device waited for, in turn, in ``--rounds`` rounds; a row that has had 3 calls and
 ``--seconds`` sits out the rest; the median of ratios to the unit of the same round, and its quartiles. The first call
-is shown apart, and counts only where it took ``--seconds`` or more and compiled nothing. Memory: the peak of what torch
-allocates in a further call, beyond the model, the data and ``.grad``. A row that runs out of memory says so. float32
-products are as torch has them by default: those of convolutions in TF32.
+is shown apart, and counts only where it took 2 seconds or more and compiled nothing; short ones are repeated for 50 ms.
+Memory: the peak of what torch allocates in a further call, beyond the model, the data and ``.grad``. A row that runs
+out of memory says so. float32 products are as torch has them by default: those of convolutions in TF32.
 
 Error: ||g - reference|| / ||reference||, the reference in float64 on the same device; for the conv net alone.
 
@@ -18,7 +18,7 @@ decoder   GPT-2's sizes (transformers.GPT2LMHeadModel), LoRA of rank 8 on its at
 compiled  conv with its graphs, which take a minute or more to compile.
 
 Weights and data are random. Where there is no CUDA device it says so and stops. Prints tables, and writes results.json,
-table.md and tests.txt.
+table.md and tests.txt as it goes. What is not run again keeps its numbers in them, if device and versions are the same.
 """
 
 import argparse
@@ -43,8 +43,9 @@ from measures import relative_error
 from metaprox.checks.trees import on_device
 from metaprox.comparison import peak_memory
 from peer_methods import Predictor
-from speed import LEAST_CALLS, Result, described, section, spread
+from speed import case_of, described, section
 from speed_rows import COMPILED, FLOOR, OWN, ROWS, UNIT, Row, Work, gradient, gradients, version_of
+from turns import Result, Seconds, Turns
 from workloads import WAYS, Workload, classes, workload
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "test_gpu.py"
@@ -144,20 +145,22 @@ CASES = {
 }
 
 
-def seconds(load: Workload, run: Work) -> float:
+def seconds(load: Workload, run: Work, calls: int = 1) -> Seconds:
     load.model.zero_grad(set_to_none=False)
     torch.cuda.synchronize()
     began = time.perf_counter()
-    run()
+    for _ in range(calls):
+        run()
     torch.cuda.synchronize()
-    return time.perf_counter() - began
+    took = (time.perf_counter() - began) / calls
+    return Seconds(took, took)
 
 
 def first_call(row: Row, load: Workload, steps: int) -> tuple[Work | None, Result]:
     """What runs, and the seconds and the peak of its first calls; or why it can't."""
     try:
         run = row.work(load, steps)
-        first = seconds(load, run)
+        first = seconds(load, run).own
         load.model.zero_grad(set_to_none=False)
         return run, {"first_call_seconds": first, "peak_bytes": peak_memory(run, DEVICE)}
     except torch.cuda.OutOfMemoryError as error:
@@ -194,35 +197,53 @@ def measure(name: str, steps: int, rounds: int, budget: float) -> list[Result]:
                 if prepare not in truths:
                     truths[prepare] = gradient(prepare, wide, steps)
                 found[row][name_of_error] = relative_error(got, truths[prepare])
-    ratios: dict[Row, list[float]] = {row: [] for row in work}
-    spent = {row: found[row]["first_call_seconds"] for row in work}
-    unit = seconds(load, work[UNIT])
-    for row in work:
-        if spent[row] >= budget and row.name != COMPILED:
-            ratios[row].append(spent[row] / unit)
-    for _ in range(rounds):
-        for row, run in work.items():
-            if row is not UNIT and len(ratios[row]) >= LEAST_CALLS and spent[row] > budget:
-                continue
-            last = seconds(load, run)
-            unit = last if row is UNIT else unit
-            spent[row] += last
-            ratios[row].append(last / unit)
+    first = {row: found[row]["first_call_seconds"] for row in work}
+    compiles = [row for row in work if row.name == COMPILED]
+    turns = Turns(work, lambda run, calls: seconds(load, run, calls), first, compiles, rounds, budget)
+    unit = turns.run()
     floor = found[FLOOR]["peak_bytes"]
     for row in work:
         found[row]["peak_ratio"] = found[row]["peak_bytes"] / floor
-    head = {"workload": name, "steps": steps, "unit_seconds": unit}
-    return [head | {"row": row.label(load)} | found[row] | spread(ratios.get(row, []), []) for row in rows]
+    head = {"workload": name, "steps": steps, "unit_seconds": unit.own}
+    timed = {row: {name: value for name, value in turns.spread(row).items() if "clock" not in name} for row in rows}
+    return [head | {"row": row.label(load)} | found[row] | timed[row] for row in rows]
 
 
-def run_tests(out: Path) -> str:
+def run_tests(out: Path, workers: int) -> str:
     """Runs them in a process of its own; returns the last line of what pytest prints, all of which is kept."""
-    command = [sys.executable, "-m", "pytest", "-v", "-n", "4", "-m", "gpu", "--tb=short", str(TESTS)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    (out / "tests.txt").write_text(done.stdout)
-    last = done.stdout.strip().splitlines()[-1]
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "--tb=short", "--durations=15", str(TESTS)]
+    with (out / "tests.txt").open("w") as file:
+        subprocess.run([*command, "-n", str(workers)], stdout=file, stderr=subprocess.STDOUT, check=False)
+    last = (out / "tests.txt").read_text().strip().splitlines()[-1]
     print(last, flush=True)
     return last
+
+
+def circumstances(rounds: int, budget: float) -> dict[str, Any]:
+    """What times depend on."""
+    return {
+        "machine": {"processor": torch.cuda.get_device_name(), "cores": os.cpu_count(), "system": platform.system()},
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "seconds": budget,
+        "seed": 0,
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, "metaprox": mp.__version__}
+        | {name: version_of(name) for name in ("torch", "transformers", "peft", "higher")},
+    }
+
+
+def kept(out: Path, here: dict[str, Any]) -> dict[str, Any]:
+    """What ``out`` holds of the same device and versions; else nothing."""
+    file = out / "results.json"
+    record = json.loads(file.read_text()) if file.exists() else {}
+    same = all(record.get(name) == here[name] for name in ("machine", "versions"))
+    return record if same else {}
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    (out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    tables = [section(name, found) for name in CASES if (found := [r for r in record["rows"] if r["workload"] == name])]
+    (out / "table.md").write_text("\n\n".join([described(record), *tables]))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -232,33 +253,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="+", help="of these alone; default: each workload's")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="enough for a row (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="processes of tests (default: %(default)s)")
     parser.add_argument("--no-tests", action="store_true", help="times and memory alone")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("no CUDA device is at hand: nothing was run, and nothing written")
     options.out.mkdir(parents=True, exist_ok=True)
-    tests = None if options.no_tests else run_tests(options.out)
-    rows: list[Result] = []
-    record: dict[str, Any] = {
-        "machine": {"processor": torch.cuda.get_device_name(), "cores": os.cpu_count(), "system": platform.system()},
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-        "seed": 0,
-        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, "metaprox": mp.__version__}
-        | {name: version_of(name) for name in ("torch", "transformers", "peft", "higher")},
-        "tests": tests,
-        "rows": rows,
-    }
-    tables = [described(record)]
+    here = circumstances(options.rounds, options.seconds)
+    record = {"tests": None, "rows": []} | kept(options.out, here) | here
+    if not options.no_tests:
+        record["tests"] = run_tests(options.out, options.workers)
     for name in options.workloads:
-        wanted = options.steps or CASES[name].steps
-        found = [one for steps in wanted for one in measure(name, steps, options.rounds, options.seconds)]
-        rows += found
-        tables.append(section(name, found))
-        print(tables[-1], flush=True)
-        (options.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-        (options.out / "table.md").write_text("\n\n".join(tables))
+        for steps in options.steps or CASES[name].steps:
+            found = measure(name, steps, options.rounds, options.seconds)
+            record["rows"] = [one for one in record["rows"] if case_of(one) != (name, steps)] + found
+            print(section(name, found), flush=True)
+            write(options.out, record)
 
 
 if __name__ == "__main__":

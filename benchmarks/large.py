@@ -23,7 +23,8 @@ from measures import provenance
 from metaprox.comparison import gradient_evaluations, peak_memory
 from metaprox.models import mean_squared_error, mlp
 from metaprox.reports import style
-from speed import seconds, spread
+from speed import seconds
+from turns import spread
 from workloads import LAM, Workload
 
 STEPS, BRANCH_STEPS = 5, 5

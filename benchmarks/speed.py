@@ -31,30 +31,17 @@ import gc
 import json
 import os
 import platform
-import statistics
 import textwrap
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from measures import relative_error
 from speed_memory import Job, peak_of
-from speed_rows import COMPILED, FLOOR, HOW, ROWS, UNIT, Prepare, Row, Work, gradient, gradients, version_of
+from speed_rows import COMPILED, FLOOR, HOW, ROWS, Prepare, Row, Work, gradient, gradients, version_of
+from turns import Result, Seconds, Turns
 from workloads import STEPS, Workload, workload
-
-LEAST_CALLS, LONG, SHORT = 3, 2.0, 0.05
-Result = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Of one call: of the processor (of the clock for several threads), which ratios are of, and of the clock."""
-
-    own: float
-    clock: float
 
 
 def seconds(load: Workload, run: Work, calls: int = 1) -> Seconds:
@@ -98,24 +85,10 @@ def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, 
     """A result for each of ``rows``, of which the first is the unit."""
     load = workload(name, seed)
     work, found = first_calls(load, [row for row in rows if row.installed], steps)
-    unit = seconds(load, work[UNIT])
-    ratios: dict[Row, list[float]] = {row: [] for row in work}
-    by_clock: dict[Row, list[float]] = {row: [] for row in work}
-    spent: dict[Row, float] = {row: found[row]["first_call_seconds"] for row in work}
-    calls = {row: max(1, int(SHORT / spent[row])) for row in work}
-    for row in work:
-        if spent[row] >= LONG and row.name != COMPILED:
-            ratios[row].append(spent[row] / unit.own)
-    for _ in range(rounds):
-        for row, run in work.items():
-            if row is not UNIT and len(ratios[row]) >= LEAST_CALLS and spent[row] > budget:
-                continue
-            last = seconds(load, run, calls[row])
-            unit = last if row is UNIT else unit
-            calls[row] = max(1, int(SHORT / last.own))
-            spent[row] += last.own
-            ratios[row].append(last.own / unit.own)
-            by_clock[row].append(last.clock / unit.clock)
+    first = {row: found[row]["first_call_seconds"] for row in work}
+    compiles = [row for row in work if row.name == COMPILED]
+    turns = Turns(work, lambda run, calls: seconds(load, run, calls), first, compiles, rounds, budget)
+    unit = turns.run()
     gc.unfreeze()
     results = []
     for row in rows:
@@ -123,23 +96,9 @@ def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, 
         if not row.installed:
             assert row.package is not None
             result["cannot"] = f"not installed: {HOW[row.package]}"
-        results.append(result | found.get(row, {}) | spread(ratios.get(row, []), by_clock.get(row, [])))
+        results.append(result | found.get(row, {}) | turns.spread(row))
     unit_times = {"unit_seconds": unit.own}
     return [result | unit_times for result in results]
-
-
-def spread(ratios: list[float], by_clock: list[float]) -> Result:
-    """Medians, quartiles and number of calls."""
-    if not ratios:
-        return {}
-    found = {"ratio": statistics.median(ratios), "quartiles": _quartiles(ratios), "calls": len(ratios)}
-    if not by_clock:  # a first call that counts, in no round
-        return found
-    return found | {"clock_ratio": statistics.median(by_clock), "clock_quartiles": _quartiles(by_clock)}
-
-
-def _quartiles(values: list[float]) -> list[float]:
-    return statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
 
 
 def with_peaks(found: list[Result], row: Row, cases: list[tuple[str, int]], seed: int) -> list[Result]:
