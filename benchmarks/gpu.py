@@ -263,6 +263,7 @@ def main(arguments: list[str] | None = None) -> None:
     record = {"tests": None, "rows": []} | kept(options.out, here) | here
     if not options.no_tests:
         record["tests"] = run_tests(options.out, options.workers)
+        write(options.out, record)
     for name in options.workloads:
         for steps in options.steps or CASES[name].steps:
             found = measure(name, steps, options.rounds, options.seconds)
