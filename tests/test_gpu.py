@@ -41,7 +41,7 @@ pytestmark = [
 GD = mp.GradientDescent(0.05)
 SPLITS = ("train", "validation", "test")
 METHODS = {
-    "loss": mp.FOBMAML(GD, 5),
+    "loss": mp.FOBMAML(GD, 5, perturb="loss"),
     "center": mp.FOBMAML(GD, 5, perturb="center", scheme="forward", residual_correction=True),
     "adaptive": mp.FOBMAML(mp.AdaptiveGradientDescent(), 5, branch_steps=3, perturb="center"),
     "conjugate": mp.FOBMAML(GD, 5, branch_solver=mp.ConjugateGradient(0.05), estimate_truncation=True),
@@ -302,7 +302,7 @@ def test_memory_does_not_grow_with_steps_and_that_of_maml_does():
     assert peaks["maml", 16] > 2 * peaks["maml", 4]
 
 
-@pytest.mark.parametrize(("method", "given", "stay"), [("loss", {"nu": 0.1}, (5, 2)), ("center", {}, (5, 3))])
+@pytest.mark.parametrize(("method", "given", "stay"), [("loss", {"perturb": "loss", "nu": 0.1}, (5, 2)), ("center", {}, (5, 3))])
 def test_offload_leaves_the_vectors_that_are_claimed_and_the_same_results(method, given, stay):
     """Beside them are a parameter's gradient, a sixteenth of a vector, and blocks of 4 MiB; one branch of "center"."""
     torch.manual_seed(0)
