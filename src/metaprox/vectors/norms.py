@@ -13,7 +13,9 @@ from torch import Tensor
 from metaprox.vectors.rest import Vector, whole
 from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, is_sharded, part_here, total
 
-BLOCK = 2**18  # numbers that are converted at a time, so that no second vector of P numbers is ever there
+# Numbers that are converted at a time, so that no second vector of P numbers is ever there: what fits a processor's
+# cache, and elsewhere what takes longer to read than to ask for.
+BLOCK, BLOCK_ELSEWHERE = 2**18, 2**22
 LONG = 2**16  # numbers from which on a norm by rows takes less time
 ROW = 2**8  # numbers whose squares are summed in float32: with more of them that are alike, rounding shows
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
@@ -69,7 +71,7 @@ def inner_here(vectors: Vector, directions: Vector, lengths: Tensor) -> Tensor:
     if torch.compiler.is_dynamo_compiling() and vectors.dtype == torch.float32 and vectors.device.type in DOUBLE:
         products = whole(directions).double() * whole(vectors).double()  # which a graph makes no vector of
         return (products.sum((1, 2)) / lengths).to(torch.float32)
-    if vectors.numel() <= BLOCK:
+    if vectors.numel() <= _block_on(vectors.device):
         return ((whole(directions) / scale) * whole(vectors)).sum((1, 2))
     pieces = zip(_blocks(directions), _blocks(vectors), strict=True)
     return torch.stack([((one / scale) * other).sum((1, 2)) for one, other in pieces]).sum(0)
@@ -199,10 +201,15 @@ def _joined(lengths: Sequence[Tensor]) -> Tensor:
 
 def _parts(vectors: Vector) -> Iterable[Tensor]:
     """``_blocks``, but all at once where it is short, or differentiated: parts that are 0 have no second derivative."""
-    if isinstance(vectors, Tensor) and (vectors.numel() <= BLOCK or _is_followed(vectors)):
+    if isinstance(vectors, Tensor) and (vectors.numel() <= _block_on(vectors.device) or _is_followed(vectors)):
         return [vectors]
     return _blocks(vectors)
 
 
 def _blocks(vectors: Vector) -> Iterable[Tensor]:
-    return vectors.split(max(1, BLOCK * vectors.shape[-1] // max(1, vectors.numel())), -1)
+    size = _block_on(vectors.device)
+    return vectors.split(max(1, size * vectors.shape[-1] // max(1, vectors.numel())), -1)
+
+
+def _block_on(device: torch.device) -> int:
+    return BLOCK if device.type == "cpu" else BLOCK_ELSEWHERE

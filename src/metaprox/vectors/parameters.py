@@ -130,6 +130,11 @@ class Parameters:
             return torch.sub(y, self.pieces[0], out=out)
         moved = torch.empty_like(y, memory_format=torch.contiguous_format) if out is None else out
         sizes = self.adapted.sizes
+        if y.device.type != "cpu":  # few operations, of all parameters each
+            moved.copy_(y)
+            for row in moved.view(-1, moved.shape[-1]):
+                torch._foreach_sub_(row.split_with_sizes(sizes), self.pieces)
+            return moved
         parts = zip(y.split_with_sizes(sizes, -1), self.pieces, moved.split_with_sizes(sizes, -1), strict=True)
         for point, x, part in parts:
             torch.sub(point, x, out=part)
