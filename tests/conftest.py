@@ -81,3 +81,10 @@ def interrupt_at(step):
             raise KeyboardInterrupt
 
     return watch
+
+
+def launch_everything(monkeypatch):
+    """As where operations are launched on a device, and x is too large to be copied."""
+    for module in ("losses.descent", "vectors.parameters", "vectors.norms"):
+        monkeypatch.setattr(f"metaprox.{module}.launches", lambda device: True)
+    monkeypatch.setattr("metaprox.call.SMALL", 0)

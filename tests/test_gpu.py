@@ -17,7 +17,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import metaprox as mp
@@ -333,14 +332,6 @@ def test_offload_leaves_the_vectors_that_are_claimed_and_the_same_results(method
     assert peaks[1] < stay[1] + 0.7
 
 
-def launched(work):
-    """How many kernels ``work`` asks the device for."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
-        work()
-        torch.cuda.synchronize()
-    return sum(event.count for event in record.key_averages() if "LaunchKernel" in event.key)
-
-
 def of_many_parameters(dtype):
     """(problem, tasks) of a model whose x is not copied."""
     model = mlp([16, *[256] * 50, 1]).to(DEVICE, dtype)
@@ -357,31 +348,6 @@ def test_results_of_many_parameters_are_those_of_the_cpu(method):
     theirs = called(meta, mp.ProximalProblem.from_module(model, mean_squared_error, LAM), on_device(tasks, "cpu"))
     assert relative_error(flat(ours).cpu(), flat(theirs)) < 1e-6
     torch.testing.assert_close(ours.info.relative_error.cpu(), theirs.info.relative_error, rtol=0.1, atol=0)
-
-
-@pytest.mark.parametrize("method", ["center", "loss"])
-def test_a_step_launches_few_kernels_beyond_those_of_a_plain_gradient(method):
-    """A kernel takes longer to ask for than to run."""
-    problem, tasks = of_many_parameters(torch.float32)
-    tasks = mp.Task(*(tuple(leaf[:1] for leaf in half) for half in tasks))
-    batch, live = tuple(leaf[0] for leaf in tasks.support), mlp([16, *[256] * 50, 1]).to(DEVICE)
-
-    def plain():
-        mean_squared_error(live, batch).backward()
-
-    def ours(steps):
-        meta = replace(METHODS[method], steps=steps, branch_steps=4, backend="loop")
-        counts = meta.backward(problem, tasks).info.counts
-        kernels = launched(lambda: meta.backward(problem, tasks))
-        return kernels, counts.support_gradients + counts.query_gradients
-
-    plain()
-    own, (few, gradients), (many, _) = launched(plain), ours(4), ours(12)
-    further, others = (many - few) / 8 - own, few / gradients - own
-    print(f"\n{method}: {own} kernels of a plain gradient; further ones: {further} of a step, {others} of any gradient")
-    assert own > 300
-    assert further < 30
-    assert others < 60
 
 
 class Attention(nn.Module):

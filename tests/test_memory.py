@@ -6,8 +6,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import metaprox as mp
+from conftest import launch_everything
 from metaprox.comparison.cost import allocations
 from metaprox.losses.memory import Memory
 from metaprox.models import mean_squared_error, mlp
@@ -17,12 +19,14 @@ LAM, LR = 0.5, 0.05
 LOOP = {"backend": "loop"}
 
 
-@pytest.fixture(params=["few parameters", "many"])
+@pytest.fixture(params=["few parameters", "many", "launched"])
 def size(request, monkeypatch):
-    """Both ways of a step: a vector of the gradient, and parameter by parameter, in several blocks."""
+    """All ways of a step: a vector of the gradient; parameter by parameter, in several blocks; as on a device."""
     if request.param == "many":
         monkeypatch.setattr("metaprox.losses.descent.SMALL", 0)
         monkeypatch.setattr("metaprox.vectors.terms.BLOCK", 7)
+    if request.param == "launched":
+        launch_everything(monkeypatch)
     return request.param
 
 
@@ -235,9 +239,15 @@ def test_one_that_promises_not_to_gets_the_same_memory_again():
     assert len({grad.data_ptr() for grad, _ in solver.seen}) == 1
 
 
-@pytest.mark.parametrize("meta", [mp.FOMAML, mp.FOBMAML, partial(mp.FOBMAML, scheme="forward", perturb="center")])
-def test_no_step_makes_a_vector(meta):
+METHODS = [mp.FOMAML, mp.FOBMAML, partial(mp.FOBMAML, scheme="forward", perturb="center")]
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("meta", METHODS)
+def test_no_step_makes_a_vector(meta, on_device, monkeypatch):
     """As many allocations of the size of all parameters, whatever the number of steps."""
+    if on_device:
+        launch_everything(monkeypatch)
     model = model_of(16, *[256] * 8, 1)
     problem, tasks = mp.ProximalProblem.from_module(model, mean_squared_error, LAM), data(1, 16)
     bytes_of_all = 4 * sum(p.numel() for p in model.parameters())
@@ -249,6 +259,50 @@ def test_no_step_makes_a_vector(meta):
 
     vectors(3)  # which looks at the losses
     assert vectors(4) == vectors(30)
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations but for views, of which no device is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and func is not torch.ops.aten.detach.default
+        return func(*args, **(kwargs or {}))
+
+
+def operations(work):
+    with Counting() as counting:
+        work()
+    return counting.count
+
+
+@pytest.mark.parametrize("meta", METHODS)
+def test_where_operations_are_launched_a_step_has_few_more_than_a_plain_gradient(meta, monkeypatch):
+    """However many parameters there are; elsewhere it has several for each."""
+    model, tasks = model_of(16, *[256] * 50, 1), data(1, 16)
+    problem, batch = mp.ProximalProblem.from_module(model, mean_squared_error, LAM), [leaf[0] for leaf in tasks.support]
+    own = operations(lambda: mean_squared_error(model_of(16, *[256] * 50, 1), batch).backward())
+
+    def further():
+        """Of a step, and of a whole call for each of its gradients."""
+        found, counts = [], []
+        for steps in (4, 12):
+            estimator = meta(mp.GradientDescent(0.01), steps, **LOOP)
+            counts.append(estimator.backward(problem, tasks).info.counts)
+            found.append(operations(lambda meta=estimator: meta.backward(problem, tasks)))
+        gradients = [one.support_gradients + one.query_gradients for one in counts]
+        return (found[1] - found[0]) / (gradients[1] - gradients[0]) - own, found[0] / gradients[0] - own
+
+    of_blocks = further()
+    launch_everything(monkeypatch)
+    of_vectors = further()
+    assert own > 400
+    assert of_blocks[0] > 300
+    assert of_vectors[0] < 15
+    assert of_vectors[1] < 80
 
 
 def test_a_point_is_left_where_somebody_else_has_a_tensor_in_it():

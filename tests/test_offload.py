@@ -15,6 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import metaprox as mp
+from conftest import launch_everything
 from metaprox.comparison import peak_memory
 from metaprox.inner.trail import Trail
 from metaprox.models import cross_entropy, mean_squared_error, mlp
@@ -54,9 +55,12 @@ class InNumpy(OnCPU):
     kind: ClassVar = Elsewhere
 
 
-@pytest.fixture(params=["few parameters", "many"])
+@pytest.fixture(params=["few parameters", "many", "launched"])
 def size(request, monkeypatch):
-    """Both ways of a step, and vectors that come and go whole, or in several blocks."""
+    """All ways of a step, and vectors that come and go whole, or in several blocks."""
+    if request.param == "launched":
+        launch_everything(monkeypatch)
+        monkeypatch.setattr("metaprox.vectors.norms.BLOCK_WHERE_LAUNCHED", 13)
     if request.param == "many":
         monkeypatch.setattr("metaprox.losses.descent.SMALL", 0)
         monkeypatch.setattr("metaprox.vectors.terms.BLOCK", 7)

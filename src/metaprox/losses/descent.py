@@ -13,6 +13,7 @@ from metaprox.losses.gradients import ALL, BRANCH_NOISE, Gradients
 from metaprox.losses.memory import Memory
 from metaprox.losses.passes import Spot
 from metaprox.losses.vmapped import FlatLoss
+from metaprox.vectors.devices import launches
 from metaprox.vectors.parameters import SMALL
 from metaprox.vectors.terms import Descent, LinearTerm
 
@@ -31,11 +32,11 @@ def descend(
     """Returns the step from y [1, 1, P] along ``gradients.proximal``, and ``tilt`` [] times grad f if that is given.
 
     The backward pass hands a parameter's gradient over to the step, so that all vectors are read once, and there is no
-    vector of the gradient. None where nothing is saved by it, as with few parameters, or on an accelerator, which takes
-    longer to be asked for a small operation than to do it; or where somebody looks at that vector.
+    vector of the gradient. None where nothing is saved by it, as with few parameters, or where each operation has to
+    be launched; or where somebody looks at that vector.
     """
     point, large = memory.point(y), y.shape[1] == 1 and y.numel() * y.element_size() > SMALL
-    if point is None or memory.size is None or y.device.type != "cpu" or not (large and memory.unseen):
+    if point is None or memory.size is None or launches(y.device) or not (large and memory.unseen):
         return None
     (support,), (query,) = gradients.data.support, gradients.data.query
     losses: list[tuple[FlatLoss, Any, int, str]] = [(gradients.adapted_inner, support, 0, "support")]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metaprox.vectors.devices import launches
 from metaprox.vectors.rest import Vector, whole
 from metaprox.vectors.shards import current, gathered, groups_of, hypot_of, is_sharded, part_here, total
 
-# Numbers that are converted at a time, so that no second vector of P numbers is ever there: what fits a processor's
-# cache, and elsewhere what takes longer to read than to ask for.
-BLOCK, BLOCK_ELSEWHERE = 2**18, 2**22
+# Numbers that are converted at a time, so that no second vector of P numbers is ever there.
+BLOCK, BLOCK_WHERE_LAUNCHED = 2**18, 2**20
 LONG = 2**16  # numbers from which on a norm by rows takes less time
 ROW = 2**8  # numbers whose squares are summed in float32: with more of them that are alike, rounding shows
 DOUBLE = ("cpu", "cuda")  # which sum squares in float64, where those of float32 numbers neither overflow nor vanish
@@ -212,4 +212,4 @@ def _blocks(vectors: Vector) -> Iterable[Tensor]:
 
 
 def _block_on(device: torch.device) -> int:
-    return BLOCK if device.type == "cpu" else BLOCK_ELSEWHERE
+    return BLOCK_WHERE_LAUNCHED if launches(device) else BLOCK

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metaprox.types import Params
+from metaprox.vectors.devices import launches
 from metaprox.vectors.layout import Layout
 from metaprox.vectors.shards import Shards
 
@@ -130,7 +131,7 @@ class Parameters:
             return torch.sub(y, self.pieces[0], out=out)
         moved = torch.empty_like(y, memory_format=torch.contiguous_format) if out is None else out
         sizes = self.adapted.sizes
-        if y.device.type != "cpu":  # few operations, of all parameters each
+        if launches(y.device):
             moved.copy_(y)
             for row in moved.view(-1, moved.shape[-1]):
                 torch._foreach_sub_(row.split_with_sizes(sizes), self.pieces)
