@@ -156,7 +156,7 @@ bench-processes: $(READY)  ## throughput of two processes against one, on two id
 bench-cost-model: $(READY)  ## bytes moved and numbers held on several processes, times of 1, 2 and 4, on idle cores, two minutes: results/cost-model
 	$(BIN)/python benchmarks/cost_model.py --out results/cost-model
 
-gpu: $(READY)  ## on a CUDA device: the tests marked for it, speed and memory at sizes that fill it, ten minutes: results/gpu
+gpu: $(READY)  ## on a CUDA device: the tests marked for it, speed and memory at sizes that fill it, fifteen minutes: results/gpu
 	$(BIN)/python benchmarks/gpu.py --out results/gpu
 
 bench-large: $(READY)  ## time and memory of a meta-gradient of 10^8 parameters by its own plain gradients, five minutes: results/large
