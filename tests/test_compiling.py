@@ -4,14 +4,17 @@ import pytest
 import torch
 from torch._inductor.graph import GraphLowering
 
-from metaprox.losses import compiling
+import metaprox as mp
+from metaprox.losses import compiled, compiling
+from metaprox.models import mean_squared_error, mlp
+from metaprox.tasks import Sinusoid
 from test_compiled import needs_compiler
 
 pytestmark = [
     needs_compiler,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's compiler itself
 ]
-X = torch.tensor([0.0, 1.0, 2.0])
+X, HELD = torch.tensor([0.0, 1.0, 2.0]), torch.ones(4)
 
 
 def squares(x):
@@ -68,8 +71,38 @@ def test_of_others_the_kernels_are(most, settings, asked, monkeypatch):
     assert function.run(2 * X).tolist() == [1, 5, 17]
 
 
-def test_of_several_arguments_all_numbers_count(monkeypatch):
+def plus_held(x):
+    compiling.only_compiled()
+    return x + HELD.sum()
+
+
+@pytest.mark.parametrize(("most", "graphs"), [(7, 1), (6, 0)])
+def test_what_a_graph_reads_beside_its_arguments_counts(most, graphs, asked, monkeypatch):
+    """As the parameters of a frozen model do behind few that adapt."""
+    monkeypatch.setattr(compiling, "IN_CPP_UP_TO", most)
+    function = compiling.CompiledFunction(plus_held)
+    assert function.compile(X, draws=False).tolist() == [4, 5, 6]
+    assert len(asked) == graphs
+
+
+def test_what_a_frozen_model_holds_counts(asked, monkeypatch):
+    """5 numbers adapt, to 160 of data, behind 304."""
+    model = mlp([1, 50, 4, 1])
+    for layer in model[:-1]:
+        layer.requires_grad_(False)
+    problem = mp.ProximalProblem.from_module(model, mean_squared_error, 0.5)
+    tasks = Sinusoid().batch(range(4))
+    meta = mp.FOMAML(mp.GradientDescent(0.1), 2, backend="vmap", compile=True)
+    for most, cpp in ((400, False), (900, True)):
+        monkeypatch.setattr(compiling, "IN_CPP_UP_TO", most)
+        compiled.forget()
+        asked.clear()
+        meta(problem, problem.live_parameters(), tasks)
+        assert bool(asked) == cpp
+
+
+def test_of_several_all_numbers_count_and_devices(monkeypatch):
     monkeypatch.setattr(compiling, "IN_CPP_UP_TO", 6)
-    assert compiling.in_cpp((X, {"data": (X, "name", 5)}))
-    assert not compiling.in_cpp((X, {"data": (X, X[:1])}))
+    assert compiling.in_cpp((X, X, 5))
+    assert not compiling.in_cpp((X, X, X[:1]))
     assert not compiling.in_cpp((X, X[:1].to("meta")))

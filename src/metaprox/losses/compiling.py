@@ -3,13 +3,12 @@
 import importlib
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 # Of torch.compile. Random numbers are those of eager mode, so that graphs agree on noise with each other and with it.
 SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
@@ -18,9 +17,9 @@ SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
 ON_DISK = ("unsafe_marked_cacheable_functions", {"torch.ops.higher_order.while_loop": "1"})
 # Guards that torch leaves out by default: without them a graph would not see a hook, or another default argument.
 STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_func_defaults": False}
-# Up to so many numbers in its arguments, on the CPU, a graph is C++ throughout: what calls its kernels, and its loops,
-# not only the kernels. Python takes a tenth of a small call for that; C++ does not let other threads, nor an interrupt,
-# in before the graph's end.
+# Up to so many numbers that it reads, on the CPU, a graph is C++ throughout: what calls its kernels, and its loops, not
+# only the kernels. Python takes a tenth of a small call for that; C++ does not let other threads, nor an interrupt, in
+# before the graph's end.
 IN_CPP_UP_TO = 2**20
 # Kernels apart from what calls them, and that with few optimizations: half the time of compiling both at once.
 IN_CPP = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
@@ -46,8 +45,8 @@ class CompiledFunction:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = _with_own_code(function)
-        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **_settings())
+        self._function, self._compiler = _with_own_code(function), _Compiler()
+        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **_settings(self._compiler))
         self._run = torch._dynamo.run(self._compile)
         self._lock = threading.Lock()
         self._users = 0
@@ -63,9 +62,13 @@ class CompiledFunction:
         limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
         look_at_processor()
         with self._used(), _configured(torch._dynamo.config, STRICT_GUARDS | limits):
-            if not draws and in_cpp(args):  # modes that tell random numbers apart see those of Python alone
-                with suppress(torch._dynamo.exc.BackendCompilerFailed), _configured(torch._inductor.config, IN_CPP):
-                    return self._compile(*args)
+            self._compiler.may_be_cpp = not draws  # modes that tell random numbers apart see those of Python alone
+            try:
+                return self._compile(*args)
+            except torch._dynamo.exc.BackendCompilerFailed:
+                if not self._compiler.took_cpp:
+                    raise
+            self._compiler.may_be_cpp = False
             return self._compile(*args)
 
     def drop(self) -> None:
@@ -95,13 +98,25 @@ def compile_lock() -> AbstractContextManager[Any]:
     return torch._dynamo.convert_frame.compile_lock
 
 
-def _settings() -> dict[str, Any]:
+class _Compiler:
+    """torch's own, for a graph and what that reads: its arguments, and what a loss holds."""
+
+    def __init__(self) -> None:
+        self.may_be_cpp = self.took_cpp = False
+
+    def __call__(self, graph: Any, inputs: list[Any], options: dict[str, Any]) -> Any:
+        self.took_cpp = self.may_be_cpp and in_cpp(inputs)
+        return torch._inductor.compile(graph, inputs, options | IN_CPP if self.took_cpp else options)
+
+
+def _settings(compiler: _Compiler) -> dict[str, Any]:
+    if "options" not in SETTINGS:
+        return SETTINGS
     from torch._inductor import config  # which takes a while
 
     name, loops = ON_DISK
-    if "options" not in SETTINGS or not hasattr(config, name):
-        return SETTINGS
-    return {**SETTINGS, "options": {**SETTINGS["options"], name: {**getattr(config, name), **loops}}}
+    kept = {name: {**getattr(config, name), **loops}} if hasattr(config, name) else {}
+    return {**SETTINGS, "options": {**SETTINGS["options"], **kept}, "backend": compiler}
 
 
 def _configured(config: Any, values: dict[str, Any]) -> AbstractContextManager[Any]:
@@ -110,12 +125,12 @@ def _configured(config: Any, values: dict[str, Any]) -> AbstractContextManager[A
     return changed
 
 
-def in_cpp(args: Any) -> bool:
-    """Whether a graph for ``args`` is to be C++ throughout: where they are small, and torch compiles headers once."""
-    if "options" not in SETTINGS or not hasattr(torch._inductor.config, "cpp_cache_precompile_headers"):
+def in_cpp(inputs: Iterable[Any]) -> bool:
+    """Whether a graph of ``inputs`` is to be C++ throughout: where they are small, and torch compiles headers once."""
+    if not hasattr(torch._inductor.config, "cpp_cache_precompile_headers"):
         return False
-    found = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-    return all(leaf.device.type == "cpu" for leaf in found) and sum(leaf.numel() for leaf in found) <= IN_CPP_UP_TO
+    found = [one for one in inputs if isinstance(one, torch.Tensor)]
+    return all(one.device.type == "cpu" for one in found) and sum(one.numel() for one in found) <= IN_CPP_UP_TO
 
 
 @cache
