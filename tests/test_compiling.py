@@ -1,5 +1,7 @@
 """A function and its graphs: which of them are C++ throughout."""
 
+import gc
+
 import pytest
 import torch
 from torch._inductor.graph import GraphLowering
@@ -106,3 +108,26 @@ def test_of_several_all_numbers_count_and_devices(monkeypatch):
     assert compiling.in_cpp((X, X, 5))
     assert not compiling.in_cpp((X, X, X[:1]))
     assert not compiling.in_cpp((X, X[:1].to("meta")))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_waits_while_a_graph_is_made_and_no_longer(enabled, monkeypatch):
+    found = []
+
+    def compiler(graph, inputs):
+        found.append(gc.isenabled())
+        raise NotImplementedError
+
+    monkeypatch.setattr(compiling, "SETTINGS", {"backend": compiler})
+    compiled.forget()
+    problem = mp.ProximalProblem.from_module(mlp([1, 3, 1]), mean_squared_error, 0.5)
+    meta = mp.FOMAML(mp.GradientDescent(0.1), 2, backend="vmap", compile=True)
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.warns(UserWarning, match="without compile=True"):
+            meta(problem, problem.live_parameters(), Sinusoid().batch(range(2)))
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert set(found) == {False}

@@ -1,5 +1,6 @@
 """A function and the graphs that torch has compiled of it."""
 
+import gc
 import importlib
 import threading
 import types
@@ -91,6 +92,25 @@ class CompiledFunction:
     def _free_if_idle(self) -> None:
         if self._dropped and not self._users:
             torch._dynamo.eval_frame.remove_from_cache(self._function)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Garbage waits: torch makes millions of objects that stay, and Python looks through them a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@cache
+def load_compiler() -> None:
+    """torch's, which ``torch.func`` imports when first used; a third of the time would be looks for garbage."""
+    with without_collection():
+        importlib.import_module("torch._dynamo")
 
 
 def compile_lock() -> AbstractContextManager[Any]:
