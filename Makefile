@@ -162,6 +162,9 @@ gpu: $(READY)  ## on a CUDA device: the tests marked for it, speed and memory at
 bench-large: $(READY)  ## time and memory of a meta-gradient of 10^8 parameters by its own plain gradients, five minutes: results/large
 	$(BIN)/python benchmarks/large.py --out results/large
 
+bench-tf32: $(READY)  ## what convolutions in TF32 do to meta-gradients, by rounding on the CPU, a minute: results/tf32
+	$(BIN)/python benchmarks/tf32.py --out results/tf32
+
 bench-scaling: $(READY)  ## time of a meta-gradient against inner steps and tasks, five minutes: results/scaling
 	$(BIN)/python benchmarks/scaling.py --out results/scaling
 

@@ -480,6 +480,18 @@ def test_compiling_says_that_it_does_and_how_long_it_took(caplog):
     assert re.search(r"has compiled base and branches .* in \d+\.\d s$", said[1])
 
 
+def test_where_losses_draw_random_numbers_it_is_said_why_a_step_is_a_graph(caplog):
+    problem, tasks = sinusoids(torch.nn.Sequential(mlp([1, 8, 1]), torch.nn.Dropout(0.5)))
+    with caplog.at_level("INFO", logger="metaprox"):
+        for _ in range(2):
+            called(pair(mp.FOMAML, 3)[0], problem, tasks)
+    said = [one.getMessage() for one in caplog.records if "random" in one.getMessage()]
+    assert len(said) == len(set(said)) == 2  # a step, and the gradient of the outer loss
+    assert re.match(
+        r"metaprox takes a graph for a step alone: mean_squared_error \(.*\) draws random numbers$", said[0]
+    )
+
+
 def test_adapt_compiles_its_solve_and_never_asks_for_the_outer_loss(runs):
     def never(model, batch):
         raise AssertionError

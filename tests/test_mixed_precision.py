@@ -188,3 +188,32 @@ def test_benchmark_writes_its_numbers(study, tmp_path, monkeypatch, capsys):
     assert len(record["rows"]) == 3 + len(study.GRID)
     assert (tmp_path / "table.md").read_text() == capsys.readouterr().out
     assert record["rows"][1]["errors"] == [study.error(1, "symmetric", "loss", record["rows"][1]["step"])]
+
+
+def test_convolutions_in_tf32_are_those_of_rounded_factors_and_their_derivatives_too(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    tf32 = importlib.import_module("tf32")
+    ulp = 2.0**-10
+    given = torch.tensor([1 + 0.4 * ulp, 1 + 0.6 * ulp, -3.0, 0.0, 1e-30 * (1 + 0.3 * ulp), 65504.0])
+    found = tf32.rounded(given)
+    assert found[:4].tolist() == [1, 1 + ulp, -3, 0]
+    assert ((found - given).abs() <= ulp / 2 * given.abs()).all()
+    torch.manual_seed(0)
+    x, weight, grad = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.randn(2, 4, 4, 4)
+    took = []
+    for convolve, given in (
+        (lambda x, w, b: tf32.InTF32.apply(x, w, b, (2, 1)), (x, weight)),
+        (lambda x, w, b: nn.functional.conv2d(x, w, b, 2, 1), tuple(map(tf32.rounded, (x, weight)))),
+    ):
+        leaves = [one.clone().requires_grad_() for one in (*given, torch.zeros(4))]
+        out = convolve(*leaves)
+        took.append([out.detach(), *torch.autograd.grad(out, leaves, tf32.rounded(grad))])
+    torch.testing.assert_close(took[0], took[1], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(tf32.rounded(x), x)
+
+
+def test_the_kept_table_of_tf32_is_that_of_the_kept_numbers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    kept = BENCHMARKS.parent / "results" / "tf32"
+    rows = json.loads((kept / "results.json").read_text())["rows"]
+    assert importlib.import_module("tf32").table(rows) == (kept / "table.md").read_text()

@@ -114,8 +114,11 @@ class Batches:
         start = time.perf_counter()
         found = function.compile(*args, draws=key[0] not in IN_ONE)
         LOG.info("metaprox has compiled %s in %.1f s", what, time.perf_counter() - start)
-        if key[0] in IN_ONE and not all(map(torch.equal, before, noise.state())):
+        drew = not all(map(torch.equal, before, noise.state()))
+        if drew and key[0] in IN_ONE:
             raise MetaproxError("it draws random numbers, which it did not when it was first looked at")
+        if drew:
+            LOG.info("metaprox takes a graph for %s alone: %s draws random numbers", IN_WORDS[key[0]], self._pool.name)
         return found
 
     def _give_up(self, key: Key, error: Exception) -> None:
