@@ -282,9 +282,11 @@ def operations(work):
 @pytest.mark.parametrize("meta", METHODS)
 def test_where_operations_are_launched_a_step_has_few_more_than_a_plain_gradient(meta, monkeypatch):
     """However many parameters there are; elsewhere it has several for each."""
-    model, tasks = model_of(16, *[256] * 50, 1), data(1, 16)
+    for module in ("call", "losses.descent"):
+        monkeypatch.setattr(f"metaprox.{module}.SMALL", 0)
+    model, tasks = model_of(16, *[8] * 50, 1), data(1, 16)
     problem, batch = mp.ProximalProblem.from_module(model, mean_squared_error, LAM), [leaf[0] for leaf in tasks.support]
-    own = operations(lambda: mean_squared_error(model_of(16, *[256] * 50, 1), batch).backward())
+    own = operations(lambda: mean_squared_error(model_of(16, *[8] * 50, 1), batch).backward())
 
     def further():
         """Of a step, and of a whole call for each of its gradients."""
