@@ -284,9 +284,11 @@ def test_where_operations_are_launched_a_step_has_few_more_than_a_plain_gradient
     """However many parameters there are; elsewhere it has several for each."""
     for module in ("call", "losses.descent"):
         monkeypatch.setattr(f"metaprox.{module}.SMALL", 0)
-    model, tasks = model_of(16, *[8] * 50, 1), data(1, 16)
+    model, live, tasks = model_of(16, *[8] * 50, 1), model_of(16, *[8] * 50, 1), data(1, 16)
     problem, batch = mp.ProximalProblem.from_module(model, mean_squared_error, LAM), [leaf[0] for leaf in tasks.support]
-    own = operations(lambda: mean_squared_error(model_of(16, *[8] * 50, 1), batch).backward())
+    plain = lambda: mean_squared_error(live, batch).backward()  # noqa: E731
+    plain()  # later ones add to .grad
+    own = operations(plain)
 
     def further():
         """Of a step, and of a whole call for each of its gradients."""
@@ -304,7 +306,7 @@ def test_where_operations_are_launched_a_step_has_few_more_than_a_plain_gradient
     assert own > 400
     assert of_blocks[0] > 300
     assert of_vectors[0] < 15
-    assert of_vectors[1] < 80
+    assert of_vectors[1] < 60
 
 
 def test_a_point_is_left_where_somebody_else_has_a_tensor_in_it():
