@@ -146,8 +146,8 @@ def _configured(config: Any, values: dict[str, Any]) -> AbstractContextManager[A
 
 
 def in_cpp(inputs: Iterable[Any]) -> bool:
-    """Whether a graph of ``inputs`` is to be C++ throughout: where they are small, and torch compiles headers once."""
-    if not hasattr(torch._inductor.config, "cpp_cache_precompile_headers"):
+    """Whether a graph of ``inputs`` is to be C++ throughout: where they are small, and this torch is quick at it."""
+    if not all(hasattr(torch._inductor.config, name) for name in ("cpp_cache_precompile_headers", *IN_CPP)):
         return False
     found = [one for one in inputs if isinstance(one, torch.Tensor)]
     return all(one.device.type == "cpu" for one in found) and sum(one.numel() for one in found) <= IN_CPP_UP_TO
