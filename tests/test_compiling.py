@@ -110,24 +110,32 @@ def test_of_several_all_numbers_count_and_devices(monkeypatch):
     assert not compiling.in_cpp((X, X[:1].to("meta")))
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_garbage_waits_while_a_graph_is_made_and_no_longer(enabled, monkeypatch):
-    found = []
+def test_garbage_is_looked_for_rarely_while_a_graph_is_made_and_then_as_before(monkeypatch):
+    found, own = [], gc.get_threshold()
 
     def compiler(graph, inputs):
-        found.append(gc.isenabled())
+        found.append(gc.get_threshold())
         raise NotImplementedError
 
     monkeypatch.setattr(compiling, "SETTINGS", {"backend": compiler})
     compiled.forget()
     problem = mp.ProximalProblem.from_module(mlp([1, 3, 1]), mean_squared_error, 0.5)
     meta = mp.FOMAML(mp.GradientDescent(0.1), 2, backend="vmap", compile=True)
-    before = gc.isenabled()
     try:
-        (gc.enable if enabled else gc.disable)()
+        gc.set_threshold(500, 7, 8)
         with pytest.warns(UserWarning, match="without compile=True"):
             meta(problem, problem.live_parameters(), Sinusoid().batch(range(2)))
-        assert gc.isenabled() == enabled
+        assert gc.get_threshold() == (500, 7, 8)
     finally:
-        (gc.enable if before else gc.disable)()
-    assert set(found) == {False}
+        gc.set_threshold(*own)
+    assert set(found) == {compiling.RARELY}
+
+
+def test_of_two_threads_the_last_one_leaves_it_as_the_first_one_found_it():
+    before = gc.get_threshold()
+    first, second = compiling.rare_collection(), compiling.rare_collection()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert gc.get_threshold() == before

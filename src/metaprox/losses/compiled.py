@@ -15,7 +15,7 @@ from metaprox.cache import BoundedCache
 from metaprox.errors import MetaproxError
 from metaprox.losses import traced, traced_branched
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compile_lock, without_collection
+from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compile_lock, rare_collection
 from metaprox.losses.noise import Noise
 from metaprox.losses.origin import describe
 from metaprox.vectors.parameters import Structure
@@ -74,7 +74,7 @@ class Batches:
         try:
             return self._functions[key].run(*args)
         except Exception:  # none yet, none for these arguments, or one that can't be entered while a thread compiles
-            with without_collection(), compile_lock():
+            with rare_collection(), compile_lock():
                 return self._run_or_compile(key, args)
 
     def drop(self) -> None:

@@ -25,6 +25,8 @@ IN_CPP_UP_TO = 2**20
 # Kernels apart from what calls them, and that with few optimizations: half the time of compiling both at once.
 IN_CPP = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
 
+RARELY = 100_000, 20, 100  # after so many new objects, such looks, and looks of those
+
 
 class NotCompiledError(Exception):
     """There is no graph for these arguments."""
@@ -95,21 +97,21 @@ class CompiledFunction:
 
 
 @contextmanager
-def without_collection() -> Iterator[None]:
-    """Garbage waits: torch makes millions of objects that stay, and Python looks through them a tenth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
+def rare_collection() -> Iterator[None]:
+    """Garbage is looked for rarely: torch makes millions of objects that stay, and looks take a tenth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(*RARELY)
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        if before != RARELY:  # of another thread, which puts back what was before
+            gc.set_threshold(*before)
 
 
 @cache
 def load_compiler() -> None:
-    """torch's, which ``torch.func`` imports when first used; a third of the time would be looks for garbage."""
-    with without_collection():
+    """torch's, which ``torch.func`` imports when first used; else a third of the time is looks for garbage."""
+    with rare_collection():
         importlib.import_module("torch._dynamo")
 
 
