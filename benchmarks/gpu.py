@@ -45,7 +45,7 @@ from metaprox.comparison import peak_memory
 from peer_methods import Predictor
 from speed import case_of, described, section
 from speed_rows import COMPILED, FLOOR, OWN, ROWS, UNIT, Row, Work, gradient, gradients, version_of
-from turns import Result, Seconds, Turns
+from turns import Result, Seconds, in_turn
 from workloads import WAYS, Workload, classes, workload
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "test_gpu.py"
@@ -152,8 +152,7 @@ def seconds(load: Workload, run: Work, calls: int = 1) -> Seconds:
     for _ in range(calls):
         run()
     torch.cuda.synchronize()
-    took = (time.perf_counter() - began) / calls
-    return Seconds(took, took)
+    return Seconds((time.perf_counter() - began) / calls)
 
 
 def first_call(row: Row, load: Workload, steps: int) -> tuple[Work | None, Result]:
@@ -198,15 +197,12 @@ def measure(name: str, steps: int, rounds: int, budget: float) -> list[Result]:
                     truths[prepare] = gradient(prepare, wide, steps)
                 found[row][name_of_error] = relative_error(got, truths[prepare])
     first = {row: found[row]["first_call_seconds"] for row in work}
-    compiles = [row for row in work if row.name == COMPILED]
-    turns = Turns(work, lambda run, calls: seconds(load, run, calls), first, compiles, rounds, budget)
-    unit = turns.run()
+    unit, timed = in_turn(work, first, lambda run, calls: seconds(load, run, calls), rounds, budget)
     floor = found[FLOOR]["peak_bytes"]
     for row in work:
         found[row]["peak_ratio"] = found[row]["peak_bytes"] / floor
     head = {"workload": name, "steps": steps, "unit_seconds": unit.own}
-    timed = {row: {name: value for name, value in turns.spread(row).items() if "clock" not in name} for row in rows}
-    return [head | {"row": row.label(load)} | found[row] | timed[row] for row in rows]
+    return [head | {"row": row.label(load)} | found[row] | timed.get(row, {}) for row in rows]
 
 
 def run_tests(out: Path, workers: int) -> str:

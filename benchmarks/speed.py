@@ -39,8 +39,8 @@ import torch
 
 from measures import relative_error
 from speed_memory import Job, peak_of
-from speed_rows import COMPILED, FLOOR, HOW, ROWS, Prepare, Row, Work, gradient, gradients, version_of
-from turns import Result, Seconds, Turns
+from speed_rows import FLOOR, HOW, ROWS, Prepare, Row, Work, gradient, gradients, version_of
+from turns import Result, Seconds, in_turn
 from workloads import STEPS, Workload, workload
 
 
@@ -86,9 +86,7 @@ def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, 
     load = workload(name, seed)
     work, found = first_calls(load, [row for row in rows if row.installed], steps)
     first = {row: found[row]["first_call_seconds"] for row in work}
-    compiles = [row for row in work if row.name == COMPILED]
-    turns = Turns(work, lambda run, calls: seconds(load, run, calls), first, compiles, rounds, budget)
-    unit = turns.run()
+    unit, timed = in_turn(work, first, lambda run, calls: seconds(load, run, calls), rounds, budget)
     gc.unfreeze()
     results = []
     for row in rows:
@@ -96,7 +94,7 @@ def measure(name: str, steps: int, rows: list[Row], rounds: int, budget: float, 
         if not row.installed:
             assert row.package is not None
             result["cannot"] = f"not installed: {HOW[row.package]}"
-        results.append(result | found.get(row, {}) | turns.spread(row))
+        results.append(result | found.get(row, {}) | timed.get(row, {}))
     unit_times = {"unit_seconds": unit.own}
     return [result | unit_times for result in results]
 

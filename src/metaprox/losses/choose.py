@@ -22,7 +22,7 @@ from metaprox.losses.agreement import agreement
 from metaprox.losses.backend import Backend, Seed
 from metaprox.losses.by_loss import BackendByLoss
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.compiling import load_compiler
+from metaprox.losses.compiling import rare_collection
 from metaprox.losses.look import LOOK_NOISE, Look
 from metaprox.losses.loop import LoopBackend
 from metaprox.losses.noise import Noise
@@ -187,13 +187,12 @@ def cost_of_task(setting: Setting, *, twice: bool = False, queried: bool = True)
 
 def _cost_of_losses(setting: Setting, task: Task, twice: bool, queried: bool) -> Cost:
     problem, parameters, look = setting.problem, setting.parameters, setting.look
-    load_compiler()
     # On the CPU the same seed means the same numbers, vmapped or not; kernels elsewhere may draw in another order.
     fused = fuses(look, parameters)
     agree = partial(agreement, comparable=look.repeats and not fused, branches=1 if fused else 2)
     losses = [(problem.inner_loss, "inner_loss", task.support), (problem.outer_loss, "outer_loss", task.query)]
     seed = partial(_look_noise, setting.noise)
-    with seed(0):
+    with seed(0), rare_collection():  # torch.func imports torch's compiler when it is first used
         parts = [
             _cost(CheckedLoss(loss, role, differentiable=False), parameters, data, seed, agree, twice=twice and not k)
             for k, (loss, role, data) in enumerate(losses[: 1 + queried])

@@ -108,13 +108,6 @@ def rare_collection() -> Iterator[None]:
             gc.set_threshold(*before)
 
 
-@cache
-def load_compiler() -> None:
-    """torch's, which ``torch.func`` imports when first used; else a third of the time is looks for garbage."""
-    with rare_collection():
-        importlib.import_module("torch._dynamo")
-
-
 def compile_lock() -> AbstractContextManager[Any]:
     """What torch itself holds while it compiles, whoever asked for it: nobody may enter a graph while it traces."""
     return torch._dynamo.convert_frame.compile_lock
