@@ -1,13 +1,14 @@
 """A function and its graphs: which of them are C++ throughout."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._inductor.graph import GraphLowering
 
 import metaprox as mp
-from metaprox.losses import compiled, compiling
+from metaprox.losses import compiled, compiling, guards
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 from test_compiled import needs_compiler
@@ -139,3 +140,52 @@ def test_of_two_threads_the_last_one_leaves_it_as_the_first_one_found_it():
     first.__exit__(None, None, None)
     second.__exit__(None, None, None)
     assert gc.get_threshold() == before
+
+
+leaves_out = pytest.mark.skipif(not guards.only_needed([]), reason="this torch keeps all guards")
+
+
+@leaves_out
+def test_what_calls_have_in_common_and_the_librarys_own_code_are_not_guarded():
+    """Each guard takes time at every call."""
+    compiled.forget()
+    problem = mp.ProximalProblem.from_module(mlp([1, 3, 1]), mean_squared_error, 0.5)
+    meta = mp.FOBMAML(mp.GradientDescent(0.1), 2, backend="vmap", compile=True)
+    meta(problem, problem.live_parameters(), Sinusoid().batch(range(2)))
+    (pool,) = [pool for pool in compiled._POOLS.values() if pool._found]
+    (batches,) = pool._of_shape.values()
+    (function,) = batches._functions.values()
+    (entry,) = torch._dynamo.eval_frame._debug_get_cache_entry_list(function._function.__code__)
+    found = str(entry.guard_manager)
+    assert "L['losses'][0].loss" in found
+    assert "L['structure']" not in found
+    assert "L['method']" not in found
+    assert "__import_metaprox_dot_vectors_dot_norms'].norm_here" not in found
+
+
+NAMES = {
+    "G['__import_metaprox_dot_vectors_dot_norms']": False,
+    "G['__import_metaprox_dot_vectors_dot_norms'].norm": False,
+    "G['__import_metaprox_dot_vectors_dot_norms'].norm.__defaults__[0]": False,
+    "G['__import_metaprox_dot_vectors_dot_norms'].BLOCK": True,  # a number, which a user may have replaced
+    "G['__import_metaprox_dot_vectors_dot_norms'].torch": True,  # through which a loss is seen to look at torch
+    "G['__import_metaprox_dot_vectors_dot_norms'].torch.backends.mkldnn": True,
+    "G['__import_metaprox_dot_no_such_module'].norm": True,
+    "G['__import_metaproxy'].norm": True,
+    "G['__import_torch_dot_nn_dot_modules_dot_module']._global_forward_hooks": True,
+    "G['norm']": True,
+    "structure": False,
+    "structure.names": False,
+    "L['structure'].names": False,
+    "structures": True,
+    "losses[0].loss.structure": True,
+    "L['losses'][0].loss": True,
+    "": True,
+}
+
+
+@leaves_out
+@pytest.mark.parametrize("name", NAMES)
+def test_guards_are_kept_but_on_code_of_the_library_and_what_is_the_same(name):
+    keeps = guards.only_needed(["structure"])["guard_filter_fn"]
+    assert keeps([SimpleNamespace(name=name)]) == [NAMES[name]]

@@ -36,6 +36,7 @@ FUNCTIONS: dict[str, Callable[[Structure], Callable[..., Any]]] = {
     "branched": traced_branched.branched,
 }
 
+SAME = ("structure", "method")  # of each function there is one for every one of these
 IN_WORDS = {"evaluate": "a gradient", "step": "a step", "solve": "a solve", "branched": "base and branches"}
 LOG = logging.getLogger("metaprox")  # says at level INFO what is compiled, and how long that took
 
@@ -137,7 +138,7 @@ class Batches:
         if self._graphs[key] % MOST_CHANGES == 0:
             if key in self._functions:
                 self._functions[key].drop()
-            self._functions[key] = CompiledFunction(FUNCTIONS[key[0]](self._pool.structure))
+            self._functions[key] = CompiledFunction(FUNCTIONS[key[0]](self._pool.structure), SAME)
         self._graphs[key] += 1
         return self._functions[key]
 

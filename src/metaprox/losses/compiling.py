@@ -4,20 +4,20 @@ import gc
 import importlib
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import torch
 
+from metaprox.losses.guards import STRICT, only_needed
+
 # Of torch.compile. Random numbers are those of eager mode, so that graphs agree on noise with each other and with it.
 SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
 # Graphs with loops in them may be kept on disk as others are, where torch can be told: their key there is of all that
 # is in the loops too.
 ON_DISK = ("unsafe_marked_cacheable_functions", {"torch.ops.higher_order.while_loop": "1"})
-# Guards that torch leaves out by default: without them a graph would not see a hook, or another default argument.
-STRICT_GUARDS = {"skip_nnmodule_hook_guards": False, "skip_guards_on_constant_func_defaults": False}
 # Up to so many numbers that it reads, on the CPU, a graph is C++ throughout: what calls its kernels, and its loops, not
 # only the kernels. Python takes a tenth of a small call for that; C++ does not let other threads, nor an interrupt, in
 # before the graph's end.
@@ -45,11 +45,15 @@ class CompiledFunction:
     dtypes, Python numbers, code and modes, whatever the objects are. It holds no object that it was given. What the
     function writes on its arguments and puts back, as a swap of a module's tensors, is not written when a graph runs;
     on what it finds in a global variable it is, for a moment. Threads may run graphs while another compiles.
+
+    There are no guards, of which each takes time at every call, on the functions and classes of this library that are
+    called by name, nor on what is the ``same`` at all calls: names of arguments and of what ``function`` closes over.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], same: Collection[str] = ()) -> None:
         self._function, self._compiler = _with_own_code(function), _Compiler()
-        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **_settings(self._compiler))
+        settings = _settings(self._compiler, same)
+        self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **settings)
         self._run = torch._dynamo.run(self._compile)
         self._lock = threading.Lock()
         self._users = 0
@@ -64,7 +68,7 @@ class CompiledFunction:
         """The same with a new graph where there is none. Raises whatever torch raises where it can't have one."""
         limits = {"recompile_limit": 2**16, "accumulated_recompile_limit": 2**16}  # the caller has its own
         look_at_processor()
-        with self._used(), _configured(torch._dynamo.config, STRICT_GUARDS | limits):
+        with self._used(), _configured(torch._dynamo.config, STRICT | limits):
             self._compiler.may_be_cpp = not draws  # modes that tell random numbers apart see those of Python alone
             try:
                 return self._compile(*args)
@@ -124,14 +128,15 @@ class _Compiler:
         return torch._inductor.compile(graph, inputs, options | IN_CPP if self.took_cpp else options)
 
 
-def _settings(compiler: _Compiler) -> dict[str, Any]:
+def _settings(compiler: _Compiler, same: Collection[str]) -> dict[str, Any]:
+    guards = only_needed(same)
     if "options" not in SETTINGS:
-        return SETTINGS
+        return {**SETTINGS, "options": guards}
     from torch._inductor import config  # which takes a while
 
     name, loops = ON_DISK
     kept = {name: {**getattr(config, name), **loops}} if hasattr(config, name) else {}
-    return {**SETTINGS, "options": {**SETTINGS["options"], **kept}, "backend": compiler}
+    return {**SETTINGS, "options": {**SETTINGS["options"], **kept, **guards}, "backend": compiler}
 
 
 def _configured(config: Any, values: dict[str, Any]) -> AbstractContextManager[Any]:
