@@ -157,7 +157,8 @@ def test_what_calls_have_in_common_and_the_librarys_own_code_are_not_guarded():
     (function,) = batches._functions.values()
     (entry,) = torch._dynamo.eval_frame._debug_get_cache_entry_list(function._function.__code__)
     found = str(entry.guard_manager)
-    assert "L['losses'][0].loss" in found
+    assert "L['losses'][0].loss.model" in found
+    assert "L['losses'][1].loss.model" not in found  # the same one, looked at once
     assert "L['structure']" not in found
     assert "L['method']" not in found
     assert "__import_metaprox_dot_vectors_dot_norms'].norm_here" not in found

@@ -118,7 +118,7 @@ class ProximalProblem:
                 raise InputError("no parameter of the model requires gradients: nothing to adapt")
             return found
 
-        outer = ModuleLoss(model, loss if outer_loss is None else outer_loss)
+        outer = inner if outer_loss is None else ModuleLoss(model, outer_loss)
         return cls(inner, outer, lam, adapt, parameters, inner.uses_batch_statistics, per_task)
 
     def private(self) -> "ProximalProblem":

@@ -45,10 +45,10 @@ class CheckedLoss:
             raise
         return self._value(params, result)
 
-    def in_graph(self, params: dict[str, Tensor], batch: Any) -> tuple[Tensor, Metrics]:
-        """The same, to be traced: by names, for before torch 2.8 a graph is tied to an object that is called in it."""
-        loss = self.loss.evaluate if isinstance(self.loss, ModuleLoss) else self.loss
-        return self._value(params, loss(params, batch))
+    def for_graphs(self) -> "Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]":
+        """Returns the same, to be traced: by names, for before torch 2.8 a graph is tied to an object called in it."""
+        loss = self.loss.prepared() if isinstance(self.loss, ModuleLoss) else self.loss
+        return lambda params, batch: self._value(params, loss(params, batch))
 
     def release(self) -> None:
         """After an evaluation whose graph is no longer needed: let go of its tensors."""

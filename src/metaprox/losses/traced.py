@@ -1,16 +1,17 @@
 """What is compiled: losses at all points at once, a step along their gradients, and a whole solve of such steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.while_loop import while_loop
+from torch._higher_order_ops.while_loop import while_loop_op
 
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import NotCompiledError, only_compiled
 from metaprox.losses.vmapped import evaluated_in_graph
 from metaprox.solvers.state import Form, alike, put_together, taken_apart
+from metaprox.types import Metrics
 from metaprox.vectors.norms import inner_here, norm_here
 from metaprox.vectors.parameters import Structure
 
@@ -39,6 +40,7 @@ class Rule(NamedTuple):
 
 
 Advanced = tuple[Tensor, list[Tensor], list[Tensor]]  # the next point, what is noted of the step, and the memory
+InGraph = Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]  # what ``CheckedLoss.for_graphs`` returns
 Advance = Callable[[Seen, tuple[Tensor, ...]], Advanced]
 
 
@@ -47,7 +49,7 @@ def evaluate(structure: Structure) -> Callable[..., Any]:
 
     def evaluate(losses: tuple[CheckedLoss, ...], w: Tensor, y: Tensor, data: Any) -> Any:
         only_compiled()
-        return evaluated(losses[0], structure, w, y, data)
+        return evaluated(losses[0].for_graphs(), structure, w, y, data)
 
     return evaluate
 
@@ -63,7 +65,7 @@ def step(structure: Structure) -> Callable[..., Any]:
     ) -> tuple[Tensor, ...]:
         only_compiled()
         lam, size = numbers.unbind()
-        gradient = evaluated(losses[0], structure, w, y, data)[0] + lam * (y - x) + shift
+        gradient = evaluated(losses[0].for_graphs(), structure, w, y, data)[0] + lam * (y - x) + shift
         return y - size * gradient, gradient, norm_here(gradient).squeeze(-1)
 
     return step
@@ -97,7 +99,8 @@ def solve(structure: Structure) -> Callable[..., Any]:
     ) -> tuple[Any, ...]:
         only_compiled()
         y, shift, active, memory, further, data = of_tasks
-        gradient_at = sum_of_gradients(losses, structure, w, x, numbers, shift, further, data)
+        in_graph = [loss.for_graphs() for loss in losses]
+        gradient_at = sum_of_gradients(in_graph, structure, w, x, numbers, shift, further, data)
         advance = by_gradient(numbers) if rule is None else by_solver(weights, *rule)
         empty = empty_records(y, 1 if rule is None else 2)
         records, first = len(empty), memory if rule is None else (torch.empty_like(memory[0]), *memory)
@@ -132,7 +135,8 @@ def looped(
         counted = (now + 1,) if counter else ()
         return step + 1, new, active, *counted, *noted(now, seen, found, kept), *memory
 
-    step, y, active, *kept = while_loop(lambda step, *_: step < limit, body, (start, y, active, *counter, *kept))
+    carried = (start, y, active, *counter, *kept)  # flat, so that torch's ``while_loop`` has nothing to do
+    step, y, active, *kept = while_loop_op(lambda step, *_: step < limit, body, carried, ())
     return step, y, active, *kept[len(counter) :]
 
 
@@ -216,7 +220,7 @@ def stepped_by(rule: Rule, gradient: Tensor, y: Tensor, state: Any) -> tuple[Ten
 
 
 def sum_of_gradients(
-    losses: tuple[CheckedLoss, ...],
+    losses: Sequence[InGraph],
     structure: Structure,
     w: Tensor,
     x: Tensor,
@@ -241,5 +245,5 @@ def sum_of_gradients(
     return at
 
 
-def evaluated(loss: CheckedLoss, structure: Structure, w: Tensor, y: Tensor, data: Any) -> Any:
-    return evaluated_in_graph(lambda point, one: loss.in_graph(structure.unflatten(point, w), one), y, data)
+def evaluated(loss: InGraph, structure: Structure, w: Tensor, y: Tensor, data: Any) -> Any:
+    return evaluated_in_graph(lambda point, one: loss(structure.unflatten(point, w), one), y, data)

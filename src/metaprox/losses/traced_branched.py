@@ -109,17 +109,18 @@ def branched(structure: Structure) -> Callable[..., Any]:
         data: Any,
     ) -> tuple[Any, ...]:
         only_compiled()
+        in_graph = [loss.for_graphs() for loss in losses]
         alone, (plan, plan_of_branches) = torch.ones_like(numbers[:1]), plans.unbind()
         y = x.expand(len(active), 1, -1).clone()
         _check_states(rules, y)
         shift = torch.zeros_like(y)  # so that the loop of branches may have the same kernels
-        at = sum_of_gradients(losses, structure, w, x, numbers, shift, (), data[0])
+        at = sum_of_gradients(in_graph, structure, w, x, numbers, shift, (), data[0])
         posed = Posed(at, numbers, limits[0], start, plan, alone, active)
         base = _along_gradients(posed, y) if rules[0] is None else _solved(posed, y, None, rules[0])
-        v, (value, metrics) = evaluated(losses[1], structure, w, base.y, data[1])
+        v, (value, metrics) = evaluated(in_graph[1], structure, w, base.y, data[1])
         leaving, known = method.leave(x, base, v, numbers[0], further[2])
         queried = () if leaving.tilt is None else (leaving.tilt,)
-        at = sum_of_gradients(losses, structure, w, x, further, leaving.linear, queried, data if queried else data[0])
+        at = sum_of_gradients(in_graph, structure, w, x, further, leaving.linear, queried, data if queried else data[0])
         taken = _those_taken(base) if resumes else None
         posed = Posed(at, further, limits[1], start, plan_of_branches, weights, active)
         branches = _solved(posed, leaving.y, leaving.first, rules[1], taken)

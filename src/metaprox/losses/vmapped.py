@@ -35,11 +35,8 @@ def evaluated_in_graph(loss: FlatLoss, y: Tensor, data: Any) -> tuple[Tensor, Va
     leaves, form = flattened(data)
     told: list[Form] = []  # how metrics are built
 
-    def of_leaves(point: Tensor, *of_task: Tensor) -> Value:
-        return loss(point, unflattened(of_task, form))
-
     def one(point: Tensor, *of_task: Tensor) -> Tensors:
-        gradient, (value, metrics) = grad_and_value(of_leaves, has_aux=True)(point, *of_task)
+        gradient, (value, metrics) = grad_and_value(lambda y: loss(y, unflattened(of_task, form)), has_aux=True)(point)
         found, built = flattened(metrics)
         told[:] = [built]
         return gradient, value, *found
