@@ -4,9 +4,9 @@ FO-B-MAML on the sinusoids of workloads.py, K = 10, as the compiled row of speed
 perturb="center", 5 branch steps, one thread, float32. In each of ``--rounds`` rounds a new process makes its first call
 with an empty cache, and another one with that cache, and then ``--slices`` times SLICE calls. By the clock, imports of
 torch and metaprox left out; of later calls the processor time. ``--beside`` is the folder of another checkout, of which
-the same is measured in turn, slice by slice, since a machine's speed changes within a round; the ratio is that of
-two slices one after the other. Prints a table of medians, with extremes of first calls and quartiles of the rest, and
-writes results.json and table.md.
+the same is measured in turn, slice by slice, since a machine's speed changes within a round; who is first changes from
+round to round, and the ratio is that of two slices one after the other. Prints a table of medians, with extremes of
+first calls and quartiles of the rest, and writes results.json and table.md.
 """
 
 import argparse
@@ -95,7 +95,8 @@ def one_round(checkouts: dict[str, Path], slices: int) -> dict[str, dict[str, li
 
 def measure(checkouts: dict[str, Path], rounds: int, slices: int) -> list[dict[str, Any]]:
     """A row for each checkout, the first of which is this one."""
-    parts = [one_round(checkouts, slices) for _ in range(rounds)]
+    there, back = list(checkouts.items()), list(checkouts.items())[::-1]  # who is first may find the machine slower
+    parts = [one_round(dict(back if number % 2 else there), slices) for number in range(rounds)]
     rows: list[dict[str, Any]] = []
     for name in checkouts:
         row: dict[str, Any] = {one: [value for part in parts for value in part[name][one]] for one in parts[0][name]}
