@@ -58,7 +58,6 @@ class Gradients:
         self.inner = CheckedLoss(problem.inner_loss, "inner_loss")
         self.outer = CheckedLoss(problem.outer_loss, "outer_loss")
         self.adapted_inner, self.adapted_outer = self._adapted(self.inner), self._adapted(self.outer)
-        self._values = self._adapted(replace(self.outer, differentiable=False))
         self._unwritten = Unwritten(parameters.w)
         self._left: tuple[Tensor | None, Tensor | None] = (None, None)  # a point, and ``proximal`` there
         self._memory: Memory | None = None  # of the latest solve
@@ -205,8 +204,9 @@ class Gradients:
 
     def query_values(self, y: Tensor, step: int) -> tuple[Tensor, Metrics]:
         """f and its metrics [T] at y [T, P], without a gradient (and so not counted as one)."""
+        loss = self._adapted(replace(self.outer, differentiable=False))
         with self.evaluation("query"):
-            return self.backend.values(self._values, y, self.data.query, self.seed(1, BRANCH_NOISE, step))
+            return self.backend.values(loss, y, self.data.query, self.seed(1, BRANCH_NOISE, step))
 
     @property
     def shares(self) -> bool:

@@ -18,7 +18,7 @@ def origin(thing: Any) -> tuple[Any, ...]:
 
 def describe(thing: Any) -> str:
     """The user's own function in ``thing``, or else its class, by name and place."""
-    parts = [part for part in _parts(thing) if not _is_ours(part.__module__ or "")]
+    parts = [part for part in _parts(thing) if not is_ours(part.__module__ or "")]
     functions = [part for part in parts if isinstance(part, types.FunctionType)]
     if functions:
         code = functions[0].__code__
@@ -26,8 +26,8 @@ def describe(thing: Any) -> str:
     return parts[0].__qualname__ if parts else repr(thing)
 
 
-def _is_ours(module: str) -> bool:
-    """Whether it is a part of metaprox that has no losses for users."""
+def is_ours(module: str) -> bool:
+    """Whether a module of this name is a part of metaprox that has no losses for users."""
     return module.startswith("metaprox.") and not module.startswith(
         ("metaprox.models", "metaprox.tasks", "metaprox.text")
     )
