@@ -130,6 +130,45 @@ def test_modes_buffers_and_hooks_are_looked_at_anew(as_traced):
     assert_same(*both, problem, tasks)
 
 
+class TwiceLinear(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        return 2 * out if function is torch.nn.functional.linear else out
+
+
+@pytest.mark.parametrize("what", ["hook", "mode"])
+def test_what_no_guard_looks_at_is_seen_without_graphs(what, as_traced):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    both = pair(mp.FOBMAML, 3)
+    before = both[0](problem, problem.live_parameters(), tasks)
+    made = graphs()
+    if what == "hook":
+        twice = lambda module, args, out: 2 * out if isinstance(module, torch.nn.Linear) else None  # noqa: E731
+        handle, says = torch.nn.modules.module.register_module_forward_hook(twice), "a hook is registered for all"
+    else:
+        handle, says = TwiceLinear(), "TwiceLinear stands in"
+    with handle:
+        with pytest.warns(UserWarning, match=says):
+            assert_same(*both, problem, tasks)
+        eager = both[1](problem, problem.live_parameters(), tasks)
+    assert relative_error(flat(eager.grad), flat(before.grad)) > 0.1
+    assert_same(*both, problem, tasks)
+    assert graphs() == made
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, torch.nn.Sequential])
+def test_methods_of_a_models_classes_are_looked_at_anew(kind, as_traced, monkeypatch):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    both, forward = pair(mp.FOBMAML, 3), kind.forward
+    assert_same(*both, problem, tasks)
+    made = graphs()
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "forward", lambda module, inputs: 2 * forward(module, inputs))
+        assert_same(*both, problem, tasks)
+    assert_same(*both, problem, tasks)
+    assert graphs() == 2 * made
+
+
 def test_a_step_of_ones_own_is_taken_as_it_is(as_traced):
     class Clipped(mp.GradientDescent):
         def step(self, grad, y, state):

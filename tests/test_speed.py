@@ -125,7 +125,8 @@ def test_first_calls_are_measured_in_new_processes_with_an_empty_cache_and_with_
     own = Path(first_call.__file__).parent.parent
     monkeypatch.setattr(first_call, "Process", Process)
     first_call.main(["--out", str(tmp_path), "--rounds", "2", "--slices", "3", "--beside", str(tmp_path)])
-    assert [(one.checkout, one.asked) for one in told] == 2 * [(own, 0), (own, 3), (tmp_path, 0), (tmp_path, 3)]
+    mine, other = [(own, 0), (own, 3)], [(tmp_path, 0), (tmp_path, 3)]
+    assert [(one.checkout, one.asked) for one in told] == mine + other + other + mine
     assert all(one.ended for one in told)
     caches = [one.cache for one in told]
     assert caches[::2] == caches[1::2]

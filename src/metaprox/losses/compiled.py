@@ -204,6 +204,10 @@ class Pool:
             ("failure", id(where)), f"metaprox goes on without compile=True, which failed for {self.name}: {reason}"
         )
 
+    def warn_of_unseen(self, what: str) -> None:
+        said = f"metaprox goes on without compile=True while {what}, which graphs would not see"
+        self._alone._warn(("unseen", what), said)
+
     def warn_of_changes(self, count: int) -> None:
         self._warn(
             ("changes",),

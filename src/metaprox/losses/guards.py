@@ -1,4 +1,4 @@
-"""What torch looks at before it uses a graph."""
+"""What torch looks at before it uses a graph, and what it does not."""
 
 import re
 import sys
@@ -7,6 +7,9 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from metaprox.losses.origin import is_ours
 
@@ -28,6 +31,15 @@ def only_needed(same: Collection[str]) -> dict[str, Callable[[Sequence[Any]], li
     if not hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # whose documentation names the option
         return {}
     return {"guard_filter_fn": lambda guards: [not (_is_code(one.name) or _local(one.name) in same) for one in guards]}
+
+
+def unseen() -> str:
+    """What changes evaluations now although no guard looks at it, in words; "" where there is nothing."""
+    if _has_any_global_hook():
+        return "a hook is registered for all modules"
+    modes = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ()
+    others = [type(mode).__name__ for mode in modes if not isinstance(mode, DeviceContext)]
+    return f"{others[-1]} stands in for functions of torch" if others else ""
 
 
 def _local(name: str) -> str | None:

@@ -10,8 +10,11 @@ import torch
 from metaprox.checks.trees import flattened, mapped
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiled import IN_ONE, Batches, pool_of
+from metaprox.losses.guards import unseen
 from metaprox.losses.noise import padded_to
 from metaprox.losses.origin import origin
+from metaprox.modules.loss import ModuleLoss
+from metaprox.modules.replica import methods_of
 from metaprox.vectors.parameters import Structure
 
 
@@ -38,10 +41,10 @@ class Graphs:
     def __init__(self, loss: CheckedLoss, structure: Structure, also: CheckedLoss | None = None) -> None:
         """``also``: a second loss, for functions of both."""
         self._losses = (loss,) if also is None else (loss, also)
-        own = _origin(loss)
+        own = _made_of(loss)
         alone = pool_of((own, structure), loss, structure)
         if also is not None:
-            both = (own, structure, _origin(also))
+            both = (own, structure, own if also.loss is loss.loss else _made_of(also))
             alone = pool_of(both, loss, structure, alone)
         self._pool = alone
         self._latest: tuple[Any, Batches | None, Any] = (None, None, None)
@@ -62,6 +65,9 @@ class Graphs:
         evaluations: of the loss, which pay for a graph. kind: of what is called in it beside the loss. branches: of
         the first of ``of_tasks``, y [T, B, P], unless given.
         """
+        if what := unseen():
+            self._pool.warn_of_unseen(what)
+            return None
         tasks, branches = len(of_tasks[0]), branches or of_tasks[0].shape[1]
         batches, padded = self._batches(data, tasks)
         if batches is None:
@@ -86,6 +92,11 @@ class Graphs:
 
 
 _ORIGINS: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
+
+
+def _made_of(loss: CheckedLoss) -> tuple[Any, ...]:
+    """Its origin, and the methods of a model's classes, at whose names torch does not look again."""
+    return _origin(loss), methods_of(loss.loss.model) if isinstance(loss.loss, ModuleLoss) else ()
 
 
 def _origin(loss: CheckedLoss) -> tuple[Any, ...]:
