@@ -95,8 +95,10 @@ def one_round(checkouts: dict[str, Path], slices: int) -> dict[str, dict[str, li
 
 def measure(checkouts: dict[str, Path], rounds: int, slices: int) -> list[dict[str, Any]]:
     """A row for each checkout, the first of which is this one."""
-    there, back = list(checkouts.items()), list(checkouts.items())[::-1]  # who is first may find the machine slower
-    parts = [one_round(dict(back if number % 2 else there), slices) for number in range(rounds)]
+    order, parts = list(checkouts.items()), []
+    for _ in range(rounds):
+        parts.append(one_round(dict(order), slices))
+        order.reverse()  # who is first may find the machine slower
     rows: list[dict[str, Any]] = []
     for name in checkouts:
         row: dict[str, Any] = {one: [value for part in parts for value in part[name][one]] for one in parts[0][name]}

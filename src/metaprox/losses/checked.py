@@ -13,6 +13,7 @@ from metaprox.errors import InputError, MetaproxError
 from metaprox.modules.loss import ModuleLoss, PrivateLoss
 from metaprox.types import Loss, Metrics
 
+InGraph = Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]  # a loss of parameters and data, to be traced
 A_LOSS = "a loss returns a scalar tensor, or (scalar tensor, {name: number or scalar tensor})"
 
 
@@ -45,7 +46,7 @@ class CheckedLoss:
             raise
         return self._value(params, result)
 
-    def for_graphs(self) -> "Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]":
+    def for_graphs(self) -> InGraph:
         """Returns the same, to be traced: by names, for before torch 2.8 a graph is tied to an object called in it."""
         loss = self.loss.prepared() if isinstance(self.loss, ModuleLoss) else self.loss
         return lambda params, batch: self._value(params, loss(params, batch))

@@ -46,8 +46,8 @@ class CompiledFunction:
     function writes on its arguments and puts back, as a swap of a module's tensors, is not written when a graph runs;
     on what it finds in a global variable it is, for a moment. Threads may run graphs while another compiles.
 
-    There are no guards, of which each takes time at every call, on the functions and classes of this library that are
-    called by name, nor on what is the ``same`` at all calls: names of arguments and of what ``function`` closes over.
+    ``same``: names of arguments, and of what ``function`` closes over, that are the same at all calls. Guards are not
+    on these, nor on code that does not change (``only_needed``).
     """
 
     def __init__(self, function: Callable[..., Any], same: Collection[str] = ()) -> None:

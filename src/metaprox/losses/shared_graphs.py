@@ -24,8 +24,9 @@ class Graphs:
     A result is None where there is no graph to be had: the caller then does with less, or evaluates in eager mode.
 
     Graphs belong to the origin of a loss, the code and the classes that it is made of, so that losses, models and
-    problems that the same lines make anew use those there are; what differs all the same, such as a number in a
-    closure, a mode or a hook, torch guards, and a graph is added.
+    problems that the same lines make anew use those there are, and to the methods of a model's classes; what differs
+    all the same, such as a number in a closure, a mode or a hook, torch guards, and a graph is added. While something
+    is in force that no guard looks at, there is none.
 
     Batches of T tasks are padded, with copies of their first task, to the least size from T to 2 T that has graphs. If
     there is none they get their own: T, or from the ``EXACT_SIZES + 1``-th size of a shape on the next power of 2. So a

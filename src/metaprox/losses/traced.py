@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop_op
 
-from metaprox.losses.checked import CheckedLoss
+from metaprox.losses.checked import CheckedLoss, InGraph
 from metaprox.losses.compiling import NotCompiledError, only_compiled
 from metaprox.losses.vmapped import evaluated_in_graph
 from metaprox.solvers.state import Form, alike, put_together, taken_apart
-from metaprox.types import Metrics
 from metaprox.vectors.norms import inner_here, norm_here
 from metaprox.vectors.parameters import Structure
 
@@ -40,7 +39,6 @@ class Rule(NamedTuple):
 
 
 Advanced = tuple[Tensor, list[Tensor], list[Tensor]]  # the next point, what is noted of the step, and the memory
-InGraph = Callable[[dict[str, Tensor], Any], tuple[Tensor, Metrics]]  # what ``CheckedLoss.for_graphs`` returns
 Advance = Callable[[Seen, tuple[Tensor, ...]], Advanced]
 
 
