@@ -13,7 +13,8 @@ from torch._dynamo.utils import counters
 
 import metaprox as mp
 from conftest import relative_error
-from metaprox.losses import compiled, compiling
+from metaprox.losses import compiled, compiling, guards
+from metaprox.losses.checked import CheckedLoss
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 
@@ -167,6 +168,106 @@ def test_methods_of_a_models_classes_are_looked_at_anew(kind, as_traced, monkeyp
         assert_same(*both, problem, tasks)
     assert_same(*both, problem, tasks)
     assert graphs() == 2 * made
+
+
+@pytest.mark.filterwarnings("ignore:metaprox compiles the step alone")  # torch traces no loop with it
+@pytest.mark.parametrize("name", ["__call__", "_call_impl"])
+def test_methods_of_all_modules_are_looked_at_anew(name, as_traced, monkeypatch):
+    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    both, method = pair(mp.FOBMAML, 3), getattr(torch.nn.Module, name)
+    before = both[0](problem, problem.live_parameters(), tasks)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, name, lambda module, *args: 0.7 * method(module, *args))
+        assert_same(*both, problem, tasks)
+        after = both[1](problem, problem.live_parameters(), tasks)
+    assert relative_error(flat(after.grad), flat(before.grad)) > 0.1
+    assert_same(*both, problem, tasks)
+
+
+class Helper:
+    def scale(self, value):
+        return self.plain(value)
+
+    @classmethod
+    def plain(cls, value):
+        return 1.0 * value
+
+
+class Weighted:
+    """A loss that calls methods, of itself and of others."""
+
+    def __init__(self):
+        self.helpers = [Helper()]
+
+    def __call__(self, module, batch):
+        return self.helpers[0].scale(self.own(mean_squared_error(module, batch)))
+
+    def own(self, value):
+        return 1.0 * value
+
+
+class Stepping(mp.GradientDescent):
+    def step(self, grad, y, state):
+        return y - self.change(grad), None
+
+    def change(self, grad):
+        return self.lr * grad
+
+
+HELPER = Helper()
+
+
+def twice(method):
+    if isinstance(method, classmethod):
+        return classmethod(twice(method.__func__))
+    return lambda self, value: 2.0 * method(self, value)
+
+
+@pytest.mark.skipif(not guards.only_needed([], saw=print), reason="this torch does not say what it came by")
+class TestMethodsThatWereReplacedAreSeen:
+    @pytest.mark.parametrize(
+        ("kind", "name"), [(Weighted, "own"), (Helper, "scale"), (Helper, "plain"), (Stepping, "change")]
+    )
+    def test_of_what_is_held(self, kind, name, as_traced, monkeypatch):
+        self.compare(Weighted(), kind, name, monkeypatch)
+
+    @pytest.mark.parametrize("made", [False, True])
+    def test_of_what_is_found_or_made_within(self, made, as_traced, monkeypatch):
+        def loss(module, batch):
+            return (Helper() if made else HELPER).scale(mean_squared_error(module, batch))
+
+        self.compare(loss, Helper, "scale", monkeypatch)
+
+    def test_often(self, as_traced, monkeypatch):
+        """With as many graphs as for other changes, and then none; those there are stay in use."""
+        problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), Weighted(), lam=0.5)
+        tasks, both = Sinusoid().batch(range(4)), pair(mp.Reptile, 2)
+        assert_same(*both, problem, tasks)
+        for factor in range(2, compiled.MOST_CHANGES + 1):
+            monkeypatch.setattr(Helper, "scale", lambda self, value, factor=factor: factor * value)
+            assert_same(*both, problem, tasks)
+        assert graphs() == compiled.MOST_CHANGES
+        monkeypatch.setattr(Helper, "scale", lambda self, value: 0.5 * value)
+        with pytest.warns(UserWarning, match=f"{compiled.MOST_CHANGES} times"):
+            assert_same(*both, problem, tasks)
+        monkeypatch.undo()
+        assert_same(*both, problem, tasks)
+        assert graphs() == compiled.MOST_CHANGES
+
+    def compare(self, loss, kind, name, monkeypatch):
+        problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), loss, lam=0.5)
+        tasks, both = Sinusoid().batch(range(4)), pair(mp.FOBMAML, 3, Stepping(0.01))
+        before = both[0](problem, problem.live_parameters(), tasks)
+        made = graphs()
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, name, twice(vars(kind)[name]))
+            assert_same(*both, problem, tasks)
+            after = both[1](problem, problem.live_parameters(), tasks)
+        assert relative_error(flat(after.grad), flat(before.grad)) > 0.1
+        assert graphs() > made
+        made = graphs()
+        assert_same(*both, problem, tasks)
+        assert graphs() == made
 
 
 def test_a_step_of_ones_own_is_taken_as_it_is(as_traced):
@@ -326,7 +427,7 @@ class TestBounds:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_batches_are_padded_to_at_most_twice_their_size_and_have_few_sizes(self, seed):
-        pool = compiled.Pool(mean_squared_error, None)
+        pool = compiled.Pool(CheckedLoss(mean_squared_error, "a loss"), None)
         generator = torch.Generator().manual_seed(seed)
         counts = torch.randint(1, 500, (400,), generator=generator).tolist()
         sizes = set()
@@ -338,7 +439,7 @@ class TestBounds:
         assert pool.batches("shape", counts[0]).size in sizes
 
     def test_a_first_and_a_few_further_sizes_are_not_padded(self):
-        pool = compiled.Pool(mean_squared_error, None)
+        pool = compiled.Pool(CheckedLoss(mean_squared_error, "a loss"), None)
         assert [pool.batches("shape", count).size for count in (25, 100, 24, 12, 30)] == [25, 100, 25, 12, 30]
         assert pool.batches("other shape", 24).size == 24
 

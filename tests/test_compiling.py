@@ -1,6 +1,7 @@
 """A function and its graphs: which of them are C++ throughout."""
 
 import gc
+from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch._inductor.graph import GraphLowering
 
 import metaprox as mp
-from metaprox.losses import compiled, compiling, guards
+from metaprox.losses import compiled, compiling, guards, methods
 from metaprox.models import mean_squared_error, mlp
 from metaprox.tasks import Sinusoid
 from test_compiled import needs_compiler
@@ -142,7 +143,7 @@ def test_of_two_threads_the_last_one_leaves_it_as_the_first_one_found_it():
     assert gc.get_threshold() == before
 
 
-leaves_out = pytest.mark.skipif(not guards.only_needed([]), reason="this torch keeps all guards")
+leaves_out = pytest.mark.skipif(not guards.only_needed([], saw=print), reason="this torch keeps all guards")
 
 
 @leaves_out
@@ -193,5 +194,42 @@ NAMES = {
 @leaves_out
 @pytest.mark.parametrize("name", NAMES)
 def test_guards_are_kept_but_on_code_of_the_library_and_what_is_the_same(name):
-    keeps = guards.only_needed(["structure"])["guard_filter_fn"]
-    assert keeps([SimpleNamespace(name=name)]) == [NAMES[name]]
+    came_by = []
+    keeps = guards.only_needed(["structure"], came_by.extend)["guard_filter_fn"]
+    assert keeps([SimpleNamespace(name=name, has_value=True, value=Fraction(1))]) == [NAMES[name]]
+    of_a_library = ("torch_dot_", "metaprox_dot_vectors", "metaprox_dot_no")
+    assert came_by == ([] if name.startswith(tuple(f"G['__import_{module}" for module in of_a_library)) else [Fraction])
+
+
+def test_methods_that_were_replaced_added_or_taken_away_are_seen(monkeypatch):
+    class Base:
+        def first(self):
+            return 1
+
+    class Derived(Base):
+        number = 1
+
+        @classmethod
+        def second(cls):
+            return 2
+
+    replaceable = methods.Replaceable()
+    replaceable.add([Derived, int, torch.Tensor])
+    assert replaceable.are_as_they_were()
+    changes = [
+        lambda: monkeypatch.setattr(Base, "first", lambda self: 3),
+        lambda: monkeypatch.setattr(Derived, "first", lambda self: 3, raising=False),
+        lambda: monkeypatch.setattr(Derived, "second", classmethod(lambda cls: 3)),
+        lambda: monkeypatch.setattr(Base, "third", property(lambda self: 3), raising=False),
+        lambda: monkeypatch.delattr(Derived, "second"),
+        lambda: monkeypatch.setattr(Derived, "second", len),
+    ]
+    for change in changes:
+        change()
+        assert not replaceable.are_as_they_were()
+        replaceable.add([Derived])  # knows it already
+        assert not replaceable.are_as_they_were()
+        monkeypatch.undo()
+        assert replaceable.are_as_they_were()
+    monkeypatch.setattr(Derived, "number", 2)  # torch guards it
+    assert replaceable.are_as_they_were()

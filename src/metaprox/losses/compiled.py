@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from types import NoneType
@@ -16,8 +15,10 @@ from metaprox.errors import MetaproxError
 from metaprox.losses import traced, traced_branched
 from metaprox.losses.checked import CheckedLoss
 from metaprox.losses.compiling import CompiledFunction, NotCompiledError, compile_lock, rare_collection
+from metaprox.losses.methods import Replaceable, classes_in
 from metaprox.losses.noise import Noise
 from metaprox.losses.origin import describe
+from metaprox.losses.warned import Warnings
 from metaprox.vectors.parameters import Structure
 
 # Up to how many losses have graphs, the latest used; for how many shapes of tasks each loss; and how many graphs each
@@ -43,9 +44,17 @@ LOG = logging.getLogger("metaprox")  # says at level INFO what is compiled, and 
 Key = tuple[str, int, Any]
 
 
-def pool_of(key: Any, loss: CheckedLoss, structure: Structure, alone: "Pool | None" = None) -> "Pool":
-    """That of what has this key, and of ``loss`` where there is none yet."""
-    return _POOLS.get_or_make(key, lambda: Pool(loss, structure, alone))
+def pool_of(key: Any, loss: CheckedLoss, structure: Structure, alone: "Pool | None" = None) -> "Pool | None":
+    """Returns that of what has this key and the methods of now, made of ``loss`` where there is none.
+
+    Beyond MOST_CHANGES versions of methods there is none: it warns.
+    """
+    for version in range(MOST_CHANGES):
+        pool = _POOLS.get_or_make((key, version), lambda: Pool(loss, structure, alone))
+        if pool.methods.are_as_they_were():
+            return pool
+    pool.says.warn_of_changes(MOST_CHANGES)
+    return None
 
 
 def forget() -> None:
@@ -89,12 +98,12 @@ class Batches:
         except (KeyError, NotCompiledError):
             pass
         except Exception as error:
-            self._pool.warn_of_failure(self, error)
+            self._pool.says.warn_of_failure(self, error)
             return None
         name, branches, kind = key
         count = sum(self._graphs[one, branches, kind] for one in (STEPS if name in STEPS else (name,)))
         if not _affordable(count, MOST_CHANGES, self.evaluations):
-            self._pool.warn_of_changes(count)
+            self._pool.says.warn_of_changes(count)
             return None
         try:
             found = self._compiled(key, args)
@@ -103,9 +112,9 @@ class Batches:
                 self._give_up(key, error)
             else:
                 self.drop()
-                self._pool.warn_of_failure(self, error)
+                self._pool.says.warn_of_failure(self, error)
             return None
-        self._pool.warn_of_smaller(self, name)
+        self._pool.says.warn_of_smaller(self, name)
         return found
 
     def _compiled(self, key: Key, args: tuple[Any, ...]) -> Any:
@@ -129,16 +138,18 @@ class Batches:
         self._functions.pop(key).drop()
         name, _, kind = key
         if name == "solve" and kind is not NoneType:
-            self._pool.warn_of_solver(self, kind, error)
+            self._pool.says.warn_of_solver(self, kind, error)
         elif name == "solve" or not any(kind[1:]):  # of a solver's steps its own graph says what there is to say
-            self._pool.fail_in_one(name, error)
+            self._pool.says.fail_in_one(name, error)
 
     def _function_for_one_more(self, key: Key) -> CompiledFunction:
         """With less than ``MOST_CHANGES`` graphs: a new one where there are as many."""
         if self._graphs[key] % MOST_CHANGES == 0:
             if key in self._functions:
                 self._functions[key].drop()
-            self._functions[key] = CompiledFunction(FUNCTIONS[key[0]](self._pool.structure), SAME)
+            self._functions[key] = CompiledFunction(
+                FUNCTIONS[key[0]](self._pool.structure), SAME, self._pool.methods.add
+            )
         self._graphs[key] += 1
         return self._functions[key]
 
@@ -149,14 +160,14 @@ class Pool:
     def __init__(self, loss: CheckedLoss, structure: Structure, alone: "Pool | None" = None) -> None:
         """``alone``: that of the first of two losses."""
         self.structure = structure
-        self._alone = alone or self
-        self._failed: dict[str, Exception] = {}  # what is in no graph that was to be one, and why; not said yet
         self.evaluations = 0
         self.name = describe(loss)
+        self.says: Warnings = Warnings(self.name, alone.says if alone else None)
+        self.methods = Replaceable()
+        self.methods.add(classes_in(loss))
         self._found = 0
         self._of_shape: BoundedCache[tuple[Any, int], Batches] = BoundedCache(MOST_SHAPES, Batches.drop)
         self._lock = threading.Lock()
-        self._warned: set[tuple[Any, ...]] = set()
 
     def batches(self, shape: Any, tasks: int) -> Batches | None:
         """The graphs to use for ``tasks`` tasks of this shape; None where there are none, and enough others."""
@@ -166,7 +177,7 @@ class Pool:
             if fitting:
                 return self._of_shape[shape, min(fitting)]
             if not _affordable(self._found, MOST_SHAPES, self.evaluations):
-                self._warn_of_shapes()
+                self.says.warn_of_shapes(self._found)
                 return None
             self._found += 1
             size = tasks if len(sizes) < EXACT_SIZES else 1 << (tasks - 1).bit_length()
@@ -177,59 +188,6 @@ class Pool:
         for batches in list(self._of_shape.values()):
             batches.drop()
 
-    def fail_in_one(self, name: str, error: Exception) -> None:
-        """Said as soon as smaller graphs are compiled, and not where these fail too."""
-        self._alone._failed[name] = error
-
-    def warn_of_solver(self, where: Batches, solver: type, error: Exception) -> None:
-        self._warn(
-            ("solver", id(where), solver),
-            f"metaprox takes the steps of {solver.__qualname__} outside of graphs: {_said(error)}",
-        )
-
-    def warn_of_smaller(self, where: Batches, name: str) -> None:
-        """``name`` was compiled, in whose place a larger graph may have failed."""
-        for larger, smaller, words in (
-            ("branched", "solve", "each solve alone, since base and branches"),
-            ("solve", "step", "the step alone, since a solve"),
-        ):
-            error = self._failed.pop(larger, None) if name == smaller else None
-            if error is not None:
-                said = f"metaprox compiles {words} in one graph failed for {self.name}: {_said(error)}"
-                self._warn((name, id(where)), said)
-
-    def warn_of_failure(self, where: Batches, error: Exception) -> None:
-        reason = _said(error)
-        self._warn(
-            ("failure", id(where)), f"metaprox goes on without compile=True, which failed for {self.name}: {reason}"
-        )
-
-    def warn_of_unseen(self, what: str) -> None:
-        said = f"metaprox goes on without compile=True while {what}, which graphs would not see"
-        self._alone._warn(("unseen", what), said)
-
-    def warn_of_changes(self, count: int) -> None:
-        self._warn(
-            ("changes",),
-            f"metaprox has compiled {self.name} {count} times for tasks of one shape, and goes on without where no "
-            "graph fits: something in the loss or the model differs from call to call, as where every step makes a new "
-            "loss around a new number. Make the problem once, and hand what changes to the loss as a tensor in the "
-            "data. TORCH_LOGS=recompiles says what it is",
-        )
-
-    def _warn_of_shapes(self) -> None:
-        self._warn(
-            ("shapes",),
-            f"metaprox has compiled {self.name} for tasks of {self._found} shapes, and evaluates further shapes "
-            "without compile=True: pad the data to fewer shapes, or raise metaprox.losses.compiled.MOST_SHAPES",
-        )
-
-    def _warn(self, what: tuple[Any, ...], message: str) -> None:
-        """Once of each shape, or of all."""
-        if what not in self._warned:
-            self._warned.add(what)
-            warnings.warn(message, stacklevel=2)
-
 
 _POOLS: BoundedCache[Any, Pool] = BoundedCache(MOST_LOSSES, Pool.drop)
 
@@ -237,7 +195,3 @@ _POOLS: BoundedCache[Any, Pool] = BoundedCache(MOST_LOSSES, Pool.drop)
 def _affordable(made: int, free: int, evaluations: int) -> bool:
     """Whether one more graph, or shape, may be compiled: up to ``free``, and then by use."""
     return made < free + evaluations // EVALUATIONS_PER_GRAPH
-
-
-def _said(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2])

@@ -47,12 +47,17 @@ class CompiledFunction:
     on what it finds in a global variable it is, for a moment. Threads may run graphs while another compiles.
 
     ``same``: names of arguments, and of what ``function`` closes over, that are the same at all calls. Guards are not
-    on these, nor on code that does not change (``only_needed``).
+    on these, nor on code that does not change, nor on most methods of classes, which ``saw`` is told of.
     """
 
-    def __init__(self, function: Callable[..., Any], same: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        same: Collection[str] = (),
+        saw: Callable[[Iterable[type]], object] = lambda classes: None,
+    ) -> None:
         self._function, self._compiler = _with_own_code(function), _Compiler()
-        settings = _settings(self._compiler, same)
+        settings = _settings(self._compiler, only_needed(same, saw))
         self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, **settings)
         self._run = torch._dynamo.run(self._compile)
         self._lock = threading.Lock()
@@ -128,8 +133,7 @@ class _Compiler:
         return torch._inductor.compile(graph, inputs, options | IN_CPP if self.took_cpp else options)
 
 
-def _settings(compiler: _Compiler, same: Collection[str]) -> dict[str, Any]:
-    guards = only_needed(same)
+def _settings(compiler: _Compiler, guards: dict[str, Any]) -> dict[str, Any]:
     if "options" not in SETTINGS:
         return {**SETTINGS, "options": guards}
     from torch._inductor import config  # which takes a while

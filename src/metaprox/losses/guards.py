@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -21,16 +21,27 @@ GLOBAL = re.compile(r"G\['__import_(\w+)'\](?:\.(\w+))?")
 LOCAL = re.compile(r"(?:L\[')?(\w+)")
 
 
-def only_needed(same: Collection[str]) -> dict[str, Callable[[Sequence[Any]], list[bool]]]:
+def only_needed(
+    same: Collection[str], saw: Callable[[Iterable[type]], object]
+) -> dict[str, Callable[[Sequence[Any]], list[bool]]]:
     """Returns options of torch.compile that leave out guards on what does not change from call to call.
 
     Each takes time at every call. Left out are those on functions and classes of this library, and of torch's private
     modules, where code finds them by name, and on what is the ``same`` at all calls: names of arguments and of what the
     function closes over. Nothing is left out by a torch that knows no such option.
+
+    ``saw`` is called with the classes, and those of the objects, that torch came by outside of its own modules and of
+    this library's: it guards few of their methods.
     """
     if not hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # whose documentation names the option
         return {}
-    return {"guard_filter_fn": lambda guards: [not (_is_code(one.name) or _local(one.name) in same) for one in guards]}
+
+    def kept(guards: Sequence[Any]) -> list[bool]:
+        values = [one.value for one in guards if one.has_value and not _is_of_a_library(one.name)]
+        saw({value if isinstance(value, type) else type(value) for value in values})
+        return [not (_is_code(one.name) or _local(one.name) in same) for one in guards]
+
+    return {"guard_filter_fn": kept}
 
 
 def unseen() -> str:
@@ -47,15 +58,25 @@ def _local(name: str) -> str | None:
     return found and found[1]
 
 
+def _is_of_a_library(name: str) -> bool:
+    """Whether it is that of what is in a module of torch, or in one of ours."""
+    found = GLOBAL.match(name)
+    return found is not None and (is_ours(home := _module(found)) or home.split(".")[0] == "torch")
+
+
 def _is_code(name: str) -> bool:
     """Whether it is that of a module that nobody writes on, or of a function or class in one."""
     found = GLOBAL.match(name)
-    if found is None or not _is_closed(home := found[1].replace("_dot_", ".")):
+    if found is None or not _is_closed(home := _module(found)):
         return False
     if found[2] is None:
         return True
     member = getattr(sys.modules.get(home), found[2], None)  # which may be another module, or made elsewhere
     return isinstance(member, (type, FunctionType)) and _is_closed(str(member.__module__))
+
+
+def _module(found: re.Match[str]) -> str:
+    return found[1].replace("_dot_", ".")
 
 
 def _is_closed(module: str) -> bool:

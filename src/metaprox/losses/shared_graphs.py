@@ -9,12 +9,10 @@ import torch
 
 from metaprox.checks.trees import flattened, mapped
 from metaprox.losses.checked import CheckedLoss
-from metaprox.losses.compiled import IN_ONE, Batches, pool_of
+from metaprox.losses.compiled import IN_ONE, Batches, Pool, pool_of
 from metaprox.losses.guards import unseen
 from metaprox.losses.noise import padded_to
 from metaprox.losses.origin import origin
-from metaprox.modules.loss import ModuleLoss
-from metaprox.modules.replica import methods_of
 from metaprox.vectors.parameters import Structure
 
 
@@ -24,9 +22,9 @@ class Graphs:
     A result is None where there is no graph to be had: the caller then does with less, or evaluates in eager mode.
 
     Graphs belong to the origin of a loss, the code and the classes that it is made of, so that losses, models and
-    problems that the same lines make anew use those there are, and to the methods of a model's classes; what differs
-    all the same, such as a number in a closure, a mode or a hook, torch guards, and a graph is added. While something
-    is in force that no guard looks at, there is none.
+    problems that the same lines make anew use those there are, and to the methods of the classes that torch came by in
+    them; what differs all the same, such as a number in a closure, a mode or a hook, torch guards, and a graph is
+    added. While something is in force that no guard looks at, there is none.
 
     Batches of T tasks are padded, with copies of their first task, to the least size from T to 2 T that has graphs. If
     there is none they get their own: T, or from the ``EXACT_SIZES + 1``-th size of a shape on the next power of 2. So a
@@ -42,12 +40,11 @@ class Graphs:
     def __init__(self, loss: CheckedLoss, structure: Structure, also: CheckedLoss | None = None) -> None:
         """``also``: a second loss, for functions of both."""
         self._losses = (loss,) if also is None else (loss, also)
-        own = _made_of(loss)
-        alone = pool_of((own, structure), loss, structure)
-        if also is not None:
-            both = (own, structure, own if also.loss is loss.loss else _made_of(also))
-            alone = pool_of(both, loss, structure, alone)
-        self._pool = alone
+        own = _origin(loss)
+        self._pool = pool_of((own, structure), loss, structure)
+        if also is not None and self._pool is not None:
+            both = (own, structure, own if also.loss is loss.loss else _origin(also))
+            self._pool = pool_of(both, loss, structure, self._pool)
         self._latest: tuple[Any, Batches | None, Any] = (None, None, None)
 
     def run(
@@ -66,13 +63,16 @@ class Graphs:
         evaluations: of the loss, which pay for a graph. kind: of what is called in it beside the loss. branches: of
         the first of ``of_tasks``, y [T, B, P], unless given.
         """
+        pool = self._pool
+        if pool is None:
+            return None
         if what := unseen():
-            self._pool.warn_of_unseen(what)
+            pool.says.warn_of_unseen(what)
             return None
         tasks, branches = len(of_tasks[0]), branches or of_tasks[0].shape[1]
-        batches, padded = self._batches(data, tasks)
+        batches, padded = self._batches(pool, data, tasks)
         if batches is None:
-            self._pool.evaluations += name not in IN_ONE
+            pool.evaluations += name not in IN_ONE
             return None
         missing = batches.size - tasks
         if missing:
@@ -81,23 +81,18 @@ class Graphs:
         found = batches((name, branches, kind), self._losses, *fixed, *rows, padded)
         paid = evaluations if found is not None or name not in IN_ONE else 0  # what is taken in its place pays
         batches.evaluations += paid
-        self._pool.evaluations += paid
+        pool.evaluations += paid
         return found
 
-    def _batches(self, data: Any, tasks: int) -> "tuple[Batches | None, Any]":
+    def _batches(self, pool: Pool, data: Any, tasks: int) -> "tuple[Batches | None, Any]":
         """Where graphs for these data are, and the data padded to their size; looked up once for equal objects."""
         if self._latest[0] is not data:
-            batches = self._pool.batches(_shape(data), tasks)
+            batches = pool.batches(_shape(data), tasks)
             self._latest = (data, batches, _padded(data, batches.size - tasks) if batches else None)
         return self._latest[1:]
 
 
 _ORIGINS: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()
-
-
-def _made_of(loss: CheckedLoss) -> tuple[Any, ...]:
-    """Its origin, and the methods of a model's classes, at whose names torch does not look again."""
-    return _origin(loss), methods_of(loss.loss.model) if isinstance(loss.loss, ModuleLoss) else ()
 
 
 def _origin(loss: CheckedLoss) -> tuple[Any, ...]:

@@ -192,13 +192,6 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def methods_of(model: nn.Module) -> tuple[FunctionType, ...]:
-    """Those of its modules' classes, and of what they inherit from, up to ``nn.Module``."""
-    kinds = dict.fromkeys([kind for module in modules_of(model) for kind in type(module).__mro__])
-    own = [vars(kind) for kind in kinds if kind not in nn.Module.__mro__]
-    return tuple([method for methods in own for method in methods.values() if isinstance(method, FunctionType)])
-
-
 def has_tensor(model: nn.Module, name: str) -> bool:
     """Whether a parameter or a buffer has this name, one of those that ``places`` finds."""
     *path, key = name.split(".")
