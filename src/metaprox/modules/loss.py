@@ -202,14 +202,14 @@ class PrivateLoss:
 
 
 class _LossOf(nn.Module):
-    """A loss of a model as a module, so that ``functional_call`` can give it other parameters."""
+    """A loss of a model as a module, so that ``functional_call`` can give it other parameters. No hook is meant for it."""
 
     def __init__(self, model: nn.Module, loss: ModelLoss) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
 
-    def forward(self, batch: Any) -> LossValue:
+    def __call__(self, batch: Any) -> LossValue:
         return self.loss(self.model, batch)
 
 
