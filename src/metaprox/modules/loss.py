@@ -202,7 +202,7 @@ class PrivateLoss:
 
 
 class _LossOf(nn.Module):
-    """A loss of a model as a module, so that ``functional_call`` can give it other parameters. No hook is meant for it."""
+    """A loss of a model as a module, so that ``functional_call`` can give it other parameters. It has no hooks."""
 
     def __init__(self, model: nn.Module, loss: ModelLoss) -> None:
         super().__init__()
