@@ -57,6 +57,37 @@ def test_a_small_graph_that_draws_nothing_is_cpp_throughout(asked):
     assert function.run(2 * X).tolist() == [1, 5, 17]
 
 
+def rectified(x):
+    compiling.only_compiled()
+    return torch.nn.functional.relu(x) + 1
+
+
+def test_what_stands_in_for_a_function_of_torch_has_no_graph(monkeypatch):
+    """For torch would call it twice."""
+    function, relu = compiling.CompiledFunction(rectified), torch.nn.functional.relu
+    assert function.compile(-X).tolist() == [1, 1, 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "relu", lambda x: 2 + relu(x))
+        with pytest.raises(compiling.NotCompiledError):
+            function.run(X)
+        with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"stands in for torch\.nn\.functional\.relu"):
+            function.compile(X)
+    assert function.run(X).tolist() == [1, 2, 3]
+
+
+def test_what_stands_in_for_a_builtin_of_torch_is_called(monkeypatch):
+    def loss(x):
+        compiling.only_compiled()
+        return torch.square(x)
+
+    function, square = compiling.CompiledFunction(loss), torch.square
+    assert function.compile(X).tolist() == [0, 1, 4]
+    monkeypatch.setattr(torch, "square", lambda x: 2 + square(x))
+    with pytest.raises(compiling.NotCompiledError):
+        function.run(X)
+    assert function.compile(X).tolist() == [2, 3, 6]
+
+
 def test_where_that_does_not_compile_its_kernels_are(asked):
     asked.fails = True
     function = compiling.CompiledFunction(squares)

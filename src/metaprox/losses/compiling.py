@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from metaprox.losses.guards import STRICT, only_needed
+from metaprox.errors import MetaproxError
+from metaprox.losses.guards import STRICT, only_needed, replaced_in
 
 # Of torch.compile. Random numbers are those of eager mode, so that graphs agree on noise with each other and with it.
 SETTINGS: dict[str, Any] = {"options": {"fallback_random": True}}
@@ -128,7 +129,13 @@ class _Compiler:
     def __init__(self) -> None:
         self.may_be_cpp = self.took_cpp = False
 
+    def __repr__(self) -> str:
+        return "torch's own"  # where it says which compiler failed
+
     def __call__(self, graph: Any, inputs: list[Any], options: dict[str, Any]) -> Any:
+        self.took_cpp = False
+        if name := replaced_in(graph):
+            raise MetaproxError(f"something stands in for {name}, which torch calls twice in a graph")
         self.took_cpp = self.may_be_cpp and in_cpp(inputs)
         return torch._inductor.compile(graph, inputs, options | IN_CPP if self.took_cpp else options)
 

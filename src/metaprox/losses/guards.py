@@ -53,6 +53,20 @@ def unseen() -> str:
     return f"{others[-1]} stands in for functions of torch" if others else ""
 
 
+def replaced_in(graph: torch.fx.GraphModule) -> str:
+    """Returns the name of a Python function of torch called in ``graph`` that something stands in for, or "".
+
+    While torch lowers a graph it finds such a function by name: what stands in for it, and calls it, is called twice.
+    """
+    parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+    called = {node.target for part in parts for node in part.graph.nodes if isinstance(node.target, FunctionType)}
+    for function in called:
+        there = getattr(sys.modules.get(function.__module__), function.__name__, None)
+        if isinstance(there, FunctionType) and not there.__module__.startswith("torch"):
+            return f"{function.__module__}.{function.__name__}"
+    return ""
+
+
 def _local(name: str) -> str | None:
     found = LOCAL.match(name)
     return found and found[1]
