@@ -1,10 +1,12 @@
 """Compiled gradients: the numbers of the eager ones, from graphs that are shared by what is alike, and bounded."""
 
+import functools
 import gc
 import shutil
 import threading
 import types
 import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -137,17 +139,32 @@ class TwiceLinear(torch.overrides.TorchFunctionMode):
         return 2 * out if function is torch.nn.functional.linear else out
 
 
-@pytest.mark.parametrize("what", ["hook", "mode"])
+@contextmanager
+def twice_the_square():
+    square = torch.Tensor.square
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "square", functools.wraps(square)(lambda tensor: 2 * square(tensor)))
+        patch.setattr(torch.Tensor, "of_ones_own", lambda tensor: tensor, raising=False)
+        yield
+
+
+def squared(module, batch):
+    return (module(batch[0]) - batch[1]).square().mean()
+
+
+@pytest.mark.parametrize("what", ["hook", "mode", "method"])
 def test_what_no_guard_looks_at_is_seen_without_graphs(what, as_traced):
-    problem, tasks = sinusoids(mlp([1, 8, 1]))
+    problem, tasks = mp.ProximalProblem.from_module(mlp([1, 8, 1]), squared, lam=0.5), Sinusoid().batch(range(6))
     both = pair(mp.FOBMAML, 3)
     before = both[0](problem, problem.live_parameters(), tasks)
     made = graphs()
     if what == "hook":
         twice = lambda module, args, out: 2 * out if isinstance(module, torch.nn.Linear) else None  # noqa: E731
         handle, says = torch.nn.modules.module.register_module_forward_hook(twice), "a hook is registered for all"
-    else:
+    elif what == "mode":
         handle, says = TwiceLinear(), "TwiceLinear stands in"
+    else:
+        handle, says = twice_the_square(), r"something stands in for torch\.Tensor\.square"
     with handle:
         with pytest.warns(UserWarning, match=says):
             assert_same(*both, problem, tasks)

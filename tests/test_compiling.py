@@ -1,5 +1,6 @@
 """A function and its graphs: which of them are C++ throughout."""
 
+import functools
 import gc
 from fractions import Fraction
 from types import SimpleNamespace
@@ -67,7 +68,7 @@ def test_what_stands_in_for_a_function_of_torch_has_no_graph(monkeypatch):
     function, relu = compiling.CompiledFunction(rectified), torch.nn.functional.relu
     assert function.compile(-X).tolist() == [1, 1, 1]
     with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.functional, "relu", lambda x: 2 + relu(x))
+        patch.setattr(torch.nn.functional, "relu", functools.wraps(relu)(lambda x: 2 + relu(x)))
         with pytest.raises(compiling.NotCompiledError):
             function.run(X)
         with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"stands in for torch\.nn\.functional\.relu"):
