@@ -155,7 +155,7 @@ class Batches:
 
 
 class Pool:
-    """The graphs of losses of one origin, on parameters of one structure."""
+    """The graphs of losses of one origin, on parameters of one structure, while methods in them stay as they are."""
 
     def __init__(self, loss: CheckedLoss, structure: Structure, alone: "Pool | None" = None) -> None:
         """``alone``: that of the first of two losses."""
