@@ -287,6 +287,17 @@ class TestMethodsThatWereReplacedAreSeen:
         assert graphs() == made
 
 
+@pytest.mark.parametrize("kind", [Weighted, torch.nn.Linear])
+def test_classes_of_both_losses_and_of_their_models_are_known_without_torch(kind, monkeypatch):
+    """For a torch that does not say what it came by."""
+    problem = mp.ProximalProblem.from_module(mlp([1, 8, 1]), mean_squared_error, lam=0.5, outer_loss=Weighted())
+    losses = [CheckedLoss(problem.inner_loss, "inner_loss"), CheckedLoss(problem.outer_loss, "outer_loss")]
+    pool = compiled.Pool(losses, None)
+    assert pool.methods.are_as_they_were()
+    monkeypatch.setattr(kind, "__call__", lambda *args: None, raising=False)
+    assert not pool.methods.are_as_they_were()
+
+
 def test_a_step_of_ones_own_is_taken_as_it_is(as_traced):
     class Clipped(mp.GradientDescent):
         def step(self, grad, y, state):
@@ -444,7 +455,7 @@ class TestBounds:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_batches_are_padded_to_at_most_twice_their_size_and_have_few_sizes(self, seed):
-        pool = compiled.Pool(CheckedLoss(mean_squared_error, "a loss"), None)
+        pool = compiled.Pool([CheckedLoss(mean_squared_error, "a loss")], None)
         generator = torch.Generator().manual_seed(seed)
         counts = torch.randint(1, 500, (400,), generator=generator).tolist()
         sizes = set()
@@ -456,7 +467,7 @@ class TestBounds:
         assert pool.batches("shape", counts[0]).size in sizes
 
     def test_a_first_and_a_few_further_sizes_are_not_padded(self):
-        pool = compiled.Pool(CheckedLoss(mean_squared_error, "a loss"), None)
+        pool = compiled.Pool([CheckedLoss(mean_squared_error, "a loss")], None)
         assert [pool.batches("shape", count).size for count in (25, 100, 24, 12, 30)] == [25, 100, 25, 12, 30]
         assert pool.batches("other shape", 24).size == 24
 

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any
 
@@ -44,13 +44,15 @@ LOG = logging.getLogger("metaprox")  # says at level INFO what is compiled, and 
 Key = tuple[str, int, Any]
 
 
-def pool_of(key: Any, loss: CheckedLoss, structure: Structure, alone: "Pool | None" = None) -> "Pool | None":
-    """Returns that of what has this key and the methods of now, made of ``loss`` where there is none.
+def pool_of(
+    key: Any, losses: Sequence[CheckedLoss], structure: Structure, alone: "Pool | None" = None
+) -> "Pool | None":
+    """Returns that of what has this key and the methods of now, made of ``losses`` where there is none.
 
     Beyond MOST_CHANGES versions of methods there is none: it warns.
     """
     for version in range(MOST_CHANGES):
-        pool = _POOLS.get_or_make((key, version), lambda: Pool(loss, structure, alone))
+        pool = _POOLS.get_or_make((key, version), lambda: Pool(losses, structure, alone))
         if pool.methods.are_as_they_were():
             return pool
     pool.says.warn_of_changes(MOST_CHANGES)
@@ -157,14 +159,14 @@ class Batches:
 class Pool:
     """The graphs of losses of one origin, on parameters of one structure, while methods in them stay as they are."""
 
-    def __init__(self, loss: CheckedLoss, structure: Structure, alone: "Pool | None" = None) -> None:
+    def __init__(self, losses: Sequence[CheckedLoss], structure: Structure, alone: "Pool | None" = None) -> None:
         """``alone``: that of the first of two losses."""
         self.structure = structure
         self.evaluations = 0
-        self.name = describe(loss)
+        self.name = describe(losses[0])
         self.says: Warnings = Warnings(self.name, alone.says if alone else None)
         self.methods = Replaceable()
-        self.methods.add(classes_in(loss))
+        self.methods.add([kind for loss in losses for kind in classes_in(loss)])
         self._found = 0
         self._of_shape: BoundedCache[tuple[Any, int], Batches] = BoundedCache(MOST_SHAPES, Batches.drop)
         self._lock = threading.Lock()

@@ -11,6 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from metaprox.losses.methods import is_alien, replaced_of_tensors
 from metaprox.losses.origin import is_ours
 
 # Guards that torch leaves out by default: without them a graph would not see a hook, or another default argument.
@@ -51,17 +52,8 @@ def unseen() -> str:
     modes = _get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ()
     if others := [type(mode).__name__ for mode in modes if not isinstance(mode, DeviceContext)]:
         return f"{others[-1]} stands in for functions of torch"
-    name = _replaced_of_tensors()
+    name = replaced_of_tensors()
     return f"something stands in for torch.Tensor.{name}" if name else ""
-
-
-def _replaced_of_tensors() -> str:
-    """Looked for as often as anything of the class has changed."""
-    now = list(vars(torch.Tensor).values())
-    if _LATEST[0] != now:
-        found = [name for name, it in vars(torch.Tensor).items() if name in _OF_TENSORS and _is_alien(it)]
-        _LATEST[:] = now, found[0] if found else ""
-    return _LATEST[1]
 
 
 def replaced_in(graph: torch.fx.GraphModule) -> str:
@@ -72,14 +64,9 @@ def replaced_in(graph: torch.fx.GraphModule) -> str:
     parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
     called = {node.target for part in parts for node in part.graph.nodes if isinstance(node.target, FunctionType)}
     for function in called:
-        if _is_alien(getattr(sys.modules.get(function.__module__), function.__name__, None)):
+        if is_alien(getattr(sys.modules.get(function.__module__), function.__name__, None)):
             return f"{function.__module__}.{function.__name__}"
     return ""
-
-
-def _is_alien(function: Any) -> bool:
-    """Whether it was written elsewhere than in torch, whatever it says of itself."""
-    return isinstance(function, FunctionType) and str(function.__globals__.get("__name__")).split(".")[0] != "torch"
 
 
 def _local(name: str) -> str | None:
@@ -110,7 +97,3 @@ def _module(found: re.Match[str]) -> str:
 
 def _is_closed(module: str) -> bool:
     return is_ours(module) or (module.startswith("torch.") and "._" in module)
-
-
-_LATEST: list[Any] = [None, ""]
-_OF_TENSORS = {name for name, it in vars(torch.Tensor).items() if not _is_alien(it)} | set(dir(torch._C.TensorBase))

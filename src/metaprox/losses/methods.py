@@ -41,8 +41,8 @@ class Replaceable:
 
     def _is_as_it_was(self, kind: type, were: Methods) -> bool:
         """In a third of the time where nothing of the class has changed since."""
-        now, seen = list(vars(kind).values()), self._seen.get(kind, [])
-        if len(now) == len(seen) and all(map(is_, now, seen)):
+        now = list(vars(kind).values())
+        if _same(now, self._seen.get(kind, [])):
             return True
         if methods_of(kind) != were:
             return False
@@ -56,6 +56,24 @@ def methods_of(kind: type) -> Methods:
     return tuple([one for name, one in vars(kind).items() if isinstance(one, METHODS) and name not in others])
 
 
+def replaced_of_tensors() -> str:
+    """Returns the name of a method of torch.Tensor that something stands in for; "" where there is none.
+
+    Looked for as often as anything of the class has changed.
+    """
+    now = list(vars(torch.Tensor).values())
+    if not _same(now, _LATEST[0]):
+        found = [name for name, it in vars(torch.Tensor).items() if name in _OF_TENSORS and is_alien(it)]
+        _LATEST[:] = now, found[0] if found else ""
+    name: str = _LATEST[1]
+    return name
+
+
+def is_alien(function: Any) -> bool:
+    """Whether it was written elsewhere than in torch, whatever it says of itself."""
+    return isinstance(function, FunctionType) and str(function.__globals__.get("__name__")).split(".")[0] != "torch"
+
+
 def classes_in(loss: CheckedLoss) -> list[type]:
     """Those of its parts and of the model's modules: for a torch that does not say what it came by."""
     modules = modules_of(loss.loss.model) if isinstance(loss.loss, ModuleLoss) else []
@@ -64,3 +82,12 @@ def classes_in(loss: CheckedLoss) -> list[type]:
 
 def _may_change(kind: type) -> bool:
     return bool(kind.__flags__ & HEAP_TYPE) and kind is not torch.Tensor and not is_ours(kind.__module__)
+
+
+def _same(now: list[Any], seen: list[Any]) -> bool:
+    """The same objects, none of which is asked."""
+    return len(now) == len(seen) and all(map(is_, now, seen))
+
+
+_LATEST: list[Any] = [[], ""]
+_OF_TENSORS = {name for name, it in vars(torch.Tensor).items() if not is_alien(it)} | set(dir(torch._C.TensorBase))

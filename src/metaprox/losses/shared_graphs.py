@@ -41,10 +41,9 @@ class Graphs:
         """``also``: a second loss, for functions of both."""
         self._losses = (loss,) if also is None else (loss, also)
         own = _origin(loss)
-        self._pool = pool_of((own, structure), loss, structure)
+        self._pool = pool_of((own, structure), (loss,), structure)
         if also is not None and self._pool is not None:
-            both = (own, structure, own if also.loss is loss.loss else _origin(also))
-            self._pool = pool_of(both, loss, structure, self._pool)
+            self._pool = pool_of((own, structure, _origin(also)), self._losses, structure, self._pool)
         self._latest: tuple[Any, Batches | None, Any] = (None, None, None)
 
     def run(
